@@ -1,0 +1,50 @@
+# Two cores, Python 3.10 or newer and a network are enough for every target.
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?= datasets/shapes
+OUTPUT ?= output/quickstart
+SHAPES ?=  # flags of tools/make_shapes.py
+OPTS ?=    # config overrides of the quickstart, KEY VALUE ...
+RUN = $(VENV)/bin/python
+
+.PHONY: help install quickstart test test-all lint clean
+
+help:
+	@echo "make quickstart  install, generate data, train, evaluate and draw (10 minutes)"
+	@echo "make test        install, run the fast tests"
+	@echo "make test-all    install, run every test"
+	@echo "make lint        ruff and the import-direction test"
+	@echo "make clean       remove what the above made, $(VENV) excepted"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py tools/install.py
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "error: there is no $(PYTHON); install Python 3.10 or newer, or name one: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) tools/install.py $(VENV)
+	@touch $@
+
+$(DATA): | install
+	@$(RUN) tools/make_shapes.py $(DATA) $(SHAPES)
+
+$(OUTPUT)/results.json: | install $(DATA)
+	@$(RUN) tools/train_net.py --config-file configs/small/quickstart.yaml --resume \
+	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images \
+	  OUTPUT_DIR $(OUTPUT) $(OPTS)
+
+quickstart: $(OUTPUT)/results.json
+	@$(RUN) tools/report_run.py $(OUTPUT)
+
+test: install
+	$(RUN) -m pytest -m "not slow"
+
+test-all: install
+	$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest -q tests/test_imports.py
+
+clean:
+	rm -rf $(DATA) $(OUTPUT) build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,193 @@
+"""Draw what a trained model sees in pictures, folders, globs and videos."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from tqdm import tqdm
+
+from gn_det.analysis.overlay import draw_objects
+from gn_det.checkpoint import check_weights_exist
+from gn_det.config import load_config
+from gn_det.engine.command import run_command
+from gn_det.engine.predictor import Predictor, model_categories
+from gn_det.errors import InputError
+from gn_det.utils import write_atomically
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
+
+
+def main() -> int:
+    args = parse_args()
+    inputs = find_inputs(args.input)
+    outputs = output_paths(inputs, args.output)
+    cfg = load_demo_config(args)
+    demo = Demo(Predictor(cfg), model_categories(cfg))
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{args.output} cannot be written: {error.strerror}") from error
+
+    failures = []
+    ids = image_ids(inputs)
+    for path, output, image_id in tqdm(list(zip(inputs, outputs, ids, strict=True)), unit="file"):
+        try:
+            demo.run(path, output, image_id)
+        except (OSError, ValueError, SyntaxError) as error:
+            failures.append(f"{path}: {' '.join(str(error).split())}")
+    print(f"{len(inputs) - len(failures)} of {len(inputs)} inputs drawn to {args.output}")
+    if args.json:
+        write_atomically(args.json, json.dumps(demo.results))
+        print(f"{len(demo.results)} detections written to {args.json}")
+    if failures:
+        print("not drawn:\n  " + "\n  ".join(failures), file=sys.stderr)
+    return 1 if failures else 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--config-file", type=Path, required=True, help="config.yaml of a run, or another config")
+    add("--weights", help="default: MODEL.WEIGHTS, or model_final.pth beside the config file")
+    add("--input", nargs="+", required=True, help="files, folders, globs and videos")
+    add("--output", type=Path, required=True, help="folder for the overlaid pictures and videos")
+    add("--json", type=Path, metavar="FILE", help="also write the detections as COCO results")
+    add("--confidence-threshold", type=float, default=0.5, help="default: %(default)s")
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE ...")
+    args = parser.parse_args()
+    if not 0 <= args.confidence_threshold <= 1:
+        parser.error(f"--confidence-threshold {args.confidence_threshold} is not in 0 to 1")
+    return args
+
+
+def load_demo_config(args: argparse.Namespace) -> Any:
+    """The config with weights and threshold set; InputError where there are no weights."""
+    cfg = load_config(args.config_file, args.opts)
+    beside = args.config_file.with_name("model_final.pth")
+    if args.weights:
+        cfg.MODEL.WEIGHTS = args.weights
+    elif beside.is_file():
+        cfg.MODEL.WEIGHTS = str(beside)
+    elif not cfg.MODEL.WEIGHTS:
+        raise InputError(f"{args.config_file} names no weights; give them with --weights")
+    check_weights_exist(cfg.MODEL.WEIGHTS)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
+    return cfg
+
+
+def find_inputs(patterns: list[str]) -> list[Path]:
+    """Every file that --input names: a folder stands for the pictures and videos in it."""
+    found: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+        elif path.exists():
+            files = [path]
+        else:
+            files = sorted(Path(p) for p in glob(pattern, recursive=True) if Path(p).is_file())
+        if not files:
+            raise InputError(f"--input {pattern}: no such file, or no picture or video in it")
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def output_paths(inputs: list[Path], folder: Path) -> list[Path]:
+    """Where each input's drawing goes; no two to one file, none over an input."""
+    outputs = []
+    for path in inputs:
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            suffix = ".mp4"
+        elif suffix not in IMAGE_SUFFIXES:
+            suffix = ".png"
+        outputs.append(folder / f"{path.stem}{suffix}")
+    taken: dict[Path, Path] = {}
+    sources = {path.resolve() for path in inputs}
+    for path, output in zip(inputs, outputs, strict=True):
+        if output.resolve() in sources:
+            raise InputError(f"drawing {path} to {output} would overwrite an input")
+        if output in taken:
+            raise InputError(f"{taken[output]} and {path} would both be drawn to {output}")
+        taken[output] = path
+    return outputs
+
+
+def image_ids(inputs: list[Path]) -> list[int]:
+    """COCO image ids: the numbers that all files are named by, else 1, 2, ..."""
+    if all(path.stem.isdecimal() for path in inputs):
+        return [int(path.stem) for path in inputs]
+    return list(range(1, len(inputs) + 1))
+
+
+class Demo:
+    """Runs a predictor over files and collects its detections in COCO's results format."""
+
+    def __init__(self, predictor: Predictor, categories: list[tuple[int, str]]) -> None:
+        self.predictor = predictor
+        self.categories = categories
+        self.results: list[dict[str, Any]] = []
+
+    def run(self, path: Path, output: Path, image_id: int) -> None:
+        """Draw one picture or video; OSError, ValueError or SyntaxError if it cannot be read."""
+        where = {"image_id": image_id, "file_name": str(path)}
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            self._run_video(path, output, where)
+        else:
+            drawn = self._draw(read_image(str(path), format="BGR"), where)
+            if not cv2.imwrite(str(output), drawn):
+                raise OSError(f"{output} cannot be written")
+
+    def _run_video(self, path: Path, output: Path, where: dict[str, Any]) -> None:
+        video = cv2.VideoCapture(str(path))
+        fps = video.get(cv2.CAP_PROP_FPS) or 25.0
+        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
+        writer = None
+        frames = tqdm(_frames(video), total=total, desc=path.name, unit="frame", leave=False)
+        for number, frame in enumerate(frames):
+            drawn = self._draw(frame, {**where, "frame": number})
+            if writer is None:
+                height, width = drawn.shape[:2]
+                codec = cv2.VideoWriter.fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(output), codec, fps, (width, height))
+            writer.write(drawn)
+        if writer is None:
+            raise OSError("not a video that can be read")
+        writer.release()
+
+    def _draw(self, picture: np.ndarray, where: dict[str, Any]) -> np.ndarray:
+        """BGR in, BGR out."""
+        instances = self.predictor(picture)["instances"].to("cpu")
+        results = instances_to_coco_json(instances, where["image_id"])
+        for result in results:
+            result.update(where, category_id=self.categories[result["category_id"]][0])
+        self.results += results
+        return draw_objects(picture[:, :, ::-1], results, dict(self.categories))[:, :, ::-1]
+
+
+def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while True:
+        ok, frame = video.read()
+        if not ok:
+            return
+        yield frame
+
+
+if __name__ == "__main__":
+    run_command(main)

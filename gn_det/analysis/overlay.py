@@ -1,0 +1,59 @@
+"""Drawing objects over a picture, from COCO-format annotations or results alike."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data.catalog import Metadata
+from detectron2.utils.visualizer import Visualizer
+
+__all__ = ["draw_objects"]
+
+
+def draw_objects(
+    picture: np.ndarray,
+    objects: Sequence[Mapping[str, Any]],
+    names: Mapping[int, str],
+    short_side: int = 480,
+) -> np.ndarray:
+    """Draw masks (boxes where there is none) with labels, a colour for each class.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        objects: with category_id, segmentation or bbox, and score or iscrowd, as in COCO.
+        names: by category id.
+        short_side: pixels that a smaller picture is enlarged to, so that labels can be read.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    scale = max(1.0, short_side / min(picture.shape[:2]))
+    visualizer = Visualizer(picture, Metadata(), scale=scale)
+    if not objects:
+        return visualizer.output.get_image()
+    order = sorted(names)
+    hues = [order.index(o["category_id"]) / len(order) for o in objects]
+    has_masks = all(o.get("segmentation") for o in objects)
+    drawn = visualizer.overlay_instances(
+        masks=[o["segmentation"] for o in objects] if has_masks else None,
+        boxes=None if has_masks else np.array([_corners(o["bbox"]) for o in objects]),
+        labels=[_label(o, names) for o in objects],
+        assigned_colors=[colorsys.hsv_to_rgb(hue, 0.9, 1.0) for hue in hues],
+        alpha=0.45,
+    )
+    return drawn.get_image()
+
+
+def _label(entry: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    name = names[entry["category_id"]]
+    if "score" in entry:
+        return f"{name} {entry['score']:.0%}"
+    return f"{name} (crowd)" if entry.get("iscrowd") else name
+
+
+def _corners(bbox: Sequence[float]) -> list[float]:
+    x, y, width, height = bbox
+    return [x, y, x + width, y + height]

@@ -1,0 +1,5 @@
+"""Loading and saving weights."""
+
+from .checkpointer import Checkpointer, check_weights_exist
+
+__all__ = ["Checkpointer", "check_weights_exist"]

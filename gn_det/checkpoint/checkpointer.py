@@ -1,0 +1,111 @@
+"""Detectron2's checkpointer, for which weights that do not fit are an error."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+
+from gn_det.errors import InputError
+
+__all__ = ["Checkpointer", "check_weights_exist"]
+
+# Layers whose shape follows the number of classes: fine-tuning starts them anew.
+_CLASS_LAYERS = re.compile(r"predictor|cls_score|bbox_pred|score_lowres")
+
+
+def check_weights_exist(path: str) -> None:
+    """Check that a weights file is there, downloading what is a URL.
+
+    Raises:
+        InputError: it is not there, or cannot be downloaded.
+    """
+    if not path:
+        return
+    try:
+        found = Path(PathManager.get_local_path(path)).is_file()
+    except (OSError, URLError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"weights {path} cannot be fetched ({' '.join(str(error).split())}); download them "
+            "elsewhere and give the file as MODEL.WEIGHTS"
+        ) from error
+    if not found:
+        raise InputError(f"weights {path} do not exist")
+
+
+class Checkpointer(DetectionCheckpointer):
+    """DetectionCheckpointer that refuses weights of another model.
+
+    For inference (a checkpointer of the model alone) and for resuming, a file must have every
+    tensor of the model and nothing else. For the start of a training
+    (``load(path, checkpointables=[])``, as Detectron2 has it), what fits is taken, what did not
+    come from the file is said, and a file is refused of which nothing fits or whose tensors have
+    other shapes (but for the layers that follow the number of classes).
+
+    Raises:
+        InputError: from load, naming how many keys do not match and the first of them.
+    """
+
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        self._whole = checkpointables is None or not self.checkpointables
+        if self._whole and not path:
+            raise InputError("there are no weights to load: set MODEL.WEIGHTS")
+        check_weights_exist(path)
+        self._path = path
+        return super().load(path, checkpointables, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            return super()._load_file(filename)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise InputError(f"{filename} cannot be read as weights: {first}") from error
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        unexpected = incompatible.unexpected_keys
+        shapes = {
+            key: f"{key} is {tuple(theirs)} in the file, {tuple(ours)} in the model"
+            for key, theirs, ours in incompatible.incorrect_shapes
+        }
+        missing = [key for key in incompatible.missing_keys if key not in shapes]
+        total = len(self.model.state_dict())
+        fitting = total - len(missing) - len(shapes)
+        misfits = {
+            "missing": missing,
+            "unknown to the model": unexpected,
+            "of another shape": shapes.values(),
+        }
+        other_shape = [text for key, text in shapes.items() if not _CLASS_LAYERS.search(key)]
+        if (self._whole and any(misfits.values())) or not fitting or other_shape:
+            if not self._whole:
+                misfits["of another shape"] = other_shape
+            described = [
+                f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in misfits.items() if keys
+            ]
+            raise InputError(f"{self._path} does not fit the model: {'; '.join(described)}")
+        if any(misfits.values()):
+            logging.getLogger(__name__).warning(
+                f"{fitting} of {total} tensors come from {self._path}. "
+                f"At their random start: {_by_part([*missing, *shapes])}. "
+                f"Not used: {_by_part(unexpected)}."
+            )
+
+
+def _first(keys: Iterable[str], most: int = 3) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
+
+
+def _by_part(keys: Iterable[str]) -> str:
+    parts = Counter(".".join(key.split(".")[:2]) for key in set(keys))
+    return ", ".join(f"{part} {count}" for part, count in sorted(parts.items())) or "none"

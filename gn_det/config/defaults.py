@@ -1,0 +1,30 @@
+"""The config keys that gn_det adds to Detectron2's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+__all__ = ["add_gn_config"]
+
+
+def add_gn_config(cfg: CfgNode) -> None:
+    """Add gn_det's keys to a Detectron2 config, and register gn_det's components.
+
+    Args:
+        cfg: what ``detectron2.config.get_cfg()`` returns; call this before merging config files.
+    """
+    from detectron2.config import CfgNode
+
+    from gn_det import modeling  # noqa: F401  (importing it registers)
+
+    cfg.MODEL.GN = CfgNode()
+    # Groups of every GN layer; where the channels are no multiple of it, the largest divisor below.
+    cfg.MODEL.GN.NUM_GROUPS = 32
+
+    # COCO-format folders to register, each [name, JSON file, folder of the images].
+    cfg.DATASETS.COCO_FOLDERS = []
+    # [category id in the JSON, name] by class index: what a prediction's class means.
+    cfg.DATASETS.CATEGORIES = []

@@ -1,0 +1,144 @@
+"""Reading config files: the shipped ones by name, YAML without running code, errors in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gn_det
+from gn_det.config.defaults import add_gn_config
+from gn_det.errors import InputError
+from gn_det.utils import nearest
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from omegaconf import DictConfig
+
+__all__ = ["get_config", "load_config", "load_lazy_config"]
+
+
+def get_config(name: str) -> CfgNode | DictConfig:
+    """Read a config that ships with gn_det.
+
+    Args:
+        name: path below ``configs/``, such as ``"small/quickstart.yaml"``.
+
+    Returns:
+        CfgNode for a .yaml file, see :func:`load_config`; DictConfig for a .py file, see
+        :func:`load_lazy_config`.
+
+    Raises:
+        InputError: there is no such file; the message has the nearest name.
+    """
+    root = _configs_root()
+    path = root / name
+    if not path.is_file():
+        shipped = [p.relative_to(root).as_posix() for p in root.rglob("*.*")]
+        raise InputError(f"gn_det ships no config {name!r}{nearest(name, shipped)}")
+    return load_lazy_config(path) if path.suffix == ".py" else load_config(path)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNode:
+    """Read a YAML config over Detectron2's and gn_det's defaults.
+
+    The safe YAML loader is used for every file and ``_BASE_`` outside the installed Detectron2
+    package, so a config cannot run code. MODEL.DEVICE defaults to "auto" here, and "auto" becomes
+    "cuda" where there is a GPU, else "cpu".
+
+    Args:
+        path: the config file; None for the defaults alone.
+        overrides: KEY VALUE KEY VALUE ..., applied last.
+
+    Raises:
+        InputError: a file that is missing or no YAML, a key that does not exist (with the nearest
+            one), a value of another type, an odd number of overrides.
+    """
+    from detectron2.config import get_cfg
+
+    from gn_det.config.safe_yaml import SafeCfgNode
+
+    cfg = SafeCfgNode(get_cfg())
+    add_gn_config(cfg)
+    cfg.MODEL.DEVICE = "auto"
+    if path is not None:
+        if not Path(path).is_file():
+            raise InputError(f"config file {path} does not exist")
+        with _one_line_errors(cfg, str(path)):
+            cfg.merge_from_file(str(path))
+    with _one_line_errors(cfg, "the overrides"):
+        cfg.merge_from_list(list(overrides))
+    cfg.MODEL.DEVICE = _resolve_device(cfg.MODEL.DEVICE)
+    return cfg
+
+
+def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Run a LazyConfig (.py) file and apply overrides.
+
+    The file is Python and is executed. A train.device of "auto" becomes "cuda" where there is a
+    GPU, else "cpu".
+
+    Args:
+        path: the .py file; YAML dumps of LazyConfigs, which could run code unseen, are refused.
+        overrides: key=value ...; ``+key=value`` adds a key that is not there yet.
+
+    Raises:
+        InputError: no such .py file, or an override of a key that does not exist (with the
+            nearest one).
+    """
+    from detectron2.config import LazyConfig
+    from omegaconf import OmegaConf
+
+    if Path(path).suffix != ".py" or not Path(path).is_file():
+        raise InputError(f"LazyConfig file {path} does not exist, or is no .py file")
+    cfg = LazyConfig.load(str(path))
+    absent = object()
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise InputError(f"override {override!r} is not of the form key=value")
+        if not key.startswith("+") and OmegaConf.select(cfg, key, default=absent) is absent:
+            raise InputError(f"no config key {key}{nearest(key, list(_keys(cfg)))}")
+    with _one_line_errors(cfg, "the overrides"):
+        LazyConfig.apply_overrides(cfg, list(overrides))
+    cfg.train.device = _resolve_device(cfg.train.device)
+    return cfg
+
+
+def _resolve_device(device: str) -> str:
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _configs_root() -> Path:
+    package = Path(gn_det.__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+@contextmanager
+def _one_line_errors(cfg: CfgNode, source: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, AssertionError, ValueError, OSError) as error:
+        message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+        missing = re.search(r"Non-existent (?:config )?key: (\S+)", message)
+        if missing:
+            key = missing.group(1)
+            message = f"no config key {key}{nearest(key, list(_keys(cfg)))}"
+        raise InputError(f"{source}: {' '.join(message.split())}") from error
+
+
+def _keys(cfg: CfgNode | DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in cfg:
+        yield prefix + key
+        value = dict.__getitem__(cfg, key) if isinstance(cfg, dict) else cfg._get_node(key)
+        if isinstance(value, type(cfg)):
+            yield from _keys(value, f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""COCO-format data: the generated shapes set, and checking and registering folders."""

@@ -1,0 +1,17 @@
+"""What the programs in tools/ and demo/ are made of: arguments, checks, launching, training.
+
+Importing it silences warnings of third-party packages that a user of our programs can do nothing
+about, before those packages are imported.
+"""
+
+import logging
+import warnings
+
+for _message in (
+    "pkg_resources is deprecated",
+    "`torch.jit.script`",
+    "torch.meshgrid: in an upcoming release",
+):
+    warnings.filterwarnings("ignore", message=_message)
+for _name in ("torch.utils.cpp_extension", "torch.fx._symbolic_trace"):
+    logging.getLogger(_name).setLevel(logging.ERROR)

@@ -1,0 +1,83 @@
+"""The folder of a run: may it be written, what stands in it from the start, what at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from gn_det.errors import InputError
+from gn_det.utils import write_atomically
+
+__all__ = ["prepare_output_dir", "set_up_process", "write_results"]
+
+
+def prepare_output_dir(output_dir: str, args: argparse.Namespace) -> Path:
+    """Create the folder of a run, or refuse it.
+
+    Args:
+        output_dir: OUTPUT_DIR.
+        args: with resume and eval_only.
+
+    Raises:
+        InputError: it cannot be written, or holds a run that this one would overwrite.
+    """
+    path = Path(output_dir)
+    if not args.resume and not args.eval_only and holds_run(path):
+        raise InputError(
+            f"{path} holds a run already; --resume goes on with it, "
+            "another OUTPUT_DIR keeps it (train.output_dir for a LazyConfig)"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"output folder {path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a run has left metrics or a checkpoint in a folder."""
+    metrics = path / "metrics.json"
+    return (path / "last_checkpoint").exists() or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def set_up_process(output_dir: str, seed: int, cudnn_benchmark: bool = False) -> None:
+    """Start the loggers and seed this process, as Detectron2's default_setup does.
+
+    The environment goes to ``environment.txt``, not to the console.
+
+    Args:
+        output_dir: where ``log.txt`` goes.
+        seed: the same for every process; each adds its rank. Negative: a random one.
+        cudnn_benchmark: for torch.backends.cudnn.
+    """
+    rank = comm.get_rank()
+    for name in ("fvcore", "detectron2", "gn_det"):
+        setup_logger(output_dir, distributed_rank=rank, name=name)
+    if comm.is_main_process():
+        (Path(output_dir) / "environment.txt").write_text(collect_env_info() + "\n")
+    seed_all_rng(None if seed < 0 else seed + rank)
+    torch.backends.cudnn.benchmark = cudnn_benchmark
+
+
+def write_results(output_dir: str, results: Mapping[str, Any]) -> None:
+    """Write the evaluation of a finished run to ``results.json``; what is undefined is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    write_atomically(Path(output_dir) / "results.json", json.dumps(plain(results), indent=2) + "\n")

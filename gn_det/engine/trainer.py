@@ -1,0 +1,87 @@
+"""Detectron2's DefaultTrainer, for any device, with our evaluation and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch import nn
+
+from gn_det.checkpoint import Checkpointer
+from gn_det.engine.evaluation import build_evaluator
+from gn_det.layers import FusedGroupNorm
+
+__all__ = ["Trainer", "describe_model", "wrap_ddp"]
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer whose processes may run on the CPU, too.
+
+    The constructor is DefaultTrainer's but for DDP (which it gives device_ids, refused on the
+    CPU), the checkpointer, and a description of the model in place of its printout.
+
+    Args:
+        cfg: the whole config.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = wrap_ddp(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end.
+
+        Returns:
+            What the last evaluation returned; empty where DATASETS.TEST is, and on all processes
+            but the main one.
+        """
+        super().train()
+        return self._last_eval_results
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_model(cfg)
+        logging.getLogger(__name__).info(describe_model(model))
+        return model
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
+
+
+def wrap_ddp(model: nn.Module, device: str, **kwargs: Any) -> nn.Module:
+    """Detectron2's create_ddp_model for any device; the model itself where there is one process."""
+    if device == "cpu":
+        kwargs["device_ids"] = None
+    return create_ddp_model(model, **kwargs)
+
+
+def describe_model(model: nn.Module) -> str:
+    """One line: class, parameters in millions, how many train, GN layers."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    total = sum(size for size, _ in sizes) / 1e6
+    trained = sum(size for size, trains in sizes if trains) / 1e6
+    layers = sum(isinstance(module, FusedGroupNorm) for module in model.modules())
+    return (
+        f"{type(model).__name__}: {total:.1f}M parameters, {trained:.1f}M of them trained, "
+        f"{layers} GroupNorm layers of gn_det"
+    )

@@ -1,0 +1,68 @@
+"""The GroupNorm layer that fits every norm slot: Detectron2's, mmcv's, torchvision's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gn_det.ops import group_norm
+
+__all__ = ["FusedGroupNorm", "default_num_groups"]
+
+
+def default_num_groups(num_channels: int, at_most: int = 32) -> int:
+    """The largest divisor of num_channels that is at most at_most (32 is the paper's G).
+
+    Raises:
+        ValueError: num_channels or at_most is below 1.
+    """
+    if num_channels < 1 or at_most < 1:
+        raise ValueError(
+            f"num_channels and at_most must be at least 1, got {num_channels} and {at_most}"
+        )
+    return next(g for g in range(min(num_channels, at_most), 0, -1) if num_channels % g == 0)
+
+
+class FusedGroupNorm(nn.GroupNorm):
+    """nn.GroupNorm that keeps its input's dtype under autocast and picks its own group count.
+
+    num_channels comes first, unlike in nn.GroupNorm, since the norm slots of Detectron2, mmcv and
+    torchvision call ``norm(num_channels)``. Being a subclass, it is exempt from weight decay
+    wherever nn.GroupNorm is, and its state dict is nn.GroupNorm's.
+
+    Args:
+        num_channels: C of the (N, C, *spatial) input.
+        num_groups: G, a divisor of C; default :func:`default_num_groups`.
+        eps: added to the variance.
+        affine: whether to learn γ (from 1) and β (from 0), each of shape (C,).
+
+    Raises:
+        ValueError: num_channels is not a multiple of num_groups.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_groups: int | None = None,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if num_groups is None:
+            num_groups = default_num_groups(num_channels)
+        elif num_groups < 1 or num_channels % num_groups != 0:
+            raise ValueError(
+                f"num_channels, {num_channels}, is not a multiple of num_groups, {num_groups}"
+            )
+        super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_channels}, num_groups={self.num_groups}, eps={self.eps}, "
+            f"affine={self.affine}"
+        )

@@ -1,0 +1,49 @@
+"""Package metadata. Imports neither torch nor the package."""
+
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+CONFIG_FOLDERS = ["configs", *(str(p) for p in Path("configs").rglob("*") if p.is_dir())]
+
+setup(
+    name="gn_det",
+    version=runpy.run_path(str(ROOT / "gn_det" / "version.py"))["__version__"],
+    description="Group Normalization for detectors trained at one or two images per GPU",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # configs/ ships inside the package, where gn_det.get_config finds it.
+    packages=[*find_packages(include=["gn_det", "gn_det.*"]), "gn_det.configs"],
+    package_dir={"gn_det.configs": "configs"},
+    package_data={"gn_det.configs": ["*.yaml", "**/*.yaml", "**/*.py"]},
+    install_requires=["torch>=2.6"],
+    extras_require={
+        # What Detectron2 and the tools need. Detectron2 itself cannot be listed: the wheel on PyPI
+        # is tagged for one Python version; tools/install.py and the README install it.
+        "detectron2": [
+            "cloudpickle",
+            "fvcore",
+            "hydra-core",
+            "iopath",
+            "matplotlib",
+            "omegaconf",
+            "opencv-python",
+            "packaging",
+            "Pillow",
+            "pycocotools>=2.0.2",
+            "setuptools<81",  # Detectron2 imports pkg_resources
+            "tabulate",
+            "tensorboard",
+            "termcolor",
+            "torchvision",
+            "tqdm",
+            "yacs",
+        ],
+        "mmcv": ["mmcv-lite>=2.2", "mmengine>=0.10"],
+        "dev": ["hypothesis", "pytest", "ruff==0.17.6"],
+    },
+)

@@ -1,0 +1,107 @@
+"""Finding and reading config files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from helpers import ROOT
+
+from gn_det import InputError, get_config
+from gn_det.config import load_config, load_lazy_config
+
+YAML_CONFIGS = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", YAML_CONFIGS, ids=str)
+def test_every_shipped_yaml_config_builds_a_model_normalised_throughout(name: Path) -> None:
+    cfg = get_config(str(name))
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    convolutions = [
+        module
+        for part in (model.backbone, model.roi_heads.box_head, model.roi_heads.mask_head)
+        for name, module in part.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and name != "predictor"
+    ]
+    assert convolutions and all(conv.norm is not None for conv in convolutions)
+    assert cfg.SOLVER.WEIGHT_DECAY_NORM == 0.0
+
+
+def test_the_lazy_quickstart_is_the_model_of_the_yaml_one() -> None:
+    from detectron2.config import instantiate
+
+    lazy = instantiate(get_config("small/quickstart.py").model).state_dict()
+    yaml = build_model(get_config("small/quickstart.yaml")).state_dict()
+    assert {k: v.shape for k, v in lazy.items()} == {k: v.shape for k, v in yaml.items()}
+
+
+def test_a_name_that_is_not_shipped_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"did you mean small/quickstart\.yaml"):
+        get_config("small/quickstat.yaml")
+
+
+def test_auto_device_is_what_the_machine_has_and_an_explicit_one_stays() -> None:
+    assert load_config(None).MODEL.DEVICE == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert load_config(None, ["MODEL.DEVICE", "cuda"]).MODEL.DEVICE == "cuda"
+
+
+def test_overrides_come_last(write: Callable[[str], Path]) -> None:
+    path = write("SOLVER: {BASE_LR: 0.5, MAX_ITER: 7}\nVERSION: 2\n")
+    cfg = load_config(path, ["SOLVER.BASE_LR", "0.25"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.25, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("MODEL: {RESNET: {DEPTH: 18}}\nVERSION: 2", [], r"no config key MODEL\.RESNET; did you"),
+        ("VERSION: 2", ["SOLVER.BASELR", "1"], r"SOLVER\.BASELR; did you mean SOLVER\.BASE_LR\?"),
+        ("VERSION: 2", ["SOLVER.BASE_LR"], "odd length"),
+        ("VERSION: 2", ["SOLVER.MAX_ITER", "many"], r"Type mismatch .* SOLVER\.MAX_ITER"),
+        ("", [], "holds no config keys"),
+        ("- 1\n- 2", [], "holds no config keys"),
+        ("MODEL: {", [], "is no YAML"),
+        ("_BASE_: nowhere.yaml\nVERSION: 2", [], "nowhere.yaml"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_told_in_one_line(
+    write: Callable[[str], Path], text: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(write(text), overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_file_that_does_not_exist_is_named() -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml does not exist"):
+        load_config("nowhere.yaml")
+
+
+def test_lazy_overrides_apply_and_wrong_keys_suggest_the_nearest() -> None:
+    path = ROOT / "configs" / "small" / "quickstart.py"
+    cfg = load_lazy_config(path, ["train.max_iter=3", "optimizer.lr=0.5", "+train.note=hello"])
+    assert (cfg.train.max_iter, cfg.optimizer.lr, cfg.train.note) == (3, 0.5, "hello")
+    with pytest.raises(InputError, match=r"train\.maxiter; did you mean train\.max_iter\?"):
+        load_lazy_config(path, ["train.maxiter=3"])
+    with pytest.raises(InputError, match="key=value"):
+        load_lazy_config(path, ["train.max_iter", "3"])
+
+
+def test_a_lazy_config_must_be_a_python_file(tmp_path: Path) -> None:
+    (tmp_path / "dumped.yaml").write_text("train: {max_iter: 1}")
+    with pytest.raises(InputError, match=r"is no \.py file"):
+        load_lazy_config(tmp_path / "dumped.yaml")

@@ -1,0 +1,57 @@
+"""Fixtures: a tiny shapes set, and calling the tools in this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import load_program
+
+import gn_det.engine  # noqa: F401  (silences third-party warnings, as the tools do)
+from gn_det.data.shapes import generate_shapes
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shapes set of 6 training and 3 held-out images; not to be changed."""
+    return generate_shapes(tmp_path_factory.mktemp("data") / "shapes", num_train=6, num_val=3)
+
+
+@pytest.fixture
+def edit_shapes(shapes: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Edit the JSON of a split in a copy of the tiny shapes set, whose images are links."""
+    folder = tmp_path / "edited"
+
+    def edit(change: Callable[[dict], object], split: str = "train") -> Path:
+        if not folder.exists():
+            (folder / "images").mkdir(parents=True)
+            for image in (shapes / "images").iterdir():
+                (folder / "images" / image.name).symlink_to(image)
+            for name in ("train.json", "val.json"):
+                (folder / name).write_text((shapes / name).read_text())
+        dataset = json.loads((folder / f"{split}.json").read_text())
+        change(dataset)
+        (folder / f"{split}.json").write_text(json.dumps(dataset))
+        return folder
+
+    return edit
+
+
+@pytest.fixture
+def call_main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int | None]:
+    """Call a program's main in this process, with arguments; exceptions come through."""
+
+    def call(path: str, *args: object) -> int | None:
+        monkeypatch.setattr(sys, "argv", [path, *map(str, args)])
+        return load_program(path).main()
+
+    return call

@@ -1,0 +1,84 @@
+"""FusedGroupNorm where people put it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from detectron2.layers import get_norm
+from detectron2.solver.build import get_default_optimizer_params
+from torch import nn
+from torchvision.ops import Conv2dNormActivation
+
+from gn_det.layers import FusedGroupNorm, default_num_groups
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(256, 32), (64, 32), (48, 24), (40, 20), (33, 11), (37, 1), (16, 16), (1, 1), (96, 32)],
+)
+def test_the_default_is_the_largest_divisor_up_to_32(channels: int, groups: int) -> None:
+    assert default_num_groups(channels) == groups
+    assert FusedGroupNorm(channels).num_groups == groups
+
+
+def test_the_default_refuses_no_channels() -> None:
+    with pytest.raises(ValueError, match="got 0 and 32"):
+        default_num_groups(0)
+
+
+def test_channels_that_are_no_multiple_of_the_groups_are_refused_with_both_values() -> None:
+    with pytest.raises(ValueError, match="num_channels, 48, is not a multiple of num_groups, 32"):
+        FusedGroupNorm(48, 32)
+
+
+def test_output_is_that_of_pytorchs_layer_with_the_same_state_dict() -> None:
+    ours, theirs = FusedGroupNorm(64, 16, eps=1e-3), nn.GroupNorm(16, 64, eps=1e-3)
+    nn.init.normal_(theirs.weight)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 64, 5, 5)
+    assert torch.equal(ours(x), theirs(x))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+def test_without_affine_there_are_no_parameters() -> None:
+    norm = FusedGroupNorm(8, affine=False)
+    assert list(norm.parameters()) == []
+    assert norm(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)
+
+
+def test_fits_the_norm_slots_of_detectron2_and_torchvision() -> None:
+    assert get_norm(FusedGroupNorm, 256).num_channels == 256
+    block = Conv2dNormActivation(3, 48, norm_layer=FusedGroupNorm)
+    assert block(torch.randn(1, 3, 8, 8)).shape == (1, 48, 8, 8)
+
+
+def test_is_exempt_from_weight_decay_wherever_pytorchs_layer_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), FusedGroupNorm(8))
+    groups = get_default_optimizer_params(model, weight_decay=1e-4, weight_decay_norm=0.0)
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert decay[id(model[0].weight)] == 1e-4
+    assert decay[id(model[1].weight)] == decay[id(model[1].bias)] == 0.0
+
+
+def test_survives_deepcopy_and_pickling() -> None:
+    norm = FusedGroupNorm(48, eps=1e-4)
+    x = torch.randn(1, 48, 3, 3)
+    for clone in (copy.deepcopy(norm), pickle.loads(pickle.dumps(norm))):
+        assert torch.equal(clone(x), norm(x))
+        assert (clone.num_groups, clone.eps) == (24, 1e-4)
+
+
+def test_repr_names_channels_and_groups() -> None:
+    assert repr(FusedGroupNorm(48)) == (
+        "FusedGroupNorm(48, num_groups=24, eps=1e-05, affine=True)"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripts_and_traces() -> None:
+    norm, x = FusedGroupNorm(8), torch.randn(2, 8, 3, 3)
+    assert torch.equal(torch.jit.script(norm)(x), norm(x))
+    assert torch.equal(torch.jit.trace(norm, x)(x), norm(x))

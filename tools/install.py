@@ -1,0 +1,126 @@
+"""Make a virtual environment with everything that gn_det, its tools and its tests need.
+
+Runs on the standard library alone, and on Pythons too old for gn_det, to say so. What the
+environment already has is kept: a Detectron2 or PyTorch of your own stays as it is.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+PYTHON = (3, 10)
+TORCH = ["torch==2.14.1", "torchvision==0.29.1"]
+# FAIR's main of late 2024. Tagged for CPython 3.10, pure Python but for an optional extension.
+DETECTRON2 = (
+    "sal-detectron2==0.7.2 "
+    "--hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+)
+DISK_GB = 12  # PyTorch's CUDA build unpacked, and its download
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("venv", nargs="?", default=".venv", help="default: %(default)s")
+    venv = parser.parse_args().venv
+    if sys.version_info < PYTHON:
+        fail(
+            "Python %d.%d is too old: gn_det needs %d.%d or newer; "
+            "name one, as in `make quickstart PYTHON=python3.11`" % (sys.version_info[:2] + PYTHON)
+        )
+    python = os.path.join(venv, "bin", "python")
+    if not os.path.exists(python):
+        create(venv)
+    if not has(python, "torch"):
+        check_disk(venv)
+        step("PyTorch", python, TORCH)
+    step("gn_det and what its tools and tests need", python, ["-e", ROOT + "[detectron2,dev]"])
+    if not has(python, "detectron2"):
+        install_detectron2(python)
+    print("Installed in %s" % venv)
+
+
+def create(venv):
+    """Create the environment, whole or not at all."""
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", venv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if made.returncode:
+        shutil.rmtree(venv, ignore_errors=True)
+        detail = made.stdout.decode(errors="replace").strip().splitlines()
+        fail(
+            "no virtual environment could be made in %s (%s); on Debian and Ubuntu install "
+            "python3-venv, and check that the folder can be written"
+            % (venv, detail[-1] if detail else "no message")
+        )
+
+
+def check_disk(venv):
+    free = shutil.disk_usage(venv).free / 1e9
+    if free < DISK_GB:
+        fail(
+            "%.1f GB of disk are free and PyTorch needs about %d; free some, or put the "
+            "environment on another disk with VENV=..." % (free, DISK_GB)
+        )
+
+
+def has(python, module):
+    """Whether the environment can find a module."""
+    code = "import importlib.util as u, sys; sys.exit(u.find_spec(%r) is None)" % module
+    return subprocess.run([python, "-c", code]).returncode == 0
+
+
+def install_detectron2(python):
+    """Install PyPI's wheel, its hash verified, beside whatever Python version this is."""
+    purelib = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        requirements = os.path.join(folder, "detectron2.txt")
+        with open(requirements, "w") as file:
+            file.write(DETECTRON2 + "\n")
+        step(
+            "Detectron2",
+            python,
+            [
+                "--no-deps",
+                "--only-binary=:all:",
+                "--python-version=3.10",
+                "--require-hashes",
+                "--target=" + purelib.stdout.decode().strip(),
+                "--requirement=" + requirements,
+            ],
+        )
+
+
+def step(name, python, arguments):
+    """pip install, with pip's own progress; one line on failure."""
+    print("Installing %s" % name, flush=True)
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "--retries", "2"]
+    pip = subprocess.Popen(command + arguments, stderr=subprocess.PIPE)
+    errors = pip.stderr.read().decode(errors="replace")
+    if pip.wait() == 0:
+        return
+    reasons = [line for line in errors.splitlines() if line.startswith("ERROR")] or ["no message"]
+    if "No space left" in errors:
+        advice = "the disk is full: free about %d GB" % DISK_GB
+    elif "do not match the hashes" in errors.lower():
+        advice = "the download is not the file that was checked: do not use it, try again later"
+    elif "connection" in errors.lower() or "resolution" in errors.lower():
+        advice = "PyPI cannot be reached: check the network or the proxy, then run this again"
+    else:
+        advice = "see pip's output above, then run this again"
+    fail("%s could not be installed: %s (%s)" % (name, advice, reasons[-1][:200]))
+
+
+def fail(message):
+    sys.exit("error: " + message)
+
+
+if __name__ == "__main__":
+    main()

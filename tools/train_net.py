@@ -1,0 +1,82 @@
+"""Train and evaluate a detector from a YAML config.
+
+The flags are Detectron2's; --train and --val train on any COCO-format folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from gn_det.checkpoint import Checkpointer, check_weights_exist
+from gn_det.config import load_config
+from gn_det.data.datasets import CocoFolder, register_folders
+from gn_det.engine.arguments import argument_parser
+from gn_det.engine.command import run_command
+from gn_det.engine.datasets import RunData, check_data
+from gn_det.engine.launch import check_processes, launch
+from gn_det.engine.run import prepare_output_dir, set_up_process, write_results
+from gn_det.engine.trainer import Trainer
+from gn_det.utils import write_atomically
+
+
+def main() -> int:
+    args = argument_parser(__doc__, "KEY VALUE ...").parse_args()
+    cfg = load_config(args.config_file or None, args.opts)
+    cfg = Trainer.auto_scale_workers(cfg, args.num_gpus * args.num_machines)
+
+    check_processes(cfg.MODEL.DEVICE, args, cfg.SOLVER.IMS_PER_BATCH, amp=cfg.SOLVER.AMP.ENABLED)
+    data = check_data(
+        args,
+        cfg.DATASETS.TRAIN,
+        cfg.DATASETS.TEST,
+        folders=cfg.DATASETS.COCO_FOLDERS,
+        categories=cfg.DATASETS.CATEGORIES,
+        masks=cfg.MODEL.MASK_ON,
+    )
+    check_weights_exist(cfg.MODEL.WEIGHTS)
+    data.leave_out_bad_images(prepare_output_dir(cfg.OUTPUT_DIR, args))
+    set_data(cfg, data)
+    cfg.freeze()
+    return launch(run, cfg.MODEL.DEVICE, args, cfg, args)
+
+
+def set_data(cfg: CfgNode, data: RunData) -> None:
+    """Set the data sets of a run, and what follows from COCO-format folders."""
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(data.train), tuple(data.test)
+    cfg.DATASETS.COCO_FOLDERS = [[f.name, f.json_file, f.image_root] for f in data.folders]
+    if data.categories:
+        cfg.DATASETS.CATEGORIES = [list(category) for category in data.categories]
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
+        cfg.MODEL.RETINANET.NUM_CLASSES = len(data.categories)
+    if data.has_rle_masks and cfg.INPUT.MASK_FORMAT != "bitmask":
+        print("Some objects have RLE masks: INPUT.MASK_FORMAT is now bitmask.")
+        cfg.INPUT.MASK_FORMAT = "bitmask"
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Train and evaluate, or evaluate, in this process."""
+    set_up_process(cfg.OUTPUT_DIR, cfg.SEED, cfg.CUDNN_BENCHMARK)
+    register_folders([CocoFolder(*folder) for folder in cfg.DATASETS.COCO_FOLDERS])
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        Trainer.test(cfg, model)
+        return
+    if comm.is_main_process():
+        write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    results = trainer.train()
+    if comm.is_main_process() and results:
+        write_results(cfg.OUTPUT_DIR, results)
+
+
+if __name__ == "__main__":
+    run_command(main)
