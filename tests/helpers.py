@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,15 @@ def run_program(path: str, *args: object, **kwargs: object) -> subprocess.Comple
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / path), *map(str, args)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, **kwargs)
+
+
+def build_wheel(folder: Path) -> Path:
+    """gn_det's wheel in folder, built from a copy of the checkout."""
+    copy = folder / "checkout"
+    for name in ("gn_det", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "pip", "wheel", str(copy), "--no-deps", "--quiet"]
+    subprocess.run([*command, "--no-build-isolation", "--wheel-dir", str(folder)], check=True)
+    return next(folder.glob("gn_det-*.whl"))

@@ -59,7 +59,9 @@ def test_imports_go_one_way(file: str) -> None:
     "file", [f for f in FILES if f.split("/")[1] in {"ops", "layers", "injection"}]
 )
 def test_cfg_stays_out_of_the_lower_layers(file: str) -> None:
-    names = {n.id for n in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(n, ast.Name)}
+    names = {
+        n.id for n in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(n, ast.Name)
+    }
     assert not names & {"cfg", "CfgNode"}
 
 

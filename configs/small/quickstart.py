@@ -49,7 +49,7 @@ dataloader.test.num_workers = 2
 dataloader.test.mapper.augmentations[0].update(short_edge_length=128, max_size=192)
 dataloader.evaluator.output_dir = "${train.output_dir}/inference"
 
-optimizer.lr = 0.02
+optimizer.lr = 0.04
 lr_multiplier = LazyCall(WarmupParamScheduler)(
     scheduler=LazyCall(CosineParamScheduler)(start_value=1, end_value=0),
     warmup_length=0.1,

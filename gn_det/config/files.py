@@ -60,8 +60,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
 
     from gn_det.config.safe_yaml import SafeCfgNode
 
-    cfg = SafeCfgNode(get_cfg())
-    add_gn_config(cfg)
+    defaults = get_cfg()
+    add_gn_config(defaults)
+    cfg = SafeCfgNode(defaults)
     cfg.MODEL.DEVICE = "auto"
     if path is not None:
         if not Path(path).is_file():

@@ -1,11 +1,14 @@
 """The shapes set: generated pictures of circles, triangles and squares in COCO format.
 
-Small enough to learn on two CPU cores, and with what COCO has: textured backgrounds, objects of
-several scales that hide one another, crowds as RLE, images without objects, several image sizes.
+Small enough to learn on two CPU cores in minutes, and with what COCO has: textured backgrounds,
+objects of several scales that hide one another, crowds as RLE, images without objects, several
+image sizes. As with real classes, form and colour both tell them apart: the hues of a class
+scatter around its own.
 """
 
 from __future__ import annotations
 
+import colorsys
 import json
 import shutil
 from pathlib import Path
@@ -80,7 +83,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any
         (H, W, 3) uint8 BGR image, and its annotations in COCO's form without ids and image_id.
     """
     height, width = _SIZES[rng.integers(len(_SIZES))]
-    image = _texture(rng, height, width, contrast=rng.uniform(4, 22))
+    image = _texture(rng, height, width, rng.uniform(30, 225, 3), contrast=rng.uniform(4, 22))
     kind = rng.uniform()
     if kind < _EMPTY_FRACTION:
         return _finish(rng, image), []
@@ -93,7 +96,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any
         mask = _shape_mask(rng, category, height, width, radius=np.exp(rng.uniform(2.5, 3.75)))
         if not _may_draw(mask, owners, sizes):
             continue
-        _paint(rng, image, mask)
+        _paint(rng, image, mask, category)
         owners[mask] = len(categories)
         categories.append(category)
         sizes.append(int(mask.sum()))
@@ -139,9 +142,11 @@ def _settings_of(folder: Path) -> dict[str, int] | None:
         return None
 
 
-def _texture(rng: np.random.Generator, height: int, width: int, contrast: float) -> np.ndarray:
+def _texture(
+    rng: np.random.Generator, height: int, width: int, color: np.ndarray, contrast: float
+) -> np.ndarray:
     """(H, W, 3) float32: a colour, noise at four scales, and at times stripes or a gradient."""
-    texture = np.tile(rng.uniform(30, 225, 3).astype(np.float32), (height, width, 1))
+    texture = np.tile(color.astype(np.float32), (height, width, 1))
     for cells in (3, 8, 20, 64):
         noise = rng.normal(0, contrast / 2, (cells, cells, 3)).astype(np.float32)
         texture += cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -187,14 +192,15 @@ def _may_draw(mask: np.ndarray, owners: np.ndarray, sizes: list[int]) -> bool:
 
 
 def _has_hole(mask: np.ndarray) -> bool:
-    _, hierarchy = cv2.findContours(
-        mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
-    )
+    _, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     return bool((hierarchy[0, :, 3] >= 0).any())  # a contour inside another
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
-    texture = _texture(rng, *mask.shape, contrast=rng.uniform(2, 10))
+def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, category: int) -> None:
+    hue = (category - 1) / len(CATEGORIES) + rng.normal(0, 0.08)
+    rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.4, 1), rng.uniform(0.4, 1))
+    color = 255 * np.array(rgb[::-1])
+    texture = _texture(rng, *mask.shape, color, contrast=rng.uniform(2, 10))
     image[mask] = texture[mask]
 
 
@@ -224,7 +230,7 @@ def _draw_crowd(
         mask = np.zeros_like(crowd)
         mask[top : top + 40, left : left + 40] = _shape_mask(rng, category, 40, 40, radius=4.5)
         if not (mask & (owners > 0)).any():
-            _paint(rng, image, mask)
+            _paint(rng, image, mask, category)
             crowd |= mask
     if crowd.sum() < _MIN_PIXELS:
         return None

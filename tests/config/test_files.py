@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.modeling import build_model
 from helpers import ROOT
 
@@ -41,12 +42,18 @@ def test_every_shipped_yaml_config_builds_a_model_normalised_throughout(name: Pa
     assert cfg.SOLVER.WEIGHT_DECAY_NORM == 0.0
 
 
+@pytest.mark.parametrize("name", YAML_CONFIGS, ids=str)
+def test_a_config_that_was_dumped_loads_again(name: Path, write: Callable[[str], Path]) -> None:
+    dumped = get_config(str(name)).dump()
+    assert yaml.safe_load(load_config(write(dumped)).dump()) == yaml.safe_load(dumped)
+
+
 def test_the_lazy_quickstart_is_the_model_of_the_yaml_one() -> None:
     from detectron2.config import instantiate
 
     lazy = instantiate(get_config("small/quickstart.py").model).state_dict()
-    yaml = build_model(get_config("small/quickstart.yaml")).state_dict()
-    assert {k: v.shape for k, v in lazy.items()} == {k: v.shape for k, v in yaml.items()}
+    plain = build_model(get_config("small/quickstart.yaml")).state_dict()
+    assert {k: v.shape for k, v in lazy.items()} == {k: v.shape for k, v in plain.items()}
 
 
 def test_a_name_that_is_not_shipped_suggests_the_nearest() -> None:

@@ -72,9 +72,7 @@ def test_survives_deepcopy_and_pickling() -> None:
 
 
 def test_repr_names_channels_and_groups() -> None:
-    assert repr(FusedGroupNorm(48)) == (
-        "FusedGroupNorm(48, num_groups=24, eps=1e-05, affine=True)"
-    )
+    assert repr(FusedGroupNorm(48)) == ("FusedGroupNorm(48, num_groups=24, eps=1e-05, affine=True)")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -1,0 +1,138 @@
+"""Every command of the README does what it says, here in a form of seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from helpers import ROOT, TINY, folder_flags
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+PYTHON = [command for command in COMMANDS if command.startswith(".venv/bin/python ")]
+# Run by CI as they stand, quickstart in tests/tools/test_quickstart.py as well.
+MAKE = {"make install", "make quickstart", "make test", "make test-all", "make lint"}
+PIP = {"pip install -e ."}  # below
+
+
+def test_no_command_of_the_readme_goes_untested() -> None:
+    assert set(COMMANDS) == {*PYTHON, *MAKE, *PIP}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {command.removeprefix("make ") for command in MAKE} <= targets
+
+
+@pytest.fixture
+def home(shapes: Path, tmp_path: Path) -> Path:
+    """A folder to run the README in: the checkout, the data that the README speaks of."""
+    for name in ("configs", "demo", "gn_det", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "datasets").mkdir()
+    for name in ("mine", "datasets/shapes"):
+        (tmp_path / name).symlink_to(shapes)
+    coco = tmp_path / "datasets" / "coco"
+    (coco / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (coco / f"{split}2017").symlink_to(shapes / "images")
+        dataset = json.loads((shapes / f"{split}.json").read_text())
+        dataset["categories"] = [c for c in COCO_CATEGORIES if c["isthing"]]
+        path = coco / "annotations" / f"instances_{split}2017.json"
+        path.write_text(json.dumps(dataset))
+    return tmp_path
+
+
+def run(command: str, home: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable if w == ".venv/bin/python" else w for w in shlex.split(command)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("DETECTRON2_DATASETS", None)
+    return subprocess.run(
+        [*words, *more], cwd=home, env=environment, capture_output=True, text=True
+    )
+
+
+def command(*words: str) -> str:
+    """The one Python command of the README that has all these words."""
+    (found,) = [c for c in PYTHON if all(word in c for word in words)]
+    return found
+
+
+def test_train_on_a_folder_and_report(home: Path) -> None:
+    trained = run(command("photos.yaml"), home, *TINY)
+    assert trained.returncode == 0, trained.stderr
+    reported = run(command("report_run.py"), home)
+    assert reported.returncode == 0, reported.stderr
+    assert "mask" in reported.stdout and (home / "output/mine/contact_sheet.png").exists()
+
+
+def test_train_and_evaluate_on_coco(home: Path) -> None:
+    small = [
+        "SOLVER.REFERENCE_WORLD_SIZE", "0", "SOLVER.IMS_PER_BATCH", "1", "MODEL.WEIGHTS", "",
+        "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", *TINY,
+    ]  # fmt: skip
+    train = command("mask_rcnn_R_50_FPN_gn_2x", "--num-gpus 8").replace("--num-gpus 8", "")
+    trained = run(train, home, *small)
+    assert trained.returncode == 0, trained.stderr
+    evaluate = command("mask_rcnn_R_50_FPN_gn_2x", "--eval-only")
+    weights = ["MODEL.WEIGHTS", "output/coco/model_final.pth"]
+    evaluated = run(evaluate, home, *small, *weights)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "Evaluation results for coco_2017_val" in evaluated.stdout
+
+
+def test_train_a_lazy_config(home: Path) -> None:
+    tiny = ["train.max_iter=1", "dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
+    trained = run(command("lazyconfig_train_net.py"), home, *tiny)
+    assert trained.returncode == 0, trained.stderr
+    assert (home / "output/quickstart_lazy/results.json").exists()
+
+
+def test_demo(home: Path, call_main: Callable) -> None:
+    images = home / "datasets" / "shapes" / "images"
+    flags = folder_flags(home / "datasets" / "shapes")[:3]
+    config = ["--config-file", ROOT / "configs/small/quickstart.yaml"]
+    call_main(
+        "tools/train_net.py", *config, *flags, "OUTPUT_DIR", home / "output/quickstart", *TINY
+    )
+    # The README's pictures are of the full set; the tiny one has the first few.
+    demo = command("demo.py").replace("00100*", "00000*")
+    done = run(demo, home)
+    assert done.returncode == 0, done.stderr
+    drawn = {path.name for path in (home / "output" / "demo").iterdir()}
+    assert drawn == {path.name for path in images.iterdir()}
+    assert isinstance(json.loads((home / "output" / "demo.json").read_text()), list)
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_lines_for_an_existing_project_are_the_tested_ones() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    tested = (ROOT / "tests" / "modeling" / "test_existing_project.py").read_text()
+    for line in block.splitlines():
+        assert line.replace('"theirs.yaml"', 'str(tmp_path / "theirs.yaml")').strip() in tested
+
+
+def test_an_editable_install_works_without_detectron2(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    # Without gn_det's one requirement: PyTorch is some gigabytes.
+    pip = [python, "-m", "pip", "install", "--no-deps", "--quiet", "-e", str(ROOT)]
+    subprocess.run(pip, check=True)
+    code = "import gn_det; print(gn_det.__version__)"
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "0.1.0"

@@ -1,0 +1,84 @@
+"""tools/install.py: each way that it can fail ends with one line that says what to do."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from helpers import ROOT, build_wheel, load_program
+
+
+@pytest.fixture
+def install() -> ModuleType:
+    return load_program("tools/install.py")
+
+
+@pytest.fixture
+def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+
+
+def test_old_pythons_can_parse_it() -> None:
+    ast.parse((ROOT / "tools" / "install.py").read_text(), feature_version=(3, 6))
+
+
+def test_an_unsupported_python_is_told(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["install.py", "nowhere"])
+    monkeypatch.setattr(install.sys, "version_info", (3, 8, 18, "final", 0))
+    with pytest.raises(SystemExit, match=r"error: Python 3\.8 is too old: .* PYTHON=python3\.11"):
+        install.main()
+    assert not Path("nowhere").exists()
+
+
+def test_a_missing_python_is_told(tmp_path: Path) -> None:
+    command = ["make", "install", "PYTHON=python-of-nowhere", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and not (tmp_path / "venv").exists()
+    assert "error: there is no python-of-nowhere; install Python 3.10 or newer" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_told(install: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="error: no virtual environment could be made in"):
+        install.create(str(tmp_path / "file" / "venv"))
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(100e9, 97e9, 3e9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(SystemExit, match=r"3\.0 GB of disk are free .* VENV="):
+        install.check_disk(str(tmp_path))
+
+
+def test_no_network_is_told(install: ModuleType, without_network: None) -> None:
+    with pytest.raises(SystemExit, match="Thing could not be installed: PyPI cannot be reached"):
+        install.step("Thing", sys.executable, ["a-package-of-nowhere==1.0"])
+
+
+def test_a_detectron2_with_another_hash_is_refused(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_wheel(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr(install, "DETECTRON2", f"gn_det==0.1.0 --hash=sha256:{'0' * 64}")
+    with pytest.raises(SystemExit, match="not the file that was checked"):
+        install.install_detectron2(sys.executable)
+
+
+def test_what_is_importable_is_found_and_left_alone(install: ModuleType) -> None:
+    assert install.has(sys.executable, "detectron2")
+    assert not install.has(sys.executable, "detectron3")

@@ -1,0 +1,78 @@
+"""tools/lazyconfig_train_net.py end to end, on a tiny set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, folder_flags, run_program
+
+from gn_det import InputError
+
+CONFIG = ["--config-file", ROOT / "configs/small/quickstart.py"]
+TOOL = "tools/lazyconfig_train_net.py"
+
+
+def tiny(output: Path) -> list[str]:
+    return [
+        f"train.output_dir={output}", "train.max_iter=2", "train.eval_period=0",
+        "train.log_period=1", "dataloader.train.num_workers=0", "dataloader.test.num_workers=0",
+    ]  # fmt: skip
+
+
+def test_trains_evaluates_resumes_and_evaluates_again(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    run = tmp_path / "run"
+    flags = [*CONFIG, *folder_flags(shapes)]
+    call_main(TOOL, *flags, *tiny(run))
+    results = json.loads((run / "results.json").read_text())
+    assert set(results) == {"bbox", "segm"}
+    assert (run / "config.yaml").exists() and (run / "inference").is_dir()
+
+    with pytest.raises(InputError, match=r"holds a run already.*train\.output_dir"):
+        call_main(TOOL, *flags, *tiny(run))
+    call_main(TOOL, *flags, "--resume", *tiny(run), "train.max_iter=3")
+    checkpoint = torch.load(run / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 2
+    call_main(
+        TOOL, *flags, "--eval-only", *tiny(run), f"train.init_checkpoint={run}/model_final.pth"
+    )
+
+
+def test_the_classes_of_the_folder_reach_the_model(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    run = tmp_path / "run"
+    call_main(TOOL, *CONFIG, *folder_flags(shapes)[:3], *tiny(run))
+    weights = torch.load(run / "model_final.pth", weights_only=True)["model"]
+    assert weights["roi_heads.box_predictor.cls_score.weight"].shape[0] == 4  # and background
+    assert not (run / "results.json").exists()  # there was no held-out split
+
+
+def test_two_processes_train_on_the_cpu_over_gloo(shapes: Path, tmp_path: Path) -> None:
+    done = run_program(
+        TOOL, *CONFIG, *folder_flags(shapes), "--num-gpus", 2, "--dist-url", "auto",
+        *tiny(tmp_path / "run"), "train.device=cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-file", "nowhere.py"], r"nowhere\.py does not exist"),
+        ([*CONFIG, "train.maxiter=3"], r"did you mean train\.max_iter"),
+        ([*CONFIG, "train.device=cuda:99"], r"cuda:99.*train\.device=cpu"),
+        ([*CONFIG, "train.init_checkpoint=nowhere.pth"], "instances_train2017.json"),
+    ],
+)
+def test_bad_settings_are_refused(
+    call_main: Callable, arguments: list[object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        call_main(TOOL, *arguments)
