@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers import load_program
 
 import gn_det.engine  # noqa: F401  (silences third-party warnings, as the tools do)
@@ -18,6 +19,16 @@ from gn_det.data.shapes import generate_shapes
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _registered_sets_go() -> Iterator[None]:
+    """A program registers its data sets once in its process; tests share one."""
+    yield
+    for name in ("custom_train", "custom_val"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,10 @@ def main():
     if not has(python, "torch"):
         check_disk(venv)
         step("PyTorch", python, TORCH)
-    step("gn_det and what its tools and tests need", python, ["-e", ROOT + "[detectron2,dev]"])
+    # Named again, lest some package's newest release bring another PyTorch along.
+    torch = "torch==" + output(python, "import importlib.metadata as m; print(m.version('torch'))")
+    gn_det = ROOT + "[detectron2,dev]"
+    step("gn_det and what its tools and tests need", python, [torch, "-e", gn_det])
     if not has(python, "detectron2"):
         install_detectron2(python)
     print("Installed in %s" % venv)
@@ -73,13 +76,15 @@ def has(python, module):
     return subprocess.run([python, "-c", code]).returncode == 0
 
 
+def output(python, code):
+    """What a line of code prints in the environment."""
+    done = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, check=True)
+    return done.stdout.decode().strip()
+
+
 def install_detectron2(python):
     """Install PyPI's wheel, its hash verified, beside whatever Python version this is."""
-    purelib = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    purelib = output(python, "import sysconfig; print(sysconfig.get_path('purelib'))")
     with tempfile.TemporaryDirectory() as folder:
         requirements = os.path.join(folder, "detectron2.txt")
         with open(requirements, "w") as file:
@@ -92,7 +97,7 @@ def install_detectron2(python):
                 "--only-binary=:all:",
                 "--python-version=3.10",
                 "--require-hashes",
-                "--target=" + purelib.stdout.decode().strip(),
+                "--target=" + purelib,
                 "--requirement=" + requirements,
             ],
         )

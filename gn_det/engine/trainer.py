@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
+import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
 from gn_det.engine.evaluation import build_evaluator
 from gn_det.layers import FusedGroupNorm

@@ -68,9 +68,9 @@ def test_backgrounds_are_textured(drawn: list) -> None:
 
 
 def test_segmentations_rasterise_to_the_area_and_box_beside_them(drawn: list) -> None:
-    for image, annotations in drawn[:40]:
+    for image, objects in drawn[:40]:
         height, width = image.shape[:2]
-        for annotation in annotations:
+        for annotation in objects:
             rle = mask_util.frPyObjects(annotation["segmentation"], height, width)
             mask = rle if isinstance(rle, dict) else mask_util.merge(rle)
             assert mask_util.area(mask) == annotation["area"]
@@ -78,10 +78,10 @@ def test_segmentations_rasterise_to_the_area_and_box_beside_them(drawn: list) ->
 
 
 def test_no_pixel_belongs_to_two_objects(drawn: list) -> None:
-    for image, annotations in drawn[:40]:
+    for image, objects in drawn[:40]:
         height, width = image.shape[:2]
         covered = np.zeros((height, width), int)
-        for annotation in annotations:
+        for annotation in objects:
             rle = mask_util.frPyObjects(annotation["segmentation"], height, width)
             mask = rle if isinstance(rle, dict) else mask_util.merge(rle)
             covered += mask_util.decode(mask)

@@ -38,9 +38,8 @@ def test_trains_evaluates_resumes_and_evaluates_again(
     call_main(TOOL, *flags, "--resume", *tiny(run), "train.max_iter=3")
     checkpoint = torch.load(run / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == 2
-    call_main(
-        TOOL, *flags, "--eval-only", *tiny(run), f"train.init_checkpoint={run}/model_final.pth"
-    )
+    weights = f"train.init_checkpoint={run}/model_final.pth"
+    call_main(TOOL, *flags, "--eval-only", *tiny(run), weights)
 
 
 def test_the_classes_of_the_folder_reach_the_model(
