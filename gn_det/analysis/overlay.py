@@ -21,6 +21,8 @@ def draw_objects(
 ) -> np.ndarray:
     """Draw masks (boxes where there is none) with labels, a colour for each class.
 
+    Where there is one class, each object has its own colour and the label is the score alone.
+
     Args:
         picture: (H, W, 3) uint8 RGB.
         objects: with category_id, segmentation or bbox, and score or iscrowd, as in COCO.
@@ -35,7 +37,10 @@ def draw_objects(
     if not objects:
         return visualizer.output.get_image()
     order = sorted(names)
-    hues = [order.index(o["category_id"]) / len(order) for o in objects]
+    if len(names) == 1:
+        hues = [index * 0.618 % 1 for index in range(len(objects))]  # neighbours in order far apart
+    else:
+        hues = [order.index(o["category_id"]) / len(order) for o in objects]
     has_masks = all(o.get("segmentation") for o in objects)
     drawn = visualizer.overlay_instances(
         masks=[o["segmentation"] for o in objects] if has_masks else None,
@@ -48,10 +53,10 @@ def draw_objects(
 
 
 def _label(entry: Mapping[str, Any], names: Mapping[int, str]) -> str:
-    name = names[entry["category_id"]]
+    name = names[entry["category_id"]] if len(names) > 1 else ""
     if "score" in entry:
-        return f"{name} {entry['score']:.0%}"
-    return f"{name} (crowd)" if entry.get("iscrowd") else name
+        return f"{name} {entry['score']:.0%}".strip()
+    return f"{name} (crowd)".strip() if entry.get("iscrowd") else name
 
 
 def _corners(bbox: Sequence[float]) -> list[float]:
