@@ -52,7 +52,7 @@ dataloader.evaluator.output_dir = "${train.output_dir}/inference"
 optimizer.lr = 0.04
 lr_multiplier = LazyCall(WarmupParamScheduler)(
     scheduler=LazyCall(CosineParamScheduler)(start_value=1, end_value=0),
-    warmup_length=100 / 900,
+    warmup_length=100 / 720,
     warmup_method="linear",
     warmup_factor=0.001,
 )
@@ -60,8 +60,8 @@ lr_multiplier = LazyCall(WarmupParamScheduler)(
 train.update(
     output_dir="output/quickstart_lazy",
     device="auto",
-    max_iter=900,
-    eval_period=300,
+    max_iter=720,
+    eval_period=240,
     seed=0,
-    checkpointer=dict(period=300, max_to_keep=100),
+    checkpointer=dict(period=240, max_to_keep=100),
 )

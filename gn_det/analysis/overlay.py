@@ -40,7 +40,8 @@ def draw_objects(
     if len(names) == 1:
         hues = [index * 0.618 % 1 for index in range(len(objects))]  # neighbours in order far apart
     else:
-        hues = [order.index(o["category_id"]) / len(order) for o in objects]
+        # From yellow on: pure red, green and blue are what pictures often have of their own.
+        hues = [(order.index(o["category_id"]) / len(order) + 1 / 6) % 1 for o in objects]
     has_masks = all(o.get("segmentation") for o in objects)
     drawn = visualizer.overlay_instances(
         masks=[o["segmentation"] for o in objects] if has_masks else None,
