@@ -7,14 +7,13 @@ SHAPES ?=  # flags of tools/make_shapes.py
 OPTS ?=    # config overrides of the quickstart, KEY VALUE ...
 RUN = $(VENV)/bin/python
 
-.PHONY: help install quickstart test test-all lint clean
+.PHONY: help install quickstart test test-all lint
 
 help:
 	@echo "make quickstart  install, generate data, train, evaluate and draw (10 minutes)"
 	@echo "make test        install, run the fast tests"
 	@echo "make test-all    install, run every test"
 	@echo "make lint        ruff and the import-direction test"
-	@echo "make clean       remove what the above made, $(VENV) excepted"
 
 install: $(VENV)/.installed
 
@@ -24,15 +23,15 @@ $(VENV)/.installed: setup.py tools/install.py
 	@$(PYTHON) tools/install.py $(VENV)
 	@touch $@
 
-$(DATA): | install
+quickstart: install
 	@$(RUN) tools/make_shapes.py $(DATA) $(SHAPES)
-
-$(OUTPUT)/results.json: | install $(DATA)
-	@$(RUN) tools/train_net.py --config-file configs/small/quickstart.yaml --resume \
-	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images \
-	  OUTPUT_DIR $(OUTPUT) $(OPTS)
-
-quickstart: $(OUTPUT)/results.json
+	@if [ -e $(OUTPUT)/results.json ]; then \
+	  echo "$(OUTPUT) holds a finished run; remove it to train anew, or name another: OUTPUT=..."; \
+	else \
+	  $(RUN) tools/train_net.py --config-file configs/small/quickstart.yaml --resume \
+	    --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images \
+	    OUTPUT_DIR $(OUTPUT) $(OPTS); \
+	fi
 	@$(RUN) tools/report_run.py $(OUTPUT)
 
 test: install
@@ -45,6 +44,3 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest -q tests/test_imports.py
-
-clean:
-	rm -rf $(DATA) $(OUTPUT) build *.egg-info .pytest_cache .ruff_cache

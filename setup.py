@@ -6,7 +6,6 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-CONFIG_FOLDERS = ["configs", *(str(p) for p in Path("configs").rglob("*") if p.is_dir())]
 
 setup(
     name="gn_det",
@@ -44,6 +43,6 @@ setup(
             "yacs",
         ],
         "mmcv": ["mmcv-lite>=2.2", "mmengine>=0.10"],
-        "dev": ["hypothesis", "pytest", "ruff==0.17.6"],
+        "dev": ["pytest", "ruff==0.17.6"],
     },
 )

@@ -17,17 +17,20 @@ import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from PIL import Image
 from tqdm import tqdm
 
 from gn_det.analysis.overlay import draw_objects
 from gn_det.checkpoint import check_weights_exist
 from gn_det.config import load_config
 from gn_det.engine.command import run_command
+from gn_det.engine.launch import check_device
 from gn_det.engine.predictor import Predictor, model_categories
 from gn_det.errors import InputError
-from gn_det.utils import write_atomically
+from gn_det.utils import make_folder, write_atomically
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error)
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 
 
@@ -37,17 +40,16 @@ def main() -> int:
     outputs = output_paths(inputs, args.output)
     cfg = load_demo_config(args)
     demo = Demo(Predictor(cfg), model_categories(cfg))
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{args.output} cannot be written: {error.strerror}") from error
+    make_folder(args.output)
+    if args.json:
+        make_folder(args.json.parent)
 
     failures = []
     ids = image_ids(inputs)
     for path, output, image_id in tqdm(list(zip(inputs, outputs, ids, strict=True)), unit="file"):
         try:
             demo.run(path, output, image_id)
-        except (OSError, ValueError, SyntaxError) as error:
+        except UNREADABLE as error:
             failures.append(f"{path}: {' '.join(str(error).split())}")
     print(f"{len(inputs) - len(failures)} of {len(inputs)} inputs drawn to {args.output}")
     if args.json:
@@ -62,7 +64,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--config-file", type=Path, required=True, help="config.yaml of a run, or another config")
-    add("--weights", help="default: MODEL.WEIGHTS, or model_final.pth beside the config file")
+    add("--weights", help="default: model_final.pth beside the config file, else MODEL.WEIGHTS")
     add("--input", nargs="+", required=True, help="files, folders, globs and videos")
     add("--output", type=Path, required=True, help="folder for the overlaid pictures and videos")
     add("--json", type=Path, metavar="FILE", help="also write the detections as COCO results")
@@ -80,11 +82,12 @@ def load_demo_config(args: argparse.Namespace) -> Any:
     beside = args.config_file.with_name("model_final.pth")
     if args.weights:
         cfg.MODEL.WEIGHTS = args.weights
-    elif beside.is_file():
+    elif beside.is_file() and "MODEL.WEIGHTS" not in args.opts:
         cfg.MODEL.WEIGHTS = str(beside)
     elif not cfg.MODEL.WEIGHTS:
         raise InputError(f"{args.config_file} names no weights; give them with --weights")
     check_weights_exist(cfg.MODEL.WEIGHTS)
+    check_device(cfg.MODEL.DEVICE)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     return cfg
@@ -145,7 +148,7 @@ class Demo:
         self.results: list[dict[str, Any]] = []
 
     def run(self, path: Path, output: Path, image_id: int) -> None:
-        """Draw one picture or video; OSError, ValueError or SyntaxError if it cannot be read."""
+        """Draw one picture or video; one of UNREADABLE if it cannot be read or written."""
         where = {"image_id": image_id, "file_name": str(path)}
         if path.suffix.lower() in VIDEO_SUFFIXES:
             self._run_video(path, output, where)
@@ -166,6 +169,8 @@ class Demo:
                 height, width = drawn.shape[:2]
                 codec = cv2.VideoWriter.fourcc(*"mp4v")
                 writer = cv2.VideoWriter(str(output), codec, fps, (width, height))
+                if not writer.isOpened():
+                    raise OSError(f"{output} cannot be written")
             writer.write(drawn)
         if writer is None:
             raise OSError("not a video that can be read")

@@ -34,6 +34,8 @@ def main():
     python = os.path.join(venv, "bin", "python")
     if not os.path.exists(python):
         create(venv)
+    if not has(python, "pip"):
+        fail("%s is no whole environment (it has no pip); remove it and run this again" % venv)
     if not has(python, "torch"):
         check_disk(venv)
         step("PyTorch", python, TORCH)
@@ -47,10 +49,15 @@ def main():
 
 
 def create(venv):
-    """Create the environment, whole or not at all."""
-    made = subprocess.run(
-        [sys.executable, "-m", "venv", venv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    """Create the environment, whole or not at all, in a folder that holds nothing else."""
+    if os.path.exists(venv) and (not os.path.isdir(venv) or os.listdir(venv)):
+        fail("%s exists and is no virtual environment; name another with VENV=..." % venv)
+    command = [sys.executable, "-m", "venv", venv]
+    try:
+        made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    except BaseException:
+        shutil.rmtree(venv, ignore_errors=True)
+        raise
     if made.returncode:
         shutil.rmtree(venv, ignore_errors=True)
         detail = made.stdout.decode(errors="replace").strip().splitlines()
@@ -118,7 +125,10 @@ def step(name, python, arguments):
         advice = "the download is not the file that was checked: do not use it, try again later"
     elif "connection" in errors.lower() or "resolution" in errors.lower():
         advice = "PyPI cannot be reached: check the network or the proxy, then run this again"
+    elif "No matching distribution" in errors:
+        advice = "PyPI has none for Python %d.%d; try PYTHON=python3.11" % sys.version_info[:2]
     else:
+        sys.stderr.write(errors)
         advice = "see pip's output above, then run this again"
     fail("%s could not be installed: %s (%s)" % (name, advice, reasons[-1][:200]))
 

@@ -6,6 +6,7 @@ The flags are Detectron2's; --train and --val train on any COCO-format folder.
 from __future__ import annotations
 
 import argparse
+import copy
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -25,28 +26,30 @@ from gn_det.config import load_lazy_config
 from gn_det.data.datasets import register_folders
 from gn_det.engine.arguments import argument_parser
 from gn_det.engine.command import run_command
-from gn_det.engine.datasets import RunData, check_data
 from gn_det.engine.launch import check_processes, launch
-from gn_det.engine.run import prepare_output_dir, set_up_process, write_results
+from gn_det.engine.run import EVALUATION, run_folder, set_up_process, write_results
+from gn_det.engine.run_data import RunData, check_data
 from gn_det.engine.trainer import wrap_ddp
 
 
-def main() -> int:
+def main() -> None:
     args = argument_parser(__doc__, "key=value ...").parse_args()
     cfg = load_lazy_config(args.config_file, args.opts)
 
     check_processes(
         cfg.train.device, args, cfg.dataloader.train.total_batch_size, amp=cfg.train.amp.enabled
     )
-    data = check_data(
-        args,
-        _names(cfg.dataloader.train),
-        _names(cfg.dataloader.test),
-        masks=cfg.dataloader.train.mapper.get("use_instance_mask", False),
-    )
-    check_weights_exist(cfg.train.init_checkpoint)
-    data.leave_out_bad_images(prepare_output_dir(cfg.train.output_dir, args))
-    return launch(run, cfg.train.device, args, args, data)
+    with run_folder(cfg.train.output_dir, args) as output_dir:
+        if not (args.resume and (output_dir / "last_checkpoint").exists()):
+            check_weights_exist(cfg.train.init_checkpoint)
+        data = check_data(
+            args,
+            _names(cfg.dataloader.train),
+            _names(cfg.dataloader.test),
+            masks=cfg.dataloader.train.mapper.get("use_instance_mask", False),
+        )
+        data.leave_out_bad_images(output_dir / EVALUATION if args.eval_only else output_dir)
+        launch(run, cfg.train.device, args, args, data)
 
 
 def set_data(cfg: DictConfig, data: RunData) -> None:
@@ -72,10 +75,9 @@ def run(args: argparse.Namespace, data: RunData) -> None:
     if args.eval_only:
         checkpointer = Checkpointer(model, cfg.train.output_dir)
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+        cfg.train.output_dir = str(Path(cfg.train.output_dir) / EVALUATION)
         evaluate(cfg, model)
         return
-    if comm.is_main_process():
-        LazyConfig.save(cfg, str(Path(cfg.train.output_dir) / "config.yaml"))
     results = train(cfg, model, resume=args.resume)
     if comm.is_main_process() and results:
         write_results(cfg.train.output_dir, results)
@@ -93,6 +95,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
 
 def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     """Train to the end; the results of the last evaluation."""
+    resolved = copy.deepcopy(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
@@ -121,6 +124,8 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    if main:
+        LazyConfig.save(resolved, str(Path(cfg.train.output_dir) / "config.yaml"))
     resumed = resume and checkpointer.has_checkpoint()
     trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
     return results

@@ -22,50 +22,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of a run of train_net.py")
     output_dir = parser.parse_args().output_dir
-    try:
-        results = json.loads((output_dir / "results.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{output_dir} has no results.json: the run there is not finished, or had nothing to "
-            "evaluate on; go on with train_net.py --resume"
-        ) from error
+    results = read_results(output_dir)
     cfg = load_config(output_dir / "config.yaml")
-    pictures = {"loss and AP curves": output_dir / "curves.png"}
-    plot_curves(output_dir / "metrics.json", pictures["loss and AP curves"])
-    folders = {name: paths for name, *paths in cfg.DATASETS.COCO_FOLDERS}
-    if cfg.DATASETS.TEST[0] in folders:
-        pictures["predictions beside ground truth"] = output_dir / "contact_sheet.png"
-        contact_sheet(
-            *folders[cfg.DATASETS.TEST[0]],
-            output_dir / "inference" / "coco_instances_results.json",
-            output_dir / "contact_sheet.png",
+    if len(cfg.DATASETS.TEST) != 1:
+        raise InputError(
+            f"{output_dir} was evaluated on {len(cfg.DATASETS.TEST)} data sets, and the report is "
+            f"of one; the results are in {output_dir / 'results.json'}"
         )
-    print_table(results)
-    print_places(output_dir, pictures)
-
-
-def print_table(results: dict[str, dict[str, float]]) -> None:
-    """Print the AP of each task."""
-    titles = {"bbox": "box", "segm": "mask"}
-    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-    rows = [
-        [titles.get(task, task)] + [metrics.get(column) for column in columns]
-        for task, metrics in results.items()
-    ]
-    print("\n" + tabulate(rows, headers=["", *columns], floatfmt=".1f", missingval="-") + "\n")
-
-
-def print_places(output_dir: Path, pictures: dict[str, Path]) -> None:
-    """Print where everything of a run lies."""
     places = {
         "weights": output_dir / "model_final.pth",
         "resolved config": output_dir / "config.yaml",
         "losses and AP by iteration": output_dir / "metrics.json",
         "TensorBoard events": output_dir,
         "predictions of the held-out split": output_dir / "inference",
-        **pictures,
+        "loss and AP curves": output_dir / "curves.png",
     }
+    plot_curves(output_dir / "metrics.json", output_dir / "curves.png")
+    folders = {name: paths for name, *paths in cfg.DATASETS.COCO_FOLDERS}
+    if cfg.DATASETS.TEST[0] in folders:
+        places["predictions beside ground truth"] = output_dir / "contact_sheet.png"
+        contact_sheet(
+            *folders[cfg.DATASETS.TEST[0]],
+            output_dir / "inference" / "coco_instances_results.json",
+            output_dir / "contact_sheet.png",
+        )
+    print("\n" + ap_table(results) + "\n")
     print(tabulate(places.items(), tablefmt="plain"))
+
+
+def read_results(output_dir: Path) -> dict[str, dict[str, float]]:
+    """Metrics by task, as the evaluation returned them; InputError where there are none."""
+    try:
+        return json.loads((output_dir / "results.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{output_dir} has no results.json: the run there is not finished, or had nothing to "
+            "evaluate on; go on with train_net.py --resume"
+        ) from error
+
+
+def ap_table(results: dict[str, dict[str, float]]) -> str:
+    """A row for each task."""
+    titles = {"bbox": "box", "segm": "mask"}
+    columns = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    rows = [
+        [titles.get(task, task)] + [metrics.get(column) for column in columns]
+        for task, metrics in results.items()
+    ]
+    return tabulate(rows, headers=["", *columns], floatfmt=".1f", missingval="-")
 
 
 if __name__ == "__main__":

@@ -15,36 +15,37 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from gn_det.checkpoint import Checkpointer, check_weights_exist
-from gn_det.config import load_config
+from gn_det.config import dump_config, load_config
 from gn_det.data.datasets import CocoFolder, register_folders
 from gn_det.engine.arguments import argument_parser
 from gn_det.engine.command import run_command
-from gn_det.engine.datasets import RunData, check_data
 from gn_det.engine.launch import check_processes, launch
-from gn_det.engine.run import prepare_output_dir, set_up_process, write_results
+from gn_det.engine.run import EVALUATION, run_folder, set_up_process, write_results
+from gn_det.engine.run_data import RunData, check_data
 from gn_det.engine.trainer import Trainer
 from gn_det.utils import write_atomically
 
 
-def main() -> int:
+def main() -> None:
     args = argument_parser(__doc__, "KEY VALUE ...").parse_args()
     cfg = load_config(args.config_file or None, args.opts)
-    cfg = Trainer.auto_scale_workers(cfg, args.num_gpus * args.num_machines)
 
     check_processes(cfg.MODEL.DEVICE, args, cfg.SOLVER.IMS_PER_BATCH, amp=cfg.SOLVER.AMP.ENABLED)
-    data = check_data(
-        args,
-        cfg.DATASETS.TRAIN,
-        cfg.DATASETS.TEST,
-        folders=cfg.DATASETS.COCO_FOLDERS,
-        categories=cfg.DATASETS.CATEGORIES,
-        masks=cfg.MODEL.MASK_ON,
-    )
-    check_weights_exist(cfg.MODEL.WEIGHTS)
-    data.leave_out_bad_images(prepare_output_dir(cfg.OUTPUT_DIR, args))
-    set_data(cfg, data)
-    cfg.freeze()
-    return launch(run, cfg.MODEL.DEVICE, args, cfg, args)
+    with run_folder(cfg.OUTPUT_DIR, args) as output_dir:
+        if not (args.resume and (output_dir / "last_checkpoint").exists()):
+            check_weights_exist(cfg.MODEL.WEIGHTS)
+        data = check_data(
+            args,
+            cfg.DATASETS.TRAIN,
+            cfg.DATASETS.TEST,
+            folders=cfg.DATASETS.COCO_FOLDERS,
+            categories=cfg.DATASETS.CATEGORIES,
+            masks=cfg.MODEL.MASK_ON,
+        )
+        data.leave_out_bad_images(output_dir / EVALUATION if args.eval_only else output_dir)
+        set_data(cfg, data)
+        cfg.freeze()
+        launch(run, cfg.MODEL.DEVICE, args, cfg, args)
 
 
 def set_data(cfg: CfgNode, data: RunData) -> None:
@@ -65,17 +66,25 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     set_up_process(cfg.OUTPUT_DIR, cfg.SEED, cfg.CUDNN_BENCHMARK)
     register_folders([CocoFolder(*folder) for folder in cfg.DATASETS.COCO_FOLDERS])
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        Trainer.test(cfg, model)
+        evaluate(cfg, args)
         return
-    if comm.is_main_process():
-        write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    if comm.is_main_process():
+        write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", dump_config(cfg))
     results = trainer.train()
     if comm.is_main_process() and results:
         write_results(cfg.OUTPUT_DIR, results)
+
+
+def evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Evaluate MODEL.WEIGHTS, or with --resume the last checkpoint of the run."""
+    model = Trainer.build_model(cfg)
+    Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / EVALUATION)
+    Trainer.test(cfg, model)
 
 
 if __name__ == "__main__":

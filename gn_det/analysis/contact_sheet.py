@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import cv2
+from detectron2.data.detection_utils import read_image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -60,7 +60,7 @@ def contact_sheet(
     for axes in grid.ravel():
         axes.axis("off")
     for image, (left, right) in zip(chosen, grid, strict=False):
-        picture = cv2.imread(str(Path(image_root) / image["file_name"]))[:, :, ::-1]
+        picture = read_image(str(Path(image_root) / image["file_name"]), format="RGB")
         left.imshow(draw_objects(picture, truths[image["id"]], names))
         left.set_title(f"{image['file_name']}: ground truth", fontsize=9)
         right.imshow(draw_objects(picture, predictions[image["id"]], names))

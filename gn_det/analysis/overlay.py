@@ -54,7 +54,8 @@ def draw_objects(
 
 
 def _label(entry: Mapping[str, Any], names: Mapping[int, str]) -> str:
-    name = names[entry["category_id"]] if len(names) > 1 else ""
+    # matplotlib would set what stands between dollar signs as mathematics.
+    name = names[entry["category_id"]].replace("$", r"\$") if len(names) > 1 else ""
     if "score" in entry:
         return f"{name} {entry['score']:.0%}".strip()
     return f"{name} (crowd)".strip() if entry.get("iscrowd") else name

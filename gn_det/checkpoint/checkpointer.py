@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlparse
 
+import numpy as np
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
@@ -19,6 +22,7 @@ from gn_det.errors import InputError
 __all__ = ["Checkpointer", "check_weights_exist"]
 
 # Layers whose shape follows the number of classes: fine-tuning starts them anew.
+_UNREADABLE = (RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, ImportError)
 _CLASS_LAYERS = re.compile(r"predictor|cls_score|bbox_pred|score_lowres")
 
 
@@ -31,7 +35,8 @@ def check_weights_exist(path: str) -> None:
     if not path:
         return
     try:
-        found = Path(PathManager.get_local_path(path)).is_file()
+        file = urlparse(path)._replace(query="").geturl()  # Detectron2's ?matching_heuristics=True
+        found = Path(PathManager.get_local_path(file)).is_file()
     except (OSError, URLError, KeyError, RuntimeError) as error:
         raise InputError(
             f"weights {path} cannot be fetched ({' '.join(str(error).split())}); download them "
@@ -66,10 +71,20 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            return super()._load_file(filename)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+            loaded = super()._load_file(filename)
+        except (pickle.UnpicklingError, *_UNREADABLE) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise InputError(f"{filename} cannot be read as weights: {first}") from error
+        model = loaded["model"]
+        if not isinstance(model, dict) or not all(
+            isinstance(value, (torch.Tensor, np.ndarray)) for value in model.values()
+        ):
+            found = _first(map(str, model)) if isinstance(model, dict) else type(model).__name__
+            raise InputError(
+                f"{filename} holds no weights under 'model' nor at its top, but {found}; save the "
+                "model's state_dict alone"
+            )
+        return loaded
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         unexpected = incompatible.unexpected_keys

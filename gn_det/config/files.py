@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
     from omegaconf import DictConfig
 
-__all__ = ["get_config", "load_config", "load_lazy_config"]
+__all__ = ["dump_config", "get_config", "load_config", "load_lazy_config"]
 
 
 def get_config(name: str) -> CfgNode | DictConfig:
@@ -69,10 +69,23 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
             raise InputError(f"config file {path} does not exist")
         with _one_line_errors(cfg, str(path)):
             cfg.merge_from_file(str(path))
+    _refuse_flags(overrides)
     with _one_line_errors(cfg, "the overrides"):
         cfg.merge_from_list(list(overrides))
     cfg.MODEL.DEVICE = _resolve_device(cfg.MODEL.DEVICE)
     return cfg
+
+
+def dump_config(cfg: CfgNode) -> str:
+    """YAML of a whole config, for :func:`load_config` on another machine, too.
+
+    A MODEL.DEVICE that this machine would choose by itself is written as "auto".
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.MODEL.DEVICE == _resolve_device("auto"):
+        cfg.MODEL.DEVICE = "auto"
+    return cfg.dump()
 
 
 def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -95,6 +108,7 @@ def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictCon
     if Path(path).suffix != ".py" or not Path(path).is_file():
         raise InputError(f"LazyConfig file {path} does not exist, or is no .py file")
     cfg = LazyConfig.load(str(path))
+    _refuse_flags(overrides)
     absent = object()
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -116,6 +130,12 @@ def _resolve_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _refuse_flags(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if str(override).startswith("--"):
+            raise InputError(f"{override} stands after the config overrides; flags come first")
+
+
 def _configs_root() -> Path:
     package = Path(gn_det.__file__).parent
     installed = package / "configs"
@@ -128,7 +148,7 @@ def _one_line_errors(cfg: CfgNode, source: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (KeyError, AssertionError, ValueError, OSError) as error:
+    except Exception as error:  # whatever yacs, fvcore, omegaconf and hydra make of a wrong value
         message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
         missing = re.search(r"Non-existent (?:config )?key: (\S+)", message)
         if missing:

@@ -13,7 +13,9 @@ from gn_det.errors import InputError
 
 __all__ = ["SafeCfgNode"]
 
-_DETECTRON2 = Path(detectron2.__file__).resolve().parent
+# An install from Detectron2's repository links its configs into the package.
+_PACKAGE = Path(detectron2.__file__).resolve().parent
+_DETECTRON2 = (_PACKAGE, (_PACKAGE / "model_zoo" / "configs").resolve())
 
 
 class SafeCfgNode(CfgNode):
@@ -26,16 +28,18 @@ class SafeCfgNode(CfgNode):
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         del allow_unsafe  # decided by where the file lies, for each _BASE_ anew
-        if _DETECTRON2 in Path(filename).resolve().parents:
-            return super().load_yaml_with_base(filename, allow_unsafe=True)
+        folders = Path(filename).resolve().parents
+        trusted = any(folder in folders for folder in _DETECTRON2)
         try:
-            content = yaml.safe_load(Path(filename).read_text())
+            content = super().load_yaml_with_base(filename, allow_unsafe=trusted)
         except yaml.constructor.ConstructorError as error:
             raise InputError(
                 f"{filename}: {error.problem}: tags that run Python are refused; write the value"
             ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{filename} is no YAML: {' '.join(str(error).split())}") from error
+        except TypeError as error:  # fvcore looks for _BASE_ in an empty file's None
+            raise InputError(f"{filename} holds no config keys") from error
         if not isinstance(content, dict):
             raise InputError(f"{filename} holds no config keys")
-        return super().load_yaml_with_base(filename, allow_unsafe=False)
+        return content

@@ -45,7 +45,7 @@ def read_coco(
         InputError: no such file, no JSON, or entries without the keys that COCO gives them.
     """
     try:
-        dataset = json.loads(Path(json_file).read_text())
+        dataset = json.loads(Path(json_file).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{json_file} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -82,14 +82,24 @@ def check_annotations(
     Raises:
         InputError: one line with every kind of problem, how often it occurs and the first ids.
     """
-    image_ids = {image["id"] for image in dataset["images"]}
+    images = {image["id"]: image for image in dataset["images"]}
     category_ids = {category["id"] for category in dataset["categories"]}
     checks = {
-        "belong to an image that is not there": lambda a: a["image_id"] not in image_ids,
+        "belong to an image that is not there": lambda a: a["image_id"] not in images,
         "have a category_id that is not declared": lambda a: a["category_id"] not in category_ids,
         "have a box without area": lambda a: not _has_area(a["bbox"]),
         "have no segmentation (for boxes alone, set MODEL.MASK_ON False)": (
             lambda a: masks and not a.get("segmentation")
+        ),
+        "have a segmentation that is neither polygons nor an RLE of the image's size": (
+            lambda a: (
+                masks
+                and a.get("segmentation")
+                and not _is_mask(a["segmentation"], images.get(a["image_id"]))
+            )
+        ),
+        "have the id 0, which the evaluation takes for no match (number them from 1)": (
+            lambda a: evaluated and a["id"] == 0
         ),
         "lack area or iscrowd, which the evaluation needs": (
             lambda a: evaluated and not {"area", "iscrowd"} <= a.keys()
@@ -118,7 +128,13 @@ def find_bad_images(
     Returns:
         (image, what is wrong) for each that is missing, no image, of another size than the JSON
         says, or truncated.
+
+    Raises:
+        InputError: image_root is no folder.
     """
+
+    if not Path(image_root).is_dir():
+        raise InputError(f"{image_root} is not a folder of images")
 
     def problem(image: dict[str, Any]) -> str | None:
         path = Path(image_root) / image["file_name"]
@@ -149,7 +165,11 @@ def image_problem(path: Path, height: int, width: int) -> str | None:
             tail = file.read()
     except FileNotFoundError:
         return "missing"
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.strerror:  # PIL's own OSErrors have none
+            return error.strerror
+        if isinstance(error, Image.DecompressionBombError):
+            return "too large for Pillow to open"
         return "not an image" if path.stat().st_size else "empty"
     if _END_MARKERS.get(kind, b"") not in tail:
         return "truncated"
@@ -161,6 +181,20 @@ def image_problem(path: Path, height: int, width: int) -> str | None:
 def _has_area(bbox: list) -> bool:
     numbers = len(bbox) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in bbox)
     return numbers and bbox[2] > 0 and bbox[3] > 0
+
+
+def _is_mask(segmentation: Any, image: dict[str, Any] | None) -> bool:
+    if isinstance(segmentation, dict):
+        counts, size = segmentation.get("counts"), segmentation.get("size")
+        fits = image is None or size == [image["height"], image["width"]]
+        return isinstance(counts, (list, str)) and isinstance(size, list) and fits
+    return isinstance(segmentation, list) and all(
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(isinstance(v, (int, float)) for v in polygon)
+        for polygon in segmentation
+    )
 
 
 def _some(items: Iterable, most: int = 5) -> str:

@@ -20,6 +20,7 @@ import pycocotools.mask as mask_util
 from tqdm import tqdm
 
 from gn_det.errors import InputError
+from gn_det.utils import make_folder
 
 __all__ = ["CATEGORIES", "draw_image", "generate_shapes"]
 
@@ -51,7 +52,7 @@ def generate_shapes(
 
     Raises:
         InputError: a split without images, a negative seed, or an output folder that holds
-            something else.
+            something else or cannot be written.
     """
     output = Path(output)
     settings = {"num_train": num_train, "num_val": num_val, "seed": seed}
@@ -64,7 +65,7 @@ def generate_shapes(
 
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "images").mkdir(parents=True)
+    make_folder(partial / "images")
     splits = {
         "train": range(1, num_train + 1),
         "val": range(num_train + 1, num_train + num_val + 1),
@@ -118,7 +119,8 @@ def _write_split(
     for image_id in tqdm(image_ids, desc=f"shapes, {split}", unit="image"):
         image, drawn = draw_image(np.random.default_rng([settings["seed"], image_id]))
         file_name = f"{image_id:06d}.jpg"
-        cv2.imwrite(str(folder / file_name), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        if not cv2.imwrite(str(folder / file_name), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+            raise InputError(f"{folder / file_name} cannot be written; is the disk full?")
         height, width = image.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for annotation in drawn:

@@ -11,7 +11,12 @@ for _message in (
     "pkg_resources is deprecated",
     "`torch.jit.script`",
     "torch.meshgrid: in an upcoming release",
+    "`torch.cuda.amp",
 ):
     warnings.filterwarnings("ignore", message=_message)
-for _name in ("torch.utils.cpp_extension", "torch.fx._symbolic_trace"):
+for _name in (
+    "torch.utils.cpp_extension",
+    "torch.fx._symbolic_trace",
+    "torch.multiprocessing.spawn",
+):
     logging.getLogger(_name).setLevel(logging.ERROR)

@@ -18,7 +18,9 @@ from detectron2.evaluation import (
 
 from gn_det.errors import InputError
 
-__all__ = ["build_evaluator"]
+__all__ = ["build_evaluator", "check_evaluator"]
+
+_KINDS = ("coco", "coco_panoptic_seg", "lvis", "pascal_voc", "sem_seg")
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -34,23 +36,34 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if len(cfg.DATASETS.TEST) > 1:
         folder = os.path.join(folder, dataset_name)
 
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if limit < 0:  # Detectron2's "all", which COCO's evaluation does not know
+        limit = 100_000
+
     def coco() -> COCOEvaluator:
-        limit = cfg.TEST.DETECTIONS_PER_IMAGE
         return COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=limit)
 
     def sem_seg() -> SemSegEvaluator:
         return SemSegEvaluator(dataset_name, distributed=True, output_dir=folder)
 
-    kinds = {
-        "coco": coco,
-        "sem_seg": sem_seg,
-        "coco_panoptic_seg": lambda: DatasetEvaluators(
-            [sem_seg(), coco(), COCOPanopticEvaluator(dataset_name, folder)]
-        ),
-        "lvis": lambda: LVISEvaluator(dataset_name, output_dir=folder),
-        "pascal_voc": lambda: PascalVOCDetectionEvaluator(dataset_name),
-    }
+    kind = check_evaluator(dataset_name)
+    if kind == "coco":
+        return coco()
+    if kind == "sem_seg":
+        return sem_seg()
+    if kind == "coco_panoptic_seg":
+        panoptic = COCOPanopticEvaluator(dataset_name, folder)
+        return DatasetEvaluators([sem_seg(), coco(), panoptic])
+    if kind == "lvis":
+        return LVISEvaluator(dataset_name, output_dir=folder)
+    return PascalVOCDetectionEvaluator(dataset_name)
+
+
+def check_evaluator(dataset_name: str) -> str:
+    """The kind of a registered data set; InputError for one that is not evaluated here."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if kind not in kinds:
-        raise InputError(f"data set {dataset_name!r} is of kind {kind!r}; known: {sorted(kinds)}")
-    return kinds[kind]()
+    if kind not in _KINDS:
+        raise InputError(
+            f"data set {dataset_name!r} is of kind {kind!r}; those that are evaluated are {_KINDS}"
+        )
+    return kind

@@ -1,4 +1,4 @@
-"""Starting one process, or one process per GPU (per CPU share with MODEL.DEVICE cpu)."""
+"""Starting one process, or several: one for each GPU, or sharing the cores of the CPU."""
 
 from __future__ import annotations
 
@@ -9,13 +9,30 @@ from typing import Any
 
 import detectron2.engine
 import torch
-from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException
+import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from gn_det.engine.command import run_command
 from gn_det.errors import InputError
 
-__all__ = ["check_processes", "launch"]
+__all__ = ["check_device", "check_processes", "launch"]
+
+_USE_CPU = "or use the CPU: MODEL.DEVICE cpu (train.device=cpu for a LazyConfig)"
+
+
+def check_device(device: str) -> torch.device:
+    """Parse a device and check that PyTorch has it.
+
+    Raises:
+        InputError: it is no device of PyTorch's, or a GPU that is not there.
+    """
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} is no device of PyTorch's") from error
+    gpus = torch.cuda.device_count()
+    if parsed.type == "cuda" and (parsed.index or 0) >= gpus:
+        raise InputError(f"device {device} is asked for, and PyTorch sees {gpus} GPUs; {_USE_CPU}")
+    return parsed
 
 
 def check_processes(
@@ -25,32 +42,31 @@ def check_processes(
 
     Args:
         device: such as "cpu", "cuda" or "cuda:1".
-        args: with num_gpus and num_machines.
+        args: with num_gpus, num_machines and eval_only.
         ims_per_batch: images a step over all processes.
         amp: whether Detectron2's mixed precision is on, which needs a GPU.
 
     Raises:
-        InputError: a GPU that is not there, fewer GPUs than --num-gpus, images that do not divide
-            evenly, or mixed precision on the CPU.
+        InputError: a GPU that is not there, fewer GPUs than --num-gpus, one numbered GPU for
+            several processes; for training, images that do not divide evenly, or mixed precision
+            on the CPU.
     """
     if args.num_gpus < 1 or args.num_machines < 1:
         raise InputError("--num-gpus and --num-machines must be at least 1")
-    try:
-        kind, index = torch.device(device).type, torch.device(device).index
-    except RuntimeError as error:
-        raise InputError(f"device {device!r} is no device of PyTorch's") from error
+    parsed = check_device(device)
     gpus = torch.cuda.device_count()
-    if kind == "cuda" and max(args.num_gpus, (index or 0) + 1) > gpus:
-        raise InputError(
-            f"device {device} with --num-gpus {args.num_gpus}, and PyTorch sees {gpus} GPUs; lower "
-            "--num-gpus, or use the CPU: MODEL.DEVICE cpu (train.device=cpu for a LazyConfig)"
-        )
-    if amp and kind == "cpu":
+    if parsed.type == "cuda" and args.num_gpus > gpus:
+        raise InputError(f"--num-gpus {args.num_gpus}, and PyTorch sees {gpus} GPUs; {_USE_CPU}")
+    world_size = args.num_gpus * args.num_machines
+    if parsed.type == "cuda" and parsed.index is not None and world_size > 1:
+        raise InputError(f"device {device} cannot serve {world_size} processes; say cuda")
+    if args.eval_only:
+        return
+    if amp and parsed.type == "cpu":
         raise InputError(
             "mixed precision needs a GPU; turn it off with SOLVER.AMP.ENABLED False "
             "(train.amp.enabled=False for a LazyConfig)"
         )
-    world_size = args.num_gpus * args.num_machines
     if ims_per_batch < world_size or ims_per_batch % world_size:
         raise InputError(
             f"{ims_per_batch} images a step do not divide among {world_size} processes; "
@@ -59,16 +75,23 @@ def check_processes(
         )
 
 
-def launch(main: Callable[..., Any], device: str, args: argparse.Namespace, *main_args: Any) -> int:
-    """Run main(*main_args) in args.num_gpus processes on this machine; return the exit status.
+def launch(
+    main: Callable[..., Any], device: str, args: argparse.Namespace, *main_args: Any
+) -> None:
+    """Run main(*main_args) in args.num_gpus processes on this machine.
 
-    On the CPU the processes talk over gloo.
+    On the CPU the processes talk over gloo and share the cores.
+
+    Raises:
+        InputError: raised by main in any process, or a process was killed.
     """
-    if device == "cpu" and not torch.cuda.is_available():
+    on_cpu = torch.device(device).type == "cpu"
+    if on_cpu and not torch.cuda.is_available():
         print("Running on the CPU: PyTorch sees no GPU.")
-    if device == "cpu" and args.num_gpus * args.num_machines > 1:
+    if on_cpu and args.num_gpus * args.num_machines > 1:
         # Detectron2 would pick NCCL wherever a process sees a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    threads = max(1, torch.get_num_threads() // args.num_gpus) if on_cpu else None
     try:
         detectron2.engine.launch(
             _in_process,
@@ -76,15 +99,25 @@ def launch(main: Callable[..., Any], device: str, args: argparse.Namespace, *mai
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(main, main_args),
+            args=(main, main_args, threads),
         )
+    except ProcessRaisedException as raised:
+        # All that comes back from a process is its traceback, as text.
+        last_line = str(raised).strip().splitlines()[-1]
+        prefix = f"{InputError.__module__}.{InputError.__qualname__}: "
+        if last_line.startswith(prefix):
+            raise InputError(last_line.removeprefix(prefix)) from None
+        raise
     except ProcessExitedException as exited:
-        return exited.exit_code
-    return 0
+        raise InputError(
+            f"process {exited.error_index} ended with {exited.signal_name or exited.exit_code}; "
+            "SIGKILL often means that memory was short: try fewer images or processes"
+        ) from None
 
 
-def _in_process(main: Callable[..., Any], main_args: tuple[Any, ...]) -> None:
-    if comm.get_world_size() == 1:
-        main(*main_args)
-    else:
-        run_command(lambda: main(*main_args))
+def _in_process(main: Callable[..., Any], main_args: tuple[Any, ...], threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    main(*main_args)
+    if dist.is_initialized():
+        dist.destroy_process_group()

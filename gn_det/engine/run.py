@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,17 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from gn_det.errors import InputError
-from gn_det.utils import write_atomically
+from gn_det.utils import make_folder, write_atomically
 
-__all__ = ["prepare_output_dir", "set_up_process", "write_results"]
+__all__ = ["EVALUATION", "holds_run", "run_folder", "set_up_process", "write_results"]
+
+# Below OUTPUT_DIR, what --eval-only writes: the files of the run there are left alone.
+EVALUATION = "evaluation"
 
 
-def prepare_output_dir(output_dir: str, args: argparse.Namespace) -> Path:
-    """Create the folder of a run, or refuse it.
+@contextmanager
+def run_folder(output_dir: str, args: argparse.Namespace) -> Iterator[Path]:
+    """The folder of a run, created; gone again where bad input ends the run before it has begun.
 
     Args:
         output_dir: OUTPUT_DIR.
@@ -33,24 +39,26 @@ def prepare_output_dir(output_dir: str, args: argparse.Namespace) -> Path:
         InputError: it cannot be written, or holds a run that this one would overwrite.
     """
     path = Path(output_dir)
-    if not args.resume and not args.eval_only and holds_run(path):
+    existed = os.path.exists(path)
+    if existed and not args.resume and not args.eval_only and holds_run(path):
         raise InputError(
             f"{path} holds a run already; --resume goes on with it, "
             "another OUTPUT_DIR keeps it (train.output_dir for a LazyConfig)"
         )
+    make_folder(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise InputError(f"output folder {path} cannot be written: {error.strerror}") from error
-    return path
+        yield path
+    except InputError:
+        if not existed and not holds_run(path):
+            shutil.rmtree(path)
+        raise
 
 
 def holds_run(path: Path) -> bool:
     """Whether a run has left metrics or a checkpoint in a folder."""
-    metrics = path / "metrics.json"
-    return (path / "last_checkpoint").exists() or (metrics.exists() and metrics.stat().st_size > 0)
+    metrics = os.path.join(path, "metrics.json")
+    has_metrics = os.path.exists(metrics) and os.path.getsize(metrics) > 0
+    return has_metrics or os.path.exists(os.path.join(path, "last_checkpoint"))
 
 
 def set_up_process(output_dir: str, seed: int, cudnn_benchmark: bool = False) -> None:

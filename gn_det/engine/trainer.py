@@ -6,6 +6,7 @@ import logging
 import weakref
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
@@ -71,7 +72,7 @@ class Trainer(DefaultTrainer):
 
 def wrap_ddp(model: nn.Module, device: str, **kwargs: Any) -> nn.Module:
     """Detectron2's create_ddp_model for any device; the model itself where there is one process."""
-    if device == "cpu":
+    if torch.device(device).type == "cpu":
         kwargs["device_ids"] = None
     return create_ddp_model(model, **kwargs)
 

@@ -12,13 +12,16 @@ __all__ = ["inject"]
 
 
 def inject(model: nn.Module, num_groups: int = 32) -> nn.Module:
-    """Normalise every convolution that Detectron2's NORM keys reach with FusedGroupNorm.
+    """Give the convolutions of ResNets, FPNs, box heads and mask heads a FusedGroupNorm.
 
-    The sites are ResNet (stem, blocks, shortcuts), FPN (lateral, output) and the convolutions of
-    the box and mask heads. A norm that is there (BN, SyncBN, FrozenBN, GN) is replaced, its γ and
-    β carried over; a convolution without one gains it and loses its bias. The state-dict keys are
-    then those of Detectron2's own ``NORM: "GN"`` model. A norm follows its convolution in device,
-    dtype and whether it trains, so FREEZE_AT holds.
+    In Mask R-CNN with FPN these are the sites that Detectron2's NORM keys reach: stem, blocks and
+    shortcuts; lateral and output convolutions; the 3x3 convolutions of the heads. Norms elsewhere
+    (the res5 head of a C4 model, a semantic segmentation head) stay as they are.
+
+    A norm that is there (BN, SyncBN, FrozenBN, GN) is replaced, its γ and β carried over; a
+    convolution without one gains it and loses its bias. The state-dict keys are then those of
+    Detectron2's own ``NORM: "GN"`` model. A norm follows its convolution in device, dtype and
+    whether it trains, so FREEZE_AT holds.
 
     Args:
         model: a Detectron2 model or a component of one; changed in place.

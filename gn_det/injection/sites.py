@@ -1,4 +1,4 @@
-"""Where a Detectron2 model holds the convolutions that its NORM keys reach.
+"""Where a Detectron2 model holds the convolutions that inject normalises.
 
 A site names a part of a detector; its convolutions are found by the Detectron2 class that owns
 them, so subclasses and any nesting are covered.

@@ -126,6 +126,31 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
         Checkpointer(model()).load(str(path))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"state_dict": {"a": torch.ones(1)}, "meta": {}},
+            "holds no weights .* but state_dict, meta",
+        ),
+        ([torch.ones(1)], "cannot be read as weights|holds no weights"),
+    ],
+)
+def test_checkpoints_of_other_programs_are_told_apart(
+    tmp_path: Path, content: object, message: str
+) -> None:
+    torch.save(content, tmp_path / "foreign.pth")
+    with pytest.raises(InputError, match=message):
+        Checkpointer(model()).load(str(tmp_path / "foreign.pth"))
+
+
+def test_detectron2s_matching_heuristics_can_be_asked_for(tmp_path: Path) -> None:
+    saved, loaded = model(), model()
+    path = save(tmp_path / "weights.pth", saved.state_dict())
+    Checkpointer(loaded).load(f"{path}?matching_heuristics=True")
+    assert torch.equal(loaded["body"].weight, saved["body"].weight)
+
+
 def test_weights_must_exist(tmp_path: Path) -> None:
     check_weights_exist("")
     with pytest.raises(InputError, match=r"nowhere\.pth do not exist"):

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from helpers import ROOT
 
 from gn_det import InputError, get_config
-from gn_det.config import load_config, load_lazy_config
+from gn_det.config import dump_config, load_config, load_lazy_config
 
 YAML_CONFIGS = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml"))
 
@@ -82,6 +82,10 @@ def test_overrides_come_last(write: Callable[[str], Path]) -> None:
         ("", [], "holds no config keys"),
         ("- 1\n- 2", [], "holds no config keys"),
         ("MODEL: {", [], "is no YAML"),
+        ("MODEL:\n  # DEVICE: cpu\nVERSION: 2", [], "MODEL"),
+        ("MODEL: 3\nVERSION: 2", [], "MODEL"),
+        ("_BASE_: config.yaml\nVERSION: 2", [], "recursion"),
+        ("VERSION: 2", ["OUTPUT_DIR", "x", "--num-gpus", "2"], "--num-gpus .* flags come first"),
         ("_BASE_: nowhere.yaml\nVERSION: 2", [], "nowhere.yaml"),
     ],
 )
@@ -106,6 +110,20 @@ def test_lazy_overrides_apply_and_wrong_keys_suggest_the_nearest() -> None:
         load_lazy_config(path, ["train.maxiter=3"])
     with pytest.raises(InputError, match="key=value"):
         load_lazy_config(path, ["train.max_iter", "3"])
+
+
+def test_lazy_overrides_that_hydra_cannot_read_are_told_in_one_line() -> None:
+    path = ROOT / "configs" / "small" / "quickstart.py"
+    with pytest.raises(InputError, match="the overrides") as caught:
+        load_lazy_config(path, ["train.output_dir=[1"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dumped_config_suits_another_machine() -> None:
+    automatic = yaml.safe_load(dump_config(load_config(None)))
+    assert automatic["MODEL"]["DEVICE"] == "auto"
+    other = yaml.safe_load(dump_config(load_config(None, ["MODEL.DEVICE", "cuda:3"])))
+    assert other["MODEL"]["DEVICE"] == "cuda:3"
 
 
 def test_a_lazy_config_must_be_a_python_file(tmp_path: Path) -> None:

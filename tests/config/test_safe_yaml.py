@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import detectron2
@@ -9,7 +10,7 @@ import pytest
 from detectron2.config import get_cfg
 
 from gn_det import InputError
-from gn_det.config import load_config
+from gn_det.config import load_config, safe_yaml
 
 RETINANET = (
     Path(detectron2.__file__).parent / "model_zoo/configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml"
@@ -48,9 +49,21 @@ def test_detectron2s_configs_compute_their_anchors(tmp_path: Path) -> None:
         assert [round(size, 1) for size in sizes[0]] == [32, 40.3, 50.8]
 
 
-def test_a_link_does_not_move_a_config_into_detectron2(tmp_path: Path) -> None:
+def test_a_folder_or_link_called_detectron2_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "detectron2").mkdir()
     path = tmp_path / "detectron2" / "config.yaml"
     path.write_text(hostile(tmp_path / "ran"))
-    with pytest.raises(InputError, match="refused"):
-        load_config(path)
+    (tmp_path / "link.yaml").symlink_to(path)
+    for name in (path, tmp_path / "link.yaml"):
+        with pytest.raises(InputError, match="refused"):
+            load_config(name)
+
+
+def test_configs_that_an_install_from_the_repository_links_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(RETINANET.parents[1], tmp_path / "clone" / "configs")
+    monkeypatch.setattr(safe_yaml, "_DETECTRON2", (tmp_path / "clone" / "configs",))
+    (tmp_path / "configs").symlink_to(tmp_path / "clone" / "configs")
+    path = tmp_path / "configs" / "COCO-Detection" / RETINANET.name
+    assert load_config(path).MODEL.ANCHOR_GENERATOR.SIZES[0][0] == 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from gn_det import InputError
 from gn_det.data.coco import check_annotations, find_bad_images, image_problem, read_coco
@@ -83,7 +87,17 @@ def test_sound_annotations_pass(tmp_path: Path) -> None:
         (lambda a: a.update(bbox=[1, 1, float("nan"), 5]), "without area"),
         (lambda a: a.pop("segmentation"), "no segmentation .* MODEL.MASK_ON False"),
         (lambda a: a.update(segmentation=[]), "no segmentation"),
+        (lambda a: a.update(segmentation=[[]]), "neither polygons nor an RLE"),
+        (lambda a: a.update(segmentation=[[1, 1, 2, 2]]), "neither polygons nor an RLE"),
+        (lambda a: a.update(segmentation=[[1, 1, 2, 2, 3, 3, 4]]), "neither polygons nor an RLE"),
+        (lambda a: a.update(segmentation="mask"), "neither polygons nor an RLE"),
+        (lambda a: a.update(segmentation={"counts": [1]}), "neither polygons nor an RLE"),
+        (
+            lambda a: a.update(segmentation={"counts": [200], "size": [20, 10]}),
+            "1 have a segmentation that is neither polygons nor an RLE of the image's size",
+        ),
         (lambda a: a.pop("area"), "lack area or iscrowd"),
+        (lambda a: a.update(id=0), r"1 have the id 0, .*\(number them from 1\)"),
     ],
 )
 def test_an_annotation_that_nothing_can_be_learnt_from_is_refused(
@@ -102,6 +116,23 @@ def test_every_kind_of_problem_is_told_at_once_with_counts() -> None:
     data["annotations"][3]["category_id"] = 99
     with pytest.raises(InputError, match=r"1 have a category_id .* 3; 9 have a box .* and 4 more"):
         check(data)
+
+
+def test_the_evaluation_indeed_takes_the_id_0_for_no_match() -> None:
+    def ap(first_id: int) -> float:
+        truth, data = COCO(), dataset()
+        data["annotations"][0]["id"] = first_id
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth.dataset = data
+            truth.createIndex()
+            found = {"image_id": 1, "category_id": 7, "bbox": [1, 1, 5, 5], "score": 0.9}
+            evaluation = COCOeval(truth, truth.loadRes([found]), "bbox")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return evaluation.stats[0]
+
+    assert ap(1) == pytest.approx(1) and ap(0) == 0
 
 
 def test_masks_and_areas_are_asked_for_only_where_they_are_read() -> None:
@@ -148,6 +179,18 @@ def test_missing_empty_and_foreign_files_are_found(tmp_path: Path) -> None:
     assert image_problem(tmp_path / "nowhere.jpg", 1, 1) == "missing"
     assert image_problem(tmp_path / "empty.jpg", 1, 1) == "empty"
     assert image_problem(tmp_path / "text.jpg", 1, 1) == "not an image"
+
+
+def test_a_file_in_place_of_the_folder_is_told(picture: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=r"picture\.jpg is not a folder of images"):
+        find_bad_images([], picture())
+
+
+def test_a_picture_that_is_too_large_to_open_is_told(
+    picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    assert image_problem(picture(), 10, 20) == "too large for Pillow to open"
 
 
 def test_a_size_other_than_the_jsons_is_found(picture: Callable[..., Path]) -> None:

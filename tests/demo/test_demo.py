@@ -80,9 +80,8 @@ def test_a_folder_is_drawn_and_its_detections_are_coco_results(
     assert {r["image_id"] for r in results} <= {1, 2}  # the numbers in the file names
     assert all(r["score"] >= 0.2 for r in results)
     with contextlib.redirect_stdout(io.StringIO()):
-        COCO(shapes / "train.json").loadRes(
-            [{k: v for k, v in r.items() if k != "file_name"} for r in results]
-        )
+        loaded = COCO(shapes / "train.json").loadRes(str(tmp_path / "found.json"))
+    assert len(loaded.anns) == len(results)
 
 
 def test_detections_cover_the_picture_that_they_are_drawn_on(
@@ -177,6 +176,32 @@ def test_weights_that_are_missing_or_do_not_fit_are_an_error(
     with pytest.raises(InputError, match="does not fit the model.*of another shape"):
         demo(*rest, "--opts", "MODEL.ROI_HEADS.NUM_CLASSES", 5)
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_the_overrides_come_before_those_beside_the_config(
+    demo: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.pth do not exist"):
+        demo(
+            "--input", pictures, "--output", tmp_path / "out",
+            "--opts", "MODEL.WEIGHTS", "nowhere.pth",
+        )  # fmt: skip
+
+
+def test_a_gpu_that_is_not_there_is_told(demo: Callable, pictures: Path, tmp_path: Path) -> None:
+    rest = ["--input", pictures, "--output", tmp_path / "out"]
+    with pytest.raises(InputError, match=r"cuda:99 .* MODEL\.DEVICE cpu"):
+        demo(*rest, "--opts", "MODEL.DEVICE", "cuda:99")
+
+
+def test_the_folder_of_the_json_file_is_made_before_the_work(
+    demo: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    rest = ["--input", pictures, "--output", tmp_path / "out"]
+    assert demo(*rest, "--json", tmp_path / "new" / "found.json") == 0
+    assert (tmp_path / "new" / "found.json").exists()
+    with pytest.raises(InputError, match="cannot be written"):
+        demo(*rest, "--json", pictures / "000001.jpg" / "found.json")
 
 
 def test_a_config_without_weights_asks_for_them(

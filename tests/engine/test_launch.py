@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from argparse import Namespace
 
 import pytest
 import torch
 
 from gn_det import InputError
-from gn_det.engine.launch import check_processes
+from gn_det.engine.launch import check_processes, launch
 
 
 def check(
-    device: str, num_gpus: int, ims_per_batch: int, *, num_machines: int = 1, amp: bool = False
+    device: str,
+    num_gpus: int,
+    ims_per_batch: int,
+    *,
+    num_machines: int = 1,
+    amp: bool = False,
+    eval_only: bool = False,
 ) -> None:
-    args = Namespace(num_gpus=num_gpus, num_machines=num_machines)
+    args = Namespace(num_gpus=num_gpus, num_machines=num_machines, eval_only=eval_only)
     check_processes(device, args, ims_per_batch, amp=amp)
 
 
@@ -33,7 +41,7 @@ def test_the_cpu_takes_any_number_of_processes() -> None:
 
 
 def test_a_gpu_that_is_not_there_is_refused(no_gpu: None) -> None:
-    with pytest.raises(InputError, match=r"cuda .* sees 0 GPUs; .* MODEL\.DEVICE cpu"):
+    with pytest.raises(InputError, match=r"cuda .* sees 0 GPUs; or use the CPU: MODEL\.DEVICE cpu"):
         check("cuda", 1, 2)
 
 
@@ -59,6 +67,36 @@ def test_machines_count(two_gpus: None) -> None:
     check("cuda", 2, 8, num_machines=4)
     with pytest.raises(InputError, match="4 images .* 8 processes"):
         check("cuda", 2, 4, num_machines=4)
+
+
+def test_a_numbered_gpu_serves_one_process(two_gpus: None) -> None:
+    with pytest.raises(InputError, match="cuda:0 cannot serve 2 processes; say cuda"):
+        check("cuda:0", 2, 2)
+
+
+def test_evaluation_asks_for_no_training_settings() -> None:
+    check("cpu", 4, 2, amp=True, eval_only=True)
+
+
+def fail(message: str) -> None:
+    raise InputError(message)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_bad_input_found_in_any_process_comes_back_as_it_was(processes: int) -> None:
+    args = Namespace(num_gpus=processes, num_machines=1, machine_rank=0, dist_url="auto")
+    with pytest.raises(InputError, match="^weights: 3 missing$"):
+        launch(fail, "cpu", args, "weights: 3 missing")
+
+
+def test_a_killed_process_is_told() -> None:
+    args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+    with pytest.raises(InputError, match="ended with SIGKILL; .* memory"):
+        launch(die, "cpu", args)
 
 
 def test_mixed_precision_on_the_cpu_is_refused(two_gpus: None) -> None:

@@ -9,34 +9,56 @@ from pathlib import Path
 import pytest
 
 from gn_det import InputError
-from gn_det.engine.run import prepare_output_dir, write_results
+from gn_det.engine.run import run_folder, write_results
 
 FRESH = Namespace(resume=False, eval_only=False)
 
 
-def test_a_new_folder_is_created_with_its_parents(tmp_path: Path) -> None:
-    assert prepare_output_dir(str(tmp_path / "a" / "b"), FRESH).is_dir()
+def test_a_new_folder_is_created_with_its_parents_and_stays(tmp_path: Path) -> None:
+    with run_folder(str(tmp_path / "a" / "b"), FRESH) as folder:
+        (folder / "log.txt").touch()
+    assert (tmp_path / "a" / "b" / "log.txt").exists()
+
+
+def test_bad_input_leaves_no_new_folder_behind(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bad"), run_folder(str(tmp_path / "a"), FRESH) as folder:
+        (folder / "log.txt").touch()
+        raise InputError("bad")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("begun", ["before", "during"])
+def test_bad_input_never_takes_what_was_there(tmp_path: Path, begun: str) -> None:
+    path = tmp_path / "a"
+    if begun == "before":
+        path.mkdir()
+    with pytest.raises(InputError, match="bad"), run_folder(str(path), FRESH) as folder:
+        (folder / "last_checkpoint").write_text("model_0000001.pth")
+        raise InputError("bad")
+    assert (path / "last_checkpoint").exists()
 
 
 @pytest.mark.parametrize("left", ["last_checkpoint", "metrics.json"])
 def test_a_run_is_not_overwritten_but_resumed_and_evaluated(tmp_path: Path, left: str) -> None:
     (tmp_path / left).write_text("{}")
     with pytest.raises(InputError, match="holds a run already; --resume"):
-        prepare_output_dir(str(tmp_path), FRESH)
-    prepare_output_dir(str(tmp_path), Namespace(resume=True, eval_only=False))
-    prepare_output_dir(str(tmp_path), Namespace(resume=False, eval_only=True))
+        run_folder(str(tmp_path), FRESH).__enter__()
+    for args in (Namespace(resume=True, eval_only=False), Namespace(resume=False, eval_only=True)):
+        with run_folder(str(tmp_path), args) as folder:
+            assert folder == tmp_path
 
 
 def test_what_a_failed_start_left_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").touch()
     (tmp_path / "config.yaml").write_text("A: 1")
-    prepare_output_dir(str(tmp_path), FRESH)
+    with run_folder(str(tmp_path), FRESH) as folder:
+        assert folder == tmp_path
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/run cannot be written: Not a directory"):
-        prepare_output_dir(str(tmp_path / "file" / "run"), FRESH)
+        run_folder(str(tmp_path / "file" / "run"), FRESH).__enter__()
 
 
 def test_results_are_strict_json(tmp_path: Path) -> None:

@@ -54,6 +54,28 @@ def test_a_folder_that_cannot_be_written_is_told(install: ModuleType, tmp_path: 
         install.create(str(tmp_path / "file" / "venv"))
 
 
+def test_a_folder_that_holds_something_else_is_not_touched(
+    install: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(SystemExit, match="exists and is no virtual environment"):
+        install.create(str(tmp_path))
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_interruption_leaves_no_half_made_environment(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(command: list[str], **kwargs: object) -> None:
+        Path(command[-1], "bin").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(install.subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        install.create(str(tmp_path / "venv"))
+    assert not (tmp_path / "venv").exists()
+
+
 def test_a_full_disk_is_told_before_anything_is_fetched(
     install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,11 +67,18 @@ def test_two_processes_train_on_the_cpu_over_gloo(shapes: Path, tmp_path: Path) 
         (["--config-file", "nowhere.py"], r"nowhere\.py does not exist"),
         ([*CONFIG, "train.maxiter=3"], r"did you mean train\.max_iter"),
         ([*CONFIG, "train.device=cuda:99"], r"cuda:99.*train\.device=cpu"),
-        ([*CONFIG, "train.init_checkpoint=nowhere.pth"], "instances_train2017.json"),
+        ([*CONFIG, "train.init_checkpoint=nowhere.pth"], r"weights nowhere\.pth do not exist"),
+        (CONFIG, r"instances_train2017\.json; .* DETECTRON2_DATASETS"),
     ],
 )
 def test_bad_settings_are_refused(
-    call_main: Callable, arguments: list[object], message: str
+    call_main: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[object],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         call_main(TOOL, *arguments)
+    assert list(tmp_path.rglob("*.txt")) == []

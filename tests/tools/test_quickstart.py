@@ -38,6 +38,10 @@ def test_two_steps_leave_everything_and_a_second_run_skips_what_is_done(tmp_path
     assert second.returncode == 0, second.stderr
     assert (tmp_path / "run" / "model_final.pth").stat().st_mtime_ns == trained
     assert "Starting training" not in second.stdout and row in second.stdout
+    assert "holds a finished run; remove it to train anew" in second.stdout
+
+    other = quickstart(tmp_path, "SHAPES=--num-train 7 --num-val 3", f"OPTS={' '.join(TINY)}")
+    assert other.returncode != 0 and "is not the shapes set of" in other.stderr
 
 
 def test_a_run_that_was_interrupted_goes_on(tmp_path: Path) -> None:

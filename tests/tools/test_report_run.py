@@ -46,6 +46,14 @@ def test_a_run_that_is_not_finished_is_told(run: Path, call_main: Callable) -> N
         call_main("tools/report_run.py", run)
 
 
+def test_a_run_on_several_sets_is_not_of_one_table(run: Path, call_main: Callable) -> None:
+    cfg = get_config("small/quickstart.yaml")
+    cfg.DATASETS.TEST = ("a", "b")
+    (run / "config.yaml").write_text(cfg.dump())
+    with pytest.raises(InputError, match=r"evaluated on 2 data sets, .* results\.json"):
+        call_main("tools/report_run.py", run)
+
+
 def test_a_run_on_a_registered_set_has_no_contact_sheet(run: Path, call_main: Callable) -> None:
     cfg = get_config("small/quickstart.yaml")
     cfg.DATASETS.TEST = ("coco_2017_val",)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from detectron2.data.detection_utils import read_image
 from helpers import ROOT, TINY, folder_flags, run_program
 
 from gn_det import InputError
@@ -62,26 +63,35 @@ def test_the_classes_of_the_folder_reach_the_config(finished: tuple) -> None:
     assert list(cfg.DATASETS.TRAIN) == ["custom_train"]
 
 
-def test_the_trained_weights_predict_after_reloading(finished: tuple) -> None:
-    cfg = load_config(finished[0] / "config.yaml", ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"])
+def test_the_reloaded_weights_predict_what_the_run_evaluated(finished: tuple, shapes: Path) -> None:
+    cfg = load_config(finished[0] / "config.yaml")
     cfg.MODEL.WEIGHTS = str(finished[0] / "model_final.pth")
-    image = torch.randint(0, 255, (96, 128, 3), dtype=torch.uint8).numpy()
-    first, second = (Predictor(cfg)(image)["instances"] for _ in range(2))
-    assert len(first) > 0 and torch.equal(first.scores, second.scores)
+    results = json.loads((finished[0] / "inference/coco_instances_results.json").read_text())
+    expected = [r["score"] for r in results if r["image_id"] == 7]
+    image = read_image(str(shapes / "images" / "000007.jpg"), format="BGR")
+    scores = Predictor(cfg)(image)["instances"].scores.tolist()
+    assert len(expected) > 0 and scores == pytest.approx(expected, rel=1e-4)
 
 
 def test_evaluating_again_gives_the_same_results_and_leaves_the_run_alone(
     finished: tuple, call_main: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, _, _ = finished
-    kept = {name: (output / name).read_bytes() for name in ("config.yaml", "results.json")}
+    kept = {
+        path: path.read_bytes() for path in output.rglob("*") if path.suffix in {".json", ".yaml"}
+    }
+    assert len(kept) >= 4
     call_main(
         TRAIN_NET, "--config-file", output / "config.yaml", "--eval-only",
         "MODEL.WEIGHTS", output / "model_final.pth", "DATALOADER.NUM_WORKERS", 0,
     )  # fmt: skip
-    results = json.loads(kept["results.json"])
-    assert f"{results['segm']['AP50']:.4f}" in capsys.readouterr().out
-    assert all((output / name).read_bytes() == content for name, content in kept.items())
+    assert "Evaluation results for custom_val" in capsys.readouterr().out
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    predicted = "inference/coco_instances_results.json"
+    again = json.loads((output / "evaluation" / predicted).read_text())
+    assert [r["score"] for r in again] == pytest.approx(
+        [r["score"] for r in json.loads(kept[output / predicted])], rel=1e-4
+    )
 
 
 def test_a_finished_run_is_not_overwritten(finished: tuple, call_main: Callable) -> None:
@@ -139,8 +149,13 @@ def test_bad_images_are_left_out_when_asked(
         call_main(TRAIN_NET, *CONFIG, *folder_flags(folder), *options)
     assert not (tmp_path / "run").exists()
     call_main(TRAIN_NET, *CONFIG, *folder_flags(folder), "--skip-bad-images", *options)
+    used = {}
+    for split in ("train", "val"):
+        path = tmp_path / "run" / "datasets" / f"custom_{split}.json"
+        used[split] = [image["id"] for image in json.loads(path.read_text())["images"]]
+    assert used == {"train": [1, 3, 4, 5, 6], "val": [7, 9]}
     predictions = tmp_path / "run" / "inference" / "coco_instances_results.json"
-    assert {p["image_id"] for p in json.loads(predictions.read_text())} <= {7, 9}
+    assert {p["image_id"] for p in json.loads(predictions.read_text())} == {7, 9}
 
 
 @pytest.mark.parametrize(
@@ -163,18 +178,36 @@ def test_bad_settings_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--train", "nowhere.json", "."], "error: .*nowhere.json cannot be read"),
-        (["OUTPUT_DIR", "/dev/null/run", "--train"], "error:|usage:"),
-    ],
-)
-def test_a_user_sees_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    done = run_program(TRAIN_NET, *CONFIG, *arguments)
+def test_weights_that_do_not_fit_leave_nothing_behind(
+    finished: tuple, shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    wide = ["MODEL.FPN.OUT_CHANNELS", 32, *TINY]
+    weights = ["MODEL.WEIGHTS", finished[0] / "model_final.pth"]
+    with pytest.raises(InputError, match="does not fit the model: .* of another shape"):
+        call_main(
+            TRAIN_NET, *CONFIG, *folder_flags(shapes), "OUTPUT_DIR", tmp_path / "run",
+            *weights, *wide,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_another_model_leaves_the_runs_config_alone(
+    finished: tuple, shapes: Path, call_main: Callable
+) -> None:
+    before = (finished[0] / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match="does not fit the model"):
+        call_main(
+            TRAIN_NET, *CONFIG, *folder_flags(shapes), "--resume", "OUTPUT_DIR", finished[0],
+            "MODEL.FPN.OUT_CHANNELS", 32, *TINY,
+        )  # fmt: skip
+    assert (finished[0] / "config.yaml").read_bytes() == before
+
+
+def test_a_user_sees_one_line_and_status_2() -> None:
+    done = run_program(TRAIN_NET, *CONFIG, "--train", "nowhere.json", ".")
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and "nowhere.json cannot be read" in line
 
 
 def test_two_processes_train_on_the_cpu_over_gloo(shapes: Path, tmp_path: Path) -> None:
@@ -197,5 +230,7 @@ def test_an_error_in_two_processes_is_no_stack_trace_either(shapes: Path, tmp_pa
         "MODEL.WEIGHTS", tmp_path / "other.pth",
     )  # fmt: skip
     assert done.returncode == 2
-    assert "does not fit the model" in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "error" in line)
+    assert line.startswith("error: ") and "does not fit the model" in line
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

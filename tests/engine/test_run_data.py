@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gn_det import InputError
-from gn_det.engine.datasets import RunData, check_data
+from gn_det.engine.run_data import RunData, check_data
 
 
 def check(folder: Path | None = None, **changes: object) -> RunData:
@@ -96,11 +96,34 @@ def test_a_set_of_bad_images_only_is_refused_all_the_same(edit_shapes: Callable)
 
 def test_rle_masks_of_objects_are_noticed(edit_shapes: Callable) -> None:
     def to_rle(dataset: dict) -> None:
-        size = [128, 128]
         annotation = next(a for a in dataset["annotations"] if not a["iscrowd"])
-        annotation["segmentation"] = {"size": size, "counts": [10, 100, 128 * 128 - 110]}
+        image = next(i for i in dataset["images"] if i["id"] == annotation["image_id"])
+        height, width = image["height"], image["width"]
+        counts = [10, 100, height * width - 110]
+        annotation["segmentation"] = {"size": [height, width], "counts": counts}
 
     assert check(edit_shapes(to_rle)).has_rle_masks
+
+
+@pytest.mark.parametrize(("eval_only", "flag"), [(False, "--train"), (True, "--val")])
+def test_no_data_set_at_all_is_told(eval_only: bool, flag: str) -> None:
+    with pytest.raises(InputError, match=f"no data set is given: add {flag}"):
+        check(eval_only=eval_only)
+
+
+def test_leaving_out_every_image_with_objects_is_refused(edit_shapes: Callable) -> None:
+    def only_first_has_objects(dataset: dict) -> None:
+        dataset["annotations"] = [a for a in dataset["annotations"] if a["image_id"] == 1]
+
+    folder = edit_shapes(only_first_has_objects)
+    (folder / "images" / "000001.jpg").unlink()
+    with pytest.raises(InputError, match="1 of 6 images"):
+        check(folder, skip_bad_images=True)
+
+
+def test_a_set_that_cannot_be_evaluated_is_told_before_training() -> None:
+    with pytest.raises(InputError, match="of kind 'cityscapes_instance'; those that are"):
+        check(names=([], ["cityscapes_fine_instance_seg_val"]), eval_only=True)
 
 
 def test_an_unknown_data_set_suggests_the_nearest() -> None:
@@ -110,4 +133,4 @@ def test_an_unknown_data_set_suggests_the_nearest() -> None:
 
 def test_a_builtin_data_set_that_is_not_there_says_where_it_is_looked_for() -> None:
     with pytest.raises(InputError, match=r"instances_val2017\.json; .* DETECTRON2_DATASETS"):
-        check(names=([], ["coco_2017_val"]))
+        check(names=([], ["coco_2017_val"]), eval_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gn_det.data.datasets import CocoFolder, check_folder, check_registered, without_images
+from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
 
 __all__ = ["RunData", "check_data"]
@@ -82,12 +83,20 @@ def check_data(
         train, test = [_CUSTOM["train"]], []
     if args.val:
         test = [_CUSTOM["val"]]
+    if not (test if args.eval_only else train):
+        flag = "--val" if args.eval_only else "--train"
+        raise InputError(
+            f"no data set is given: add {flag} JSON IMAGES_DIR, or name one in the config"
+        )
     data = RunData(
         list(train),
         list(test),
         [by_name[name] for name in [*train, *test] if name in by_name],
         [] if args.train else [(number, name) for number, name in categories],
     )
+    for name in test:
+        if name not in by_name:
+            check_evaluator(name)
     for name in [*([] if args.eval_only else train), *test]:
         if name not in by_name:
             _refuse(*check_registered(name), name, "; mend them, or hand the set over as --train")
@@ -99,7 +108,7 @@ def check_data(
                 isinstance(a.get("segmentation"), dict) and not a.get("iscrowd")
                 for a in dataset["annotations"]
             )
-        if bad and args.skip_bad_images and len(bad) < len(dataset["images"]):
+        if bad and args.skip_bad_images and _has_objects_without(bad, dataset):
             data._to_leave_out[name] = dataset, bad
         else:
             _refuse(dataset, bad, by_name[name].json_file, "; --skip-bad-images goes on without")
@@ -114,6 +123,13 @@ def _settle_categories(data: RunData, dataset: dict[str, Any], folder: CocoFolde
             f"the model knows {data.categories}"
         )
     data.categories = categories
+
+
+def _has_objects_without(bad: list[tuple[dict, str]], dataset: dict[str, Any]) -> bool:
+    bad_ids = {image["id"] for image, _ in bad}
+    return any(
+        not a.get("iscrowd") and a["image_id"] not in bad_ids for a in dataset["annotations"]
+    )
 
 
 def _refuse(dataset: dict[str, Any], bad: list, name: str, advice: str) -> None:
