@@ -50,7 +50,7 @@ def test_a_run_on_several_sets_is_not_of_one_table(run: Path, call_main: Callabl
     cfg = get_config("small/quickstart.yaml")
     cfg.DATASETS.TEST = ("a", "b")
     (run / "config.yaml").write_text(cfg.dump())
-    with pytest.raises(InputError, match=r"evaluated on 2 data sets, .* results\.json"):
+    with pytest.raises(InputError, match=r"evaluated on 2 data sets, .*results\.json"):
         call_main("tools/report_run.py", run)
 
 
