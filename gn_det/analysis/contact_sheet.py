@@ -22,7 +22,7 @@ def contact_sheet(
     image_root: str | Path,
     results_file: str | Path,
     png: str | Path,
-    num_images: int = 8,
+    num_images: int = 6,
     score_threshold: float = 0.5,
 ) -> None:
     """Draw some pictures of a split twice: with their annotations and with the predictions.
@@ -65,4 +65,4 @@ def contact_sheet(
         left.set_title(f"{image['file_name']}: ground truth", fontsize=9)
         right.imshow(draw_objects(picture, predictions[image["id"]], names))
         right.set_title(f"predictions, score ≥ {score_threshold:g}", fontsize=9)
-    figure.savefig(png, dpi=80)
+    figure.savefig(png, dpi=60)
