@@ -26,6 +26,8 @@ class RunData:
         test: names of the sets to evaluate on.
         folders: COCO-format folders to register, some of the above.
         categories: (category id, name) by class index, from the folders; empty without folders.
+        bad_images: (the parsed JSON, [(image, what is wrong)]) by the name of a folder, where the
+            run goes on without them.
         has_rle_masks: whether objects (not only crowds) have RLE segmentations, which Detectron2
             reads as bitmasks only.
     """
@@ -35,13 +37,13 @@ class RunData:
     folders: list[CocoFolder]
     categories: list[tuple[int, str]] = field(default_factory=list)
     has_rle_masks: bool = False
-    _to_leave_out: dict[str, tuple[dict, list]] = field(default_factory=dict)
+    bad_images: dict[str, tuple[dict, list]] = field(default_factory=dict)
 
     def leave_out_bad_images(self, output_dir: Path) -> None:
         """Replace the folders that have bad images by copies of their JSON without them."""
         for index, folder in enumerate(self.folders):
-            if folder.name in self._to_leave_out:
-                dataset, bad = self._to_leave_out[folder.name]
+            if folder.name in self.bad_images:
+                dataset, bad = self.bad_images[folder.name]
                 print(f"{folder.json_file}: going on without {_describe(bad, dataset)}")
                 images = [image for image, _ in bad]
                 self.folders[index] = without_images(
@@ -94,12 +96,11 @@ def check_data(
         [by_name[name] for name in [*train, *test] if name in by_name],
         [] if args.train else [(number, name) for number, name in categories],
     )
-    for name in test:
-        if name not in by_name:
-            check_evaluator(name)
     for name in [*([] if args.eval_only else train), *test]:
         if name not in by_name:
             _refuse(*check_registered(name), name, "; mend them, or hand the set over as --train")
+            if name in test:
+                check_evaluator(name)
             continue
         dataset, bad = check_folder(by_name[name], masks=masks, training=name in train)
         _settle_categories(data, dataset, by_name[name])
@@ -109,7 +110,7 @@ def check_data(
                 for a in dataset["annotations"]
             )
         if bad and args.skip_bad_images and _has_objects_without(bad, dataset):
-            data._to_leave_out[name] = dataset, bad
+            data.bad_images[name] = dataset, bad
         else:
             _refuse(dataset, bad, by_name[name].json_file, "; --skip-bad-images goes on without")
     return data

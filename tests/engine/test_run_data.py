@@ -131,6 +131,11 @@ def test_an_unknown_data_set_suggests_the_nearest() -> None:
         check(names=(["coco_2017_trian"], []))
 
 
+def test_an_unknown_set_to_evaluate_on_suggests_the_nearest_too() -> None:
+    with pytest.raises(InputError, match="'coco_2017_vall' .* did you mean coco_2017_val"):
+        check(names=([], ["coco_2017_vall"]), eval_only=True)
+
+
 def test_a_builtin_data_set_that_is_not_there_says_where_it_is_looked_for() -> None:
     with pytest.raises(InputError, match=r"instances_val2017\.json; .* DETECTRON2_DATASETS"):
         check(names=([], ["coco_2017_val"]), eval_only=True)
