@@ -123,7 +123,7 @@ def step(name, python, arguments):
         advice = "the disk is full: free about %d GB" % DISK_GB
     elif "do not match the hashes" in errors.lower():
         advice = "the download is not the file that was checked: do not use it, try again later"
-    elif "connection" in errors.lower() or "resolution" in errors.lower():
+    elif "connection" in errors.lower() or "name resolution" in errors.lower():
         advice = "PyPI cannot be reached: check the network or the proxy, then run this again"
     elif "No matching distribution" in errors:
         advice = "PyPI has none for Python %d.%d; try PYTHON=python3.11" % sys.version_info[:2]

@@ -21,8 +21,18 @@ from gn_det.errors import InputError
 
 __all__ = ["Checkpointer", "check_weights_exist"]
 
+# What Detectron2, torch and pickle raise on files that are none of theirs.
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    ImportError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 # Layers whose shape follows the number of classes: fine-tuning starts them anew.
-_UNREADABLE = (RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, ImportError)
 _CLASS_LAYERS = re.compile(r"predictor|cls_score|bbox_pred|score_lowres")
 
 
@@ -72,7 +82,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             loaded = super()._load_file(filename)
-        except (pickle.UnpicklingError, *_UNREADABLE) as error:
+        except _UNREADABLE as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise InputError(f"{filename} cannot be read as weights: {first}") from error
         model = loaded["model"]

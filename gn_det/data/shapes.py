@@ -9,6 +9,7 @@ scatter around its own.
 from __future__ import annotations
 
 import colorsys
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -70,10 +71,15 @@ def generate_shapes(
         "train": range(1, num_train + 1),
         "val": range(num_train + 1, num_train + num_val + 1),
     }
-    for split, image_ids in splits.items():
-        dataset = _write_split(partial / "images", image_ids, split, settings)
-        (partial / f"{split}.json").write_text(json.dumps(dataset))
-    partial.rename(output)
+    try:
+        for split, image_ids in splits.items():
+            dataset = _write_split(partial / "images", image_ids, split, settings)
+            (partial / f"{split}.json").write_text(json.dumps(dataset))
+        partial.rename(output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return output
 
 
@@ -120,7 +126,7 @@ def _write_split(
         image, drawn = draw_image(np.random.default_rng([settings["seed"], image_id]))
         file_name = f"{image_id:06d}.jpg"
         if not cv2.imwrite(str(folder / file_name), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
-            raise InputError(f"{folder / file_name} cannot be written; is the disk full?")
+            raise OSError(errno.EIO, "a picture could not be written; is the disk full?")
         height, width = image.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for annotation in drawn:

@@ -107,10 +107,19 @@ def test_an_interrupted_generation_leaves_no_folder(
         patch.setattr(cv2, "imwrite", interrupted)
         with pytest.raises(KeyboardInterrupt):
             generate_shapes(tmp_path / "shapes", num_train=2, num_val=1)
-    assert not (tmp_path / "shapes").exists()
+    assert list(tmp_path.iterdir()) == []
     generate_shapes(tmp_path / "shapes", num_train=2, num_val=1)
     assert len(list((tmp_path / "shapes" / "images").iterdir())) == 3
     assert json.loads((tmp_path / "shapes" / "val.json").read_text())["images"]
+
+
+def test_a_disk_that_fills_up_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imwrite", lambda *args: False)
+    with pytest.raises(InputError, match="shapes cannot be written: .* is the disk full"):
+        generate_shapes(tmp_path / "shapes", num_train=2, num_val=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("settings", [(0, 1, 0), (1, 0, 0), (1, 1, -1)])
