@@ -27,7 +27,7 @@ from gn_det.data.datasets import register_folders
 from gn_det.engine.arguments import argument_parser
 from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_processes, launch
-from gn_det.engine.run import EVALUATION, run_folder, set_up_process, write_results
+from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
 from gn_det.engine.run_data import RunData, check_data
 from gn_det.engine.trainer import wrap_ddp
 
@@ -48,7 +48,7 @@ def main() -> None:
             _names(cfg.dataloader.test),
             masks=cfg.dataloader.train.mapper.get("use_instance_mask", False),
         )
-        data.leave_out_bad_images(output_dir / EVALUATION if args.eval_only else output_dir)
+        data.leave_out_bad_images(written_folder(output_dir, args))
         launch(run, cfg.train.device, args, args, data)
 
 
@@ -69,13 +69,13 @@ def run(args: argparse.Namespace, data: RunData) -> None:
     cfg = load_lazy_config(args.config_file, args.opts)
     set_data(cfg, data)
     register_folders(data.folders)
-    set_up_process(cfg.train.output_dir, cfg.train.get("seed", -1))
+    set_up_process(written_folder(cfg.train.output_dir, args), cfg.train.get("seed", -1))
 
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         checkpointer = Checkpointer(model, cfg.train.output_dir)
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-        cfg.train.output_dir = str(Path(cfg.train.output_dir) / EVALUATION)
+        cfg.train.output_dir = str(written_folder(cfg.train.output_dir, args))
         evaluate(cfg, model)
         return
     results = train(cfg, model, resume=args.resume)

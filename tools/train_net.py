@@ -20,7 +20,7 @@ from gn_det.data.datasets import CocoFolder, register_folders
 from gn_det.engine.arguments import argument_parser
 from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_processes, launch
-from gn_det.engine.run import EVALUATION, run_folder, set_up_process, write_results
+from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
 from gn_det.engine.run_data import RunData, check_data
 from gn_det.engine.trainer import Trainer
 from gn_det.utils import write_atomically
@@ -42,7 +42,7 @@ def main() -> None:
             categories=cfg.DATASETS.CATEGORIES,
             masks=cfg.MODEL.MASK_ON,
         )
-        data.leave_out_bad_images(output_dir / EVALUATION if args.eval_only else output_dir)
+        data.leave_out_bad_images(written_folder(output_dir, args))
         set_data(cfg, data)
         cfg.freeze()
         launch(run, cfg.MODEL.DEVICE, args, cfg, args)
@@ -63,7 +63,7 @@ def set_data(cfg: CfgNode, data: RunData) -> None:
 
 def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train and evaluate, or evaluate, in this process."""
-    set_up_process(cfg.OUTPUT_DIR, cfg.SEED, cfg.CUDNN_BENCHMARK)
+    set_up_process(written_folder(cfg.OUTPUT_DIR, args), cfg.SEED, cfg.CUDNN_BENCHMARK)
     register_folders([CocoFolder(*folder) for folder in cfg.DATASETS.COCO_FOLDERS])
     if args.eval_only:
         evaluate(cfg, args)
@@ -83,7 +83,7 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
     Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / EVALUATION)
+    cfg.OUTPUT_DIR = str(written_folder(cfg.OUTPUT_DIR, args))
     Trainer.test(cfg, model)
 
 

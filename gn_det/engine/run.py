@@ -21,10 +21,7 @@ from detectron2.utils.logger import setup_logger
 from gn_det.errors import InputError
 from gn_det.utils import make_folder, write_atomically
 
-__all__ = ["EVALUATION", "holds_run", "run_folder", "set_up_process", "write_results"]
-
-# Below OUTPUT_DIR, what --eval-only writes: the files of the run there are left alone.
-EVALUATION = "evaluation"
+__all__ = ["run_folder", "set_up_process", "write_results", "written_folder"]
 
 
 @contextmanager
@@ -54,14 +51,23 @@ def run_folder(output_dir: str, args: argparse.Namespace) -> Iterator[Path]:
         raise
 
 
+def written_folder(output_dir: str | Path, args: argparse.Namespace) -> Path:
+    """Where a program writes: OUTPUT_DIR, or for --eval-only ``evaluation/`` below it.
+
+    So an evaluation leaves the files of the run there alone.
+    """
+    return Path(output_dir) / "evaluation" if args.eval_only else Path(output_dir)
+
+
 def holds_run(path: Path) -> bool:
     """Whether a run has left metrics or a checkpoint in a folder."""
+    # os.path, since Path.exists raises where the folder may not be read.
     metrics = os.path.join(path, "metrics.json")
     has_metrics = os.path.exists(metrics) and os.path.getsize(metrics) > 0
     return has_metrics or os.path.exists(os.path.join(path, "last_checkpoint"))
 
 
-def set_up_process(output_dir: str, seed: int, cudnn_benchmark: bool = False) -> None:
+def set_up_process(output_dir: str | Path, seed: int, cudnn_benchmark: bool = False) -> None:
     """Start the loggers and seed this process, as Detectron2's default_setup does.
 
     The environment goes to ``environment.txt``, not to the console.
@@ -73,7 +79,7 @@ def set_up_process(output_dir: str, seed: int, cudnn_benchmark: bool = False) ->
     """
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "gn_det"):
-        setup_logger(output_dir, distributed_rank=rank, name=name)
+        setup_logger(str(output_dir), distributed_rank=rank, name=name)
     if comm.is_main_process():
         (Path(output_dir) / "environment.txt").write_text(collect_env_info() + "\n")
     seed_all_rng(None if seed < 0 else seed + rank)

@@ -78,7 +78,9 @@ def test_evaluating_again_gives_the_same_results_and_leaves_the_run_alone(
 ) -> None:
     output, _, _ = finished
     kept = {
-        path: path.read_bytes() for path in output.rglob("*") if path.suffix in {".json", ".yaml"}
+        path: path.read_bytes()
+        for path in output.rglob("*")
+        if path.suffix in {".json", ".txt", ".yaml"}
     }
     assert len(kept) >= 4
     call_main(
