@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gn_det.ops import group_norm
+from gn_det.ops.composed import group_norm_composed
 
 __all__ = ["FusedGroupNorm", "default_num_groups"]
 
@@ -35,9 +36,10 @@ class FusedGroupNorm(nn.GroupNorm):
         num_groups: G, a divisor of C; default :func:`default_num_groups`.
         eps: added to the variance.
         affine: whether to learn γ (from 1) and β (from 0), each of shape (C,).
+        activation: None or "relu", applied to the output in the same kernel.
 
     Raises:
-        ValueError: num_channels is not a multiple of num_groups.
+        ValueError: num_channels is not a multiple of num_groups, or the activation is unknown.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class FusedGroupNorm(nn.GroupNorm):
         num_groups: int | None = None,
         eps: float = 1e-5,
         affine: bool = True,
+        activation: str | None = None,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -56,13 +59,24 @@ class FusedGroupNorm(nn.GroupNorm):
             raise ValueError(
                 f"num_channels, {num_channels}, is not a multiple of num_groups, {num_groups}"
             )
+        if activation not in (None, "relu"):
+            raise ValueError(f'activation is "{activation}", not None or "relu"')
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        if torch.jit.is_scripting():
+            return group_norm_composed(
+                x, self.num_groups, self.weight, self.bias, self.eps, self.activation is not None,
+                None, False, None, None,
+            )  # fmt: skip
+        return group_norm(
+            x, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation
+        )
 
     def extra_repr(self) -> str:
+        activation = f", activation={self.activation}" if self.activation else ""
         return (
             f"{self.num_channels}, num_groups={self.num_groups}, eps={self.eps}, "
-            f"affine={self.affine}"
+            f"affine={self.affine}{activation}"
         )

@@ -1,5 +1,9 @@
 """Pure functions on tensors: validate, dispatch, compute."""
 
-from .group_norm import group_norm
+from .backend import check_torch
+
+check_torch()
+
+from .group_norm import group_norm  # noqa: E402
 
 __all__ = ["group_norm"]

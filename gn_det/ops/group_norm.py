@@ -1,63 +1,127 @@
-"""Group normalization as a function: checks its arguments, then calls the kernel for the device."""
+"""Group normalization as a function: checks its arguments, then calls the implementation."""
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .backend import kernels_run_on
+from .composed import group_norm_composed
+from .custom_op import fused_group_norm
+from .reference import group_norm_reference
 
 __all__ = ["group_norm"]
 
 
-# Optional[Tensor], not Tensor | None: TorchScript reads these annotations.
 def group_norm(
     x: Tensor,
     num_groups: int,
-    weight: Optional[Tensor] = None,
-    bias: Optional[Tensor] = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    normalize_residual: bool = False,
+    residual_weight: Tensor | None = None,
+    residual_bias: Tensor | None = None,
 ) -> Tensor:
     """Normalise groups of channels within each sample (Wu & He 2018, arXiv 1803.08494, eq. 7).
 
-    Mean and variance are computed in float32 (float64 for float64 input), and the output keeps the
-    input's dtype, under autocast too: there ATen alone would return float32.
+    With residual and activation it is also the end of a residual block, in one call::
+
+        group_norm(x, G, w, b)                                            GN(x)
+        group_norm(x, G, w, b, activation="relu")                         relu(GN(x))
+        group_norm(x, G, w, b, activation="relu", residual=r)             relu(GN(x) + r)
+        group_norm(x, G, w, b, activation="relu", residual=r,
+                   normalize_residual=True, residual_weight=v, ...)       relu(GN(x) + GN(r))
+        group_norm(x, G, w, b, residual=r)                                GN(x) + r
+
+    On CUDA and ROCm these are fused Triton kernels, forward and backward, elsewhere ATen's
+    operators (GN_DET_BACKEND, see gn_det.ops.backend). Everything is computed in float32, and the
+    output keeps x's dtype, under autocast too, where ATen alone would return float32. float64 goes
+    through :func:`gn_det.ops.reference.group_norm_reference`.
 
     Args:
-        x: (N, C, *spatial); N may be 0, as RoI heads send empty batches.
+        x: (N, C, *spatial) of 2 to 5 dimensions, contiguous or channels_last; N may be 0, as RoI
+            heads send empty batches.
         num_groups: G, a divisor of C. G = 1 is layer norm over (C, *spatial), G = C instance norm.
-        weight: γ of shape (C,), default 1.
-        bias: β of shape (C,), default 0.
+        weight: γ of shape (C,) and any floating dtype, default 1.
+        bias: β of shape (C,) and any floating dtype, default 0.
         eps: added to the biased variance.
+        activation: None or "relu", applied last.
+        residual: of x's shape, dtype and device, added before the activation. Under autocast it
+            may be of another dtype, as F.interpolate returns float32 there, and is cast.
+        normalize_residual: normalise the residual, too, with the same num_groups and eps.
+        residual_weight, residual_bias: its γ and β, only with normalize_residual.
 
     Returns:
-        Tensor of x's shape and dtype.
+        Tensor of x's shape, dtype and layout.
 
     Raises:
-        TypeError: x is not a floating-point tensor.
-        ValueError: C is not a multiple of num_groups, or weight or bias is not of shape (C,).
+        TypeError: a tensor is not floating-point, or the residual not of x's dtype.
+        ValueError: shapes, devices or options do not fit; the message names the values.
     """
+    _check_input(x, num_groups)
+    _check_parameter("weight", weight, x)
+    _check_parameter("bias", bias, x)
+    if activation is not None and activation != "relu":
+        raise ValueError(f'activation is "{activation}", not None or "relu"')
+    if residual is not None:
+        if residual.shape != x.shape:
+            raise ValueError(f"residual has shape {residual.shape}, the input {x.shape}")
+        if residual.device != x.device:
+            raise ValueError(f"residual is on {residual.device}, the input on {x.device}")
+        if torch.is_autocast_enabled(x.device.type):
+            residual = residual.to(x.dtype)
+        if residual.dtype != x.dtype:
+            raise TypeError(f"residual is {residual.dtype}, the input {x.dtype}")
+    elif normalize_residual:
+        raise ValueError("normalize_residual is set, but there is no residual")
+    if not normalize_residual and (residual_weight is not None or residual_bias is not None):
+        raise ValueError("residual_weight and residual_bias need normalize_residual=True")
+    _check_parameter("residual_weight", residual_weight, x)
+    _check_parameter("residual_bias", residual_bias, x)
+    relu = activation is not None
+
+    if not torch.jit.is_tracing():
+        if x.dtype == torch.float64:
+            return group_norm_reference(
+                x, num_groups, weight, bias, eps,
+                activation=activation, residual=residual, normalize_residual=normalize_residual,
+                residual_weight=residual_weight, residual_bias=residual_bias,
+            )  # fmt: skip
+        if kernels_run_on(x.device.type) and not torch.onnx.is_in_onnx_export():
+            return fused_group_norm(
+                x, num_groups, weight, bias, eps, relu,
+                residual, normalize_residual, residual_weight, residual_bias,
+            )[0]  # fmt: skip
+    return group_norm_composed(
+        x, num_groups, weight, bias, eps, relu,
+        residual, normalize_residual, residual_weight, residual_bias,
+    )  # fmt: skip
+
+
+def _check_input(x: Tensor, num_groups: int) -> None:
     if not x.is_floating_point():
         raise TypeError(f"group_norm needs a floating-point input, got {x.dtype}")
-    if x.dim() < 2:
+    if x.dim() < 2 or x.dim() > 5:
         raise ValueError(f"group_norm needs an input (N, C, *spatial), got shape {x.shape}")
-    num_channels = x.size(1)
-    if num_groups < 1 or num_channels % num_groups != 0:
+    if num_groups < 1 or x.size(1) % num_groups != 0:
         raise ValueError(
-            f"the number of channels, {num_channels}, is not a multiple of num_groups, {num_groups}"
+            f"the number of channels, {x.size(1)}, is not a multiple of num_groups, {num_groups}"
         )
-    if weight is not None and (weight.dim() != 1 or weight.size(0) != num_channels):
-        raise ValueError(f"weight has shape {weight.shape}, the input has {num_channels} channels")
-    if bias is not None and (bias.dim() != 1 or bias.size(0) != num_channels):
-        raise ValueError(f"bias has shape {bias.shape}, the input has {num_channels} channels")
+    if x.numel() == 0 and x.size(0) > 0:
+        raise ValueError(f"there is nothing to normalise in an input of shape {x.shape}")
 
-    compute_dtype = torch.promote_types(x.dtype, torch.float32)
-    y = F.group_norm(
-        x.to(compute_dtype),
-        num_groups,
-        weight.to(compute_dtype) if weight is not None else None,
-        bias.to(compute_dtype) if bias is not None else None,
-        eps,
-    )
-    return y.to(x.dtype)
+
+def _check_parameter(name: str, parameter: Tensor | None, x: Tensor) -> None:
+    if parameter is not None:
+        if parameter.dim() != 1 or parameter.size(0) != x.size(1):
+            raise ValueError(
+                f"{name} has shape {parameter.shape}, the input has {x.size(1)} channels"
+            )
+        if not parameter.is_floating_point():
+            raise TypeError(f"{name} needs a floating-point dtype, got {parameter.dtype}")
+        if parameter.device != x.device:
+            raise ValueError(f"{name} is on {parameter.device}, the input on {x.device}")

@@ -1,0 +1,86 @@
+"""Which implementation computes: the Triton kernels, or ATen."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import warnings
+
+import torch
+
+from gn_det.errors import InputError
+
+__all__ = ["MIN_TORCH", "MIN_TRITON", "kernels_run_on"]
+
+MIN_TORCH = (2, 6)
+MIN_TRITON = (3, 2)  # the one that PyTorch 2.6 brings
+
+
+def kernels_run_on(device_type: str) -> bool:
+    """Whether tensors on a device go to the Triton kernels.
+
+    GN_DET_BACKEND decides: ``auto`` (default) takes the kernels on CUDA and ROCm where Triton is
+    there, and ATen elsewhere, with one warning on a GPU; ``aten`` never takes them; ``triton``
+    insists on them. With TRITON_INTERPRET=1, ``triton`` runs them on the CPU.
+
+    Args:
+        device_type: that of torch.device, "cuda" for CUDA and ROCm alike.
+
+    Raises:
+        InputError: GN_DET_BACKEND is none of the three, or ``triton`` cannot run on the device.
+    """
+    backend = os.environ.get("GN_DET_BACKEND", "auto")
+    if backend == "auto" and device_type == "cpu":
+        return False
+    if backend not in ("auto", "triton", "aten"):
+        raise InputError(f"GN_DET_BACKEND={backend}: choose auto, triton or aten")
+    if backend == "aten":
+        return False
+    obstacle = _obstacle(device_type)
+    if obstacle and backend == "triton":
+        raise InputError(f"GN_DET_BACKEND=triton, but {obstacle}; choose auto or aten")
+    if obstacle:
+        _warn_once(f"group_norm on {device_type} runs without its fused kernel: {obstacle}")
+    return not obstacle
+
+
+def _obstacle(device_type: str) -> str | None:
+    """Why the kernels cannot run on a device, or None."""
+    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "the tensor is on the CPU, where kernels only run with TRITON_INTERPRET=1"
+    if device_type not in ("cpu", "cuda"):
+        return f"the kernels are for CUDA and ROCm, not for {device_type}"
+    return _triton_obstacle()
+
+
+@functools.cache
+def _triton_obstacle() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    import triton
+
+    if version_tuple(triton.__version__) < MIN_TRITON:
+        return f"Triton is {triton.__version__}, older than {_dotted(MIN_TRITON)}"
+    return None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def check_torch(version: str = torch.__version__) -> None:
+    """Raise ImportError where PyTorch lacks what the custom operator needs."""
+    if version_tuple(version) < MIN_TORCH:
+        raise ImportError(f"gn_det needs PyTorch {_dotted(MIN_TORCH)} or newer, this is {version}")
+
+
+def version_tuple(version: str) -> tuple[int, int]:
+    """Major and minor number of a version such as 2.14.1+cu130."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,436 @@
+"""Backward kernels: one pass where a group fits into registers, else sums, coefficients, apply.
+
+With dz the gradient of the output before ReLU and D the group's size, per sample
+
+    dβ = Σ dz,  dγ = Σ dz x̂                           over the pixels of a channel
+    dx = rstd (γ dz - c1 - x̂ c2)                      c1 = Σ γ dβ / D,  c2 = Σ γ dγ / D  of a group
+
+The sums are of x̂, already centred: Σ dz x and mean Σ dz, which other implementations subtract,
+cancel where the mean is large.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tile import (
+    SIZES,
+    fold,
+    load_parameter,
+    load_per_group,
+    marked_sizes,
+    normalize,
+    program_position,
+    spread,
+    tile_channels,
+    tile_offsets,
+    where_positive,
+)
+
+__all__ = [
+    "apply_gradients_kernel",
+    "gradient_sums_kernel",
+    "one_pass_gradients_kernel",
+    "reduce_gradients_kernel",
+]
+
+
+@triton.jit
+def load_gradient(dy_ptr, y_ptr, dz_ptr, base, offsets, mask):
+    """dy, through the ReLU's mask where the output y was kept for it; dz is then written too."""
+    dy = tl.load(dy_ptr + base + offsets, mask, other=0.0).to(tl.float32)
+    if y_ptr is not None:
+        y = tl.load(y_ptr + base + offsets, mask, other=0.0).to(tl.float32)
+        dy = tl.where(y > 0, dy, 0.0)
+        tl.store(dz_ptr + base + offsets, dy.to(dz_ptr.dtype.element_ty), mask)
+    return dy
+
+
+@triton.jit
+def input_gradient(dz, centered, scale, rstd, c1, c2):
+    """dx of a tile, scale = rstd γ to c2 being vectors of its channels."""
+    offset = rstd * c1
+    slope = rstd * rstd * c2
+    return scale[:, None] * dz - (offset[:, None] + centered * slope[:, None])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def one_pass_gradients_kernel(
+    dy_ptr,  # (N, C, pixels), as are all but parameters, statistics and partials
+    x_ptr,
+    dx_ptr,
+    y_ptr,  # where ReLU's mask needs the output, and dz with it; or None
+    dz_ptr,
+    residual_ptr,  # normalised too, and its gradient; or None
+    dresidual_ptr,
+    weight_ptr,  # (C,) or None, as are all parameters
+    bias_ptr,
+    residual_weight_ptr,
+    residual_bias_ptr,
+    statistics_ptr,  # (2 or 4, N, G)
+    partials_ptr,  # (2 or 3, runs of samples, C): Σ dz, Σ dz x̂, then Σ dz x̂ of the residual
+    num_samples,
+    num_groups,
+    num_channels,
+    num_pixels,
+    num_tiles,
+    num_runs,
+    samples_per_run,
+    CHANNELS_PER_GROUP: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    LANES: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    RELU: tl.constexpr,
+):
+    """All gradients of SEGMENTS groups in a run of samples, one sample after the other.
+
+    What is read for each channel is loaded where it is used, again if need be: held from one use to
+    the next, it would take the registers that the tiles need.
+    """
+    num_channels, num_pixels = marked_sizes(num_channels, num_pixels, VECTOR, CHANNELS_LAST)
+    _, run, tile = program_position(num_tiles, num_runs)
+    channel, group, valid = tile_channels(
+        tile, num_channels, CHANNELS_PER_GROUP, SEGMENTS, LANES, 1
+    )
+    pixel = tl.arange(0, BLOCK_PIXELS)
+    mask = valid[:, None] & (pixel < num_pixels)[None, :]
+    offsets = tile_offsets(channel, pixel, num_channels, num_pixels, CHANNELS_LAST)
+    stride = num_samples * num_groups
+    group_size = CHANNELS_PER_GROUP * num_pixels.to(tl.float32)
+    dweight = tl.zeros([SEGMENTS * LANES], tl.float32)
+    dbias = tl.zeros([SEGMENTS * LANES], tl.float32)
+    dresidual_weight = tl.zeros([SEGMENTS * LANES], tl.float32)
+
+    first = run * samples_per_run
+    for sample in range(first, tl.minimum(first + samples_per_run, num_samples)):
+        base = sample * num_channels.to(tl.int64) * num_pixels
+        mean_ptr = statistics_ptr + sample * num_groups
+        rstd_ptr = mean_ptr + stride
+        x = tl.load(x_ptr + base + offsets, mask, other=0.0).to(tl.float32)
+        dz = load_gradient(dy_ptr, y_ptr, dz_ptr, base, offsets, mask)
+        centered = x - load_per_group(mean_ptr, tile, group, valid, SEGMENTS, 1)[:, None]
+        if residual_ptr is not None:
+            residual = tl.load(residual_ptr + base + offsets, mask, other=0.0).to(tl.float32)
+            mean = load_per_group(mean_ptr + 2 * stride, tile, group, valid, SEGMENTS, 1)
+            residual_centered = residual - mean[:, None]
+        if RELU and y_ptr is None:
+            shift = load_parameter(bias_ptr, channel, valid, 0.0)[:, None]
+            if residual_ptr is not None:
+                shift += load_parameter(residual_bias_ptr, channel, valid, 0.0)[:, None]
+                weight = load_parameter(residual_weight_ptr, channel, valid, 1.0)
+                rstd = load_per_group(rstd_ptr + 2 * stride, tile, group, valid, SEGMENTS, 1)
+                shift = normalize(residual_centered, rstd * weight, shift)
+            weight = load_parameter(weight_ptr, channel, valid, 1.0)
+            rstd = load_per_group(rstd_ptr, tile, group, valid, SEGMENTS, 1)
+            y = normalize(centered, rstd * weight, shift)
+            dz = where_positive(dz, y, dy_ptr.dtype.element_ty)
+
+        dz_sum = tl.sum(dz, axis=1)
+        dbias += dz_sum
+        rstd = load_per_group(rstd_ptr, tile, group, valid, SEGMENTS, 1)
+        weight = load_parameter(weight_ptr, channel, valid, 1.0)
+        dx, dz_x_sum = whole_group_gradients(
+            dz, dz_sum, centered, rstd, weight, group_size, SEGMENTS, LANES
+        )
+        tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
+        dweight += dz_x_sum
+        if residual_ptr is not None:
+            rstd = load_per_group(rstd_ptr + 2 * stride, tile, group, valid, SEGMENTS, 1)
+            weight = load_parameter(residual_weight_ptr, channel, valid, 1.0)
+            dx, dz_x_sum = whole_group_gradients(
+                dz, dz_sum, residual_centered, rstd, weight, group_size, SEGMENTS, LANES
+            )
+            tl.store(dresidual_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
+            dresidual_weight += dz_x_sum
+
+    partials = partials_ptr + run * num_channels + channel
+    stride = num_runs * num_channels
+    tl.store(partials, dbias, valid)
+    tl.store(partials + stride, dweight, valid)
+    if residual_ptr is not None:
+        tl.store(partials + 2 * stride, dresidual_weight, valid)
+
+
+@triton.jit
+def whole_group_gradients(
+    dz,
+    dz_sum,
+    centered,
+    rstd,
+    weight,
+    group_size,
+    SEGMENTS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """dx of a tile that holds whole groups, and Σ dz x̂ of its channels."""
+    dz_x_sum = rstd * tl.sum(dz * centered, axis=1)
+    c1 = spread(fold(weight * dz_sum, SEGMENTS, LANES), SEGMENTS, LANES) / group_size
+    c2 = spread(fold(weight * dz_x_sum, SEGMENTS, LANES), SEGMENTS, LANES) / group_size
+    return input_gradient(dz, centered, rstd * weight, rstd, c1, c2), dz_x_sum
+
+
+@triton.jit(do_not_specialize=SIZES)
+def gradient_sums_kernel(
+    dy_ptr,  # (N, C, pixels), as are all but parameters, statistics and partials
+    x_ptr,
+    y_ptr,  # where ReLU's mask needs the output, and dz with it; or None
+    dz_ptr,
+    residual_ptr,  # normalised too, or None
+    weight_ptr,  # (C,) or None, as are all parameters
+    bias_ptr,
+    residual_weight_ptr,
+    residual_bias_ptr,
+    statistics_ptr,  # (2 or 4, N, G)
+    partials_ptr,  # (2 or 3, N, splits, C): Σ dz, Σ dz x̂, then Σ dz x̂ of the residual
+    num_samples,
+    num_groups,
+    num_channels,
+    num_pixels,
+    num_tiles,
+    num_splits,
+    split_blocks,
+    CHANNELS_PER_GROUP: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    LANES: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    RELU: tl.constexpr,
+):
+    """Per-channel sums over one split of the pixels, in each lane first, then across lanes."""
+    num_channels, num_pixels = marked_sizes(num_channels, num_pixels, VECTOR, CHANNELS_LAST)
+    sample, split, tile = program_position(num_tiles, num_splits)
+    channel, group, valid = tile_channels(
+        tile, num_channels, CHANNELS_PER_GROUP, SEGMENTS, LANES, PARTS
+    )
+    base = sample.to(tl.int64) * num_channels * num_pixels
+    statistics = statistics_ptr + sample * num_groups
+    stride = num_samples * num_groups
+    mean = load_per_group(statistics, tile, group, valid, SEGMENTS, PARTS)
+    rstd = load_per_group(statistics + stride, tile, group, valid, SEGMENTS, PARTS)
+    if residual_ptr is not None:
+        statistics += 2 * stride
+        residual_mean = load_per_group(statistics, tile, group, valid, SEGMENTS, PARTS)
+        residual_rstd = load_per_group(statistics + stride, tile, group, valid, SEGMENTS, PARTS)
+    if RELU and y_ptr is None:
+        scale = rstd * load_parameter(weight_ptr, channel, valid, 1.0)
+        bias = load_parameter(bias_ptr, channel, valid, 0.0)
+        if residual_ptr is not None:
+            weight = load_parameter(residual_weight_ptr, channel, valid, 1.0)
+            residual_scale = residual_rstd * weight
+            bias += load_parameter(residual_bias_ptr, channel, valid, 0.0)
+
+    dz_sum = tl.zeros([channel.shape[0], BLOCK_PIXELS], tl.float32)
+    dz_x_sum = tl.zeros([channel.shape[0], BLOCK_PIXELS], tl.float32)
+    if residual_ptr is not None:
+        dz_residual_sum = tl.zeros([channel.shape[0], BLOCK_PIXELS], tl.float32)
+    first = split * split_blocks * BLOCK_PIXELS
+    last = tl.minimum(first + split_blocks * BLOCK_PIXELS, num_pixels)
+    for start in tl.range(first, last, BLOCK_PIXELS, loop_unroll_factor=2):
+        pixel = start + tl.arange(0, BLOCK_PIXELS)
+        mask = valid[:, None] & (pixel < num_pixels)[None, :]
+        offsets = tile_offsets(
+            channel, pixel, num_channels.to(tl.int64), num_pixels.to(tl.int64), CHANNELS_LAST
+        )
+        x = tl.load(x_ptr + base + offsets, mask, other=0.0).to(tl.float32)
+        dz = load_gradient(dy_ptr, y_ptr, dz_ptr, base, offsets, mask)
+        centered = x - mean[:, None]
+        if residual_ptr is not None:
+            residual = tl.load(residual_ptr + base + offsets, mask, other=0.0).to(tl.float32)
+            residual_centered = residual - residual_mean[:, None]
+        if RELU and y_ptr is None:
+            shift = bias[:, None]
+            if residual_ptr is not None:
+                shift = normalize(residual_centered, residual_scale, shift)
+            dz = where_positive(dz, normalize(centered, scale, shift), dy_ptr.dtype.element_ty)
+        dz_sum += dz
+        dz_x_sum += dz * centered
+        if residual_ptr is not None:
+            dz_residual_sum += dz * residual_centered
+
+    partials = partials_ptr + (sample * num_splits + split) * num_channels + channel
+    partials_stride = num_samples * num_splits * num_channels
+    tl.store(partials, tl.sum(dz_sum, axis=1), valid)
+    tl.store(partials + partials_stride, rstd * tl.sum(dz_x_sum, axis=1), valid)
+    if residual_ptr is not None:
+        dz_x_sum = residual_rstd * tl.sum(dz_residual_sum, axis=1)
+        tl.store(partials + 2 * partials_stride, dz_x_sum, valid)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def reduce_gradients_kernel(
+    partials_ptr,  # (2 or 3, N, rows, C): Σ dz, Σ dz x̂, then Σ dz x̂ of the residual
+    dparameters_ptr,  # (2 or 4, C): dγ and dβ of x, then of the residual
+    coefficients_ptr,  # (2 or 4, N, G, PARTS): c1 and c2 of x, then of the residual; or None
+    weight_ptr,
+    residual_weight_ptr,
+    num_samples,
+    num_groups,
+    num_channels,
+    num_pixels,
+    num_rows,
+    CHANNELS_PER_GROUP: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    LANES: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    NORMALIZE_RESIDUAL: tl.constexpr,
+):
+    """Sum the partials of a tile's channels in a fixed order, without atomics."""
+    tile = tl.program_id(0)
+    channel, _, valid = tile_channels(
+        tile, num_channels, CHANNELS_PER_GROUP, SEGMENTS, LANES, PARTS
+    )
+    segment = tile * SEGMENTS + tl.arange(0, SEGMENTS)
+    stride = num_samples * num_rows * num_channels
+    coefficient_stride = num_samples * num_groups * PARTS
+    group_size = CHANNELS_PER_GROUP * num_pixels.to(tl.float32)
+    weight = load_parameter(weight_ptr, channel, valid, 1.0)
+    dweight = tl.zeros_like(weight)
+    dbias = tl.zeros_like(weight)
+    if NORMALIZE_RESIDUAL:
+        residual_weight = load_parameter(residual_weight_ptr, channel, valid, 1.0)
+        dresidual_weight = tl.zeros_like(weight)
+
+    for sample in range(num_samples):
+        partials = partials_ptr + sample * num_rows * num_channels
+        dz_sum = sum_rows(partials, channel, valid, num_rows, num_channels, BLOCK_ROWS)
+        dz_x_sum = sum_rows(partials + stride, channel, valid, num_rows, num_channels, BLOCK_ROWS)
+        dbias += dz_sum
+        dweight += dz_x_sum
+        if NORMALIZE_RESIDUAL:
+            dz_residual_sum = sum_rows(
+                partials + 2 * stride, channel, valid, num_rows, num_channels, BLOCK_ROWS
+            )
+            dresidual_weight += dz_residual_sum
+        if coefficients_ptr is not None:
+            coefficients = coefficients_ptr + sample * num_groups * PARTS + segment
+            segment_valid = segment < num_groups * PARTS
+            c1 = fold(weight * dz_sum, SEGMENTS, LANES) / group_size
+            c2 = fold(weight * dz_x_sum, SEGMENTS, LANES) / group_size
+            tl.store(coefficients, c1, segment_valid)
+            tl.store(coefficients + coefficient_stride, c2, segment_valid)
+            if NORMALIZE_RESIDUAL:
+                c1 = fold(residual_weight * dz_sum, SEGMENTS, LANES) / group_size
+                c2 = fold(residual_weight * dz_residual_sum, SEGMENTS, LANES) / group_size
+                tl.store(coefficients + 2 * coefficient_stride, c1, segment_valid)
+                tl.store(coefficients + 3 * coefficient_stride, c2, segment_valid)
+
+    tl.store(dparameters_ptr + channel, dweight, valid)
+    tl.store(dparameters_ptr + num_channels + channel, dbias, valid)
+    if NORMALIZE_RESIDUAL:
+        tl.store(dparameters_ptr + 2 * num_channels + channel, dresidual_weight, valid)
+        tl.store(dparameters_ptr + 3 * num_channels + channel, dbias, valid)
+
+
+@triton.jit
+def sum_rows(ptr, channel, valid, num_rows, num_channels, BLOCK_ROWS: tl.constexpr):
+    """Column sums of (rows, C) for the channels of a tile."""
+    total = tl.zeros([BLOCK_ROWS, channel.shape[0]], tl.float32)
+    for start in range(0, num_rows, BLOCK_ROWS):
+        row = start + tl.arange(0, BLOCK_ROWS)
+        mask = (row < num_rows)[:, None] & valid[None, :]
+        total += tl.load(ptr + row[:, None] * num_channels + channel[None, :], mask, other=0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def load_coefficients(ptr, stride, tile, group, valid, SEGMENTS: tl.constexpr, PARTS: tl.constexpr):
+    """c1 and c2 of each lane's group, the sum of those of its parts."""
+    c1 = tl.zeros(group.shape, tl.float32)
+    c2 = tl.zeros(group.shape, tl.float32)
+    for part in range(PARTS):
+        # The entries of a part are PARTS apart: those of its groups.
+        c1 += load_per_group(ptr + part, tile // PARTS * PARTS, group * PARTS, valid, SEGMENTS, 1)
+        c2 += load_per_group(
+            ptr + stride + part, tile // PARTS * PARTS, group * PARTS, valid, SEGMENTS, 1
+        )
+    return c1, c2
+
+
+@triton.jit(do_not_specialize=SIZES)
+def apply_gradients_kernel(
+    dy_ptr,  # (N, C, pixels), as are all but parameters, statistics and coefficients; may be dz
+    x_ptr,
+    dx_ptr,
+    residual_ptr,  # normalised too, and its gradient; or None
+    dresidual_ptr,
+    weight_ptr,  # (C,) or None, as are all parameters
+    bias_ptr,
+    residual_weight_ptr,
+    residual_bias_ptr,
+    statistics_ptr,  # (2 or 4, N, G)
+    coefficients_ptr,  # (2 or 4, N, G, PARTS)
+    num_samples,
+    num_groups,
+    num_channels,
+    num_pixels,
+    num_tiles,
+    num_splits,
+    split_blocks,
+    CHANNELS_PER_GROUP: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    LANES: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    RELU: tl.constexpr,
+):
+    """Write the gradients of x, and of a normalised residual, for one split of the pixels."""
+    num_channels, num_pixels = marked_sizes(num_channels, num_pixels, VECTOR, CHANNELS_LAST)
+    sample, split, tile = program_position(num_tiles, num_splits)
+    channel, group, valid = tile_channels(
+        tile, num_channels, CHANNELS_PER_GROUP, SEGMENTS, LANES, PARTS
+    )
+    base = sample.to(tl.int64) * num_channels * num_pixels
+    statistics = statistics_ptr + sample * num_groups
+    stride = num_samples * num_groups
+    coefficients = coefficients_ptr + sample * num_groups * PARTS
+    mean = load_per_group(statistics, tile, group, valid, SEGMENTS, PARTS)
+    rstd = load_per_group(statistics + stride, tile, group, valid, SEGMENTS, PARTS)
+    c1, c2 = load_coefficients(coefficients, stride * PARTS, tile, group, valid, SEGMENTS, PARTS)
+    scale = rstd * load_parameter(weight_ptr, channel, valid, 1.0)
+    bias = load_parameter(bias_ptr, channel, valid, 0.0)
+    if residual_ptr is not None:
+        statistics += 2 * stride
+        coefficients += 2 * stride * PARTS
+        residual_mean = load_per_group(statistics, tile, group, valid, SEGMENTS, PARTS)
+        residual_rstd = load_per_group(statistics + stride, tile, group, valid, SEGMENTS, PARTS)
+        residual_c1, residual_c2 = load_coefficients(
+            coefficients, stride * PARTS, tile, group, valid, SEGMENTS, PARTS
+        )
+        residual_scale = residual_rstd * load_parameter(residual_weight_ptr, channel, valid, 1.0)
+        bias += load_parameter(residual_bias_ptr, channel, valid, 0.0)
+
+    first = split * split_blocks * BLOCK_PIXELS
+    num_blocks = tl.cdiv(tl.minimum(split_blocks * BLOCK_PIXELS, num_pixels - first), BLOCK_PIXELS)
+    for block in tl.range(num_blocks, loop_unroll_factor=2):
+        # Backwards, as in apply_kernel: the last pixels of gradient_sums_kernel are in the cache.
+        pixel = first + (num_blocks - 1 - block) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+        mask = valid[:, None] & (pixel < num_pixels)[None, :]
+        offsets = tile_offsets(
+            channel, pixel, num_channels.to(tl.int64), num_pixels.to(tl.int64), CHANNELS_LAST
+        )
+        x = tl.load(x_ptr + base + offsets, mask, other=0.0).to(tl.float32)
+        dz = tl.load(dy_ptr + base + offsets, mask, other=0.0).to(tl.float32)
+        centered = x - mean[:, None]
+        if residual_ptr is not None:
+            residual = tl.load(residual_ptr + base + offsets, mask, other=0.0).to(tl.float32)
+            residual_centered = residual - residual_mean[:, None]
+        if RELU:
+            shift = bias[:, None]
+            if residual_ptr is not None:
+                shift = normalize(residual_centered, residual_scale, shift)
+            dz = where_positive(dz, normalize(centered, scale, shift), dy_ptr.dtype.element_ty)
+        dx = input_gradient(dz, centered, scale, rstd, c1, c2)
+        tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
+        if residual_ptr is not None:
+            dx = input_gradient(
+                dz, residual_centered, residual_scale, residual_rstd, residual_c1, residual_c2
+            )
+            tl.store(dresidual_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask)

@@ -1,0 +1,218 @@
+"""From tensors to launches: what is allocated, which kernels run on it, with how many programs.
+
+Nothing is run until :func:`run`, so that on meta tensors the launches of any shape can be looked at
+and compiled without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gn_det.ops.plan import MAX_ENTRIES, Plan, make_plan
+
+from .backward import (
+    apply_gradients_kernel,
+    gradient_sums_kernel,
+    one_pass_gradients_kernel,
+    reduce_gradients_kernel,
+)
+from .forward import apply_kernel, one_pass_kernel, statistics_kernel
+
+__all__ = ["Launch", "backward_launches", "forward_launches", "run"]
+
+# reduce_gradients_kernel reads little: enough threads to have its rows in flight at once.
+REDUCTION_TILE = 2048
+REDUCTION_THREADS = 256
+
+
+class Launch(NamedTuple):
+    """One kernel over a one-dimensional grid."""
+
+    kernel: Any
+    num_programs: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+    num_threads: int
+
+
+def run(launches: Iterable[Launch], device: torch.device) -> None:
+    """Run the launches in order on the device's current stream."""
+    on_gpu = device.type == "cuda"
+    warp_size = torch.cuda.get_device_properties(device).warp_size if on_gpu else 32
+    with torch.cuda.device(device if on_gpu else -1):
+        for launch in launches:
+            launch.kernel[(launch.num_programs,)](
+                *launch.arguments, **launch.constants, num_warps=launch.num_threads // warp_size
+            )
+
+
+def forward_launches(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool,
+    residual: Tensor | None,
+    normalize_residual: bool,
+    residual_weight: Tensor | None,
+    residual_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, list[Launch]]:
+    """y, the statistics (2 or 4, N, G) and the launches that fill them.
+
+    x and the residual are dense and in the same layout.
+    """
+    y = torch.empty_like(x)
+    plan = plan_of(x, num_groups, backward=False)
+    statistics = x.new_empty(
+        (4 if normalize_residual else 2, plan.num_samples, num_groups), dtype=torch.float32
+    )
+    if x.numel() == 0:
+        return y, statistics, []
+    parameters = (weight, bias, residual_weight, residual_bias)
+    flags = {"NORMALIZE_RESIDUAL": normalize_residual, "RELU": relu}
+    if plan.one_pass:
+        one_pass = Launch(
+            one_pass_kernel,
+            plan.num_programs,
+            (x, y, residual, *parameters, statistics, eps, *sizes(plan)),
+            tile(plan) | flags,
+            plan.num_threads,
+        )
+        return y, statistics, [one_pass]
+    partials = statistics.new_empty((*statistics.shape, plan.num_splits * plan.parts))
+    moments = Launch(
+        statistics_kernel,
+        plan.num_programs * (2 if normalize_residual else 1),
+        (x, residual if normalize_residual else None, partials, *sizes(plan), *splits(plan)),
+        tile(plan) | {"PARTS": plan.parts},
+        plan.num_threads,
+    )
+    apply = Launch(
+        apply_kernel,
+        plan.num_programs,
+        (x, y, residual, *parameters, partials, statistics, eps, *sizes(plan), *splits(plan)),
+        tile(plan) | {"PARTS": plan.parts, "MAX_ENTRIES": MAX_ENTRIES} | flags,
+        plan.num_threads,
+    )
+    return y, statistics, [moments, apply]
+
+
+def backward_launches(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    statistics: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    relu: bool,
+    residual: Tensor | None,
+    residual_weight: Tensor | None,
+    residual_bias: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor, list[Launch]]:
+    """dx, the residual's gradient, dγ and dβ (2 or 4, C) in float32, and the launches for them.
+
+    All of x's shape are dense and in the same layout. y is given where ReLU's mask needs it, the
+    residual where it is normalised. The second result is dz where y was given, the gradient of a
+    normalised residual where that was, else None.
+    """
+    plan = plan_of(x, num_groups, backward=True)
+    normalize_residual = residual is not None
+    dx = torch.empty_like(x)
+    dz = torch.empty_like(x) if y is not None else None
+    dresidual = torch.empty_like(x) if normalize_residual else None
+    dparameters = x.new_zeros(
+        (4 if normalize_residual else 2, plan.num_channels), dtype=torch.float32
+    )
+    residual_gradient = dresidual if normalize_residual else dz
+    if x.numel() == 0:
+        return dx, residual_gradient, dparameters, []
+    parameters = (weight, bias, residual_weight, residual_bias)
+    samples, rows = (1, plan.num_runs) if plan.one_pass else (plan.num_samples, plan.num_splits)
+    partials = dparameters.new_empty(
+        (3 if normalize_residual else 2, samples, rows, plan.num_channels)
+    )
+    coefficients = None if plan.one_pass else statistics.new_empty((*statistics.shape, plan.parts))
+    reduce = Launch(
+        reduce_gradients_kernel,
+        plan.num_tiles,
+        (partials, dparameters, coefficients, weight, residual_weight, samples)
+        + (num_groups, plan.num_channels, plan.num_pixels, rows),
+        {
+            "CHANNELS_PER_GROUP": plan.channels_per_group,
+            "SEGMENTS": plan.segments,
+            "LANES": plan.lanes,
+            "PARTS": plan.parts,
+            "BLOCK_ROWS": max(1, REDUCTION_TILE // (plan.segments * plan.lanes)),
+            "NORMALIZE_RESIDUAL": normalize_residual,
+        },
+        REDUCTION_THREADS,
+    )
+    if plan.one_pass:
+        one_pass = Launch(
+            one_pass_gradients_kernel,
+            plan.num_runs * plan.num_tiles,
+            (dy, x, dx, y, dz, residual, dresidual, *parameters, statistics, partials)
+            + (*sizes(plan), plan.num_runs, plan.samples_per_run),
+            tile(plan) | {"RELU": relu},
+            plan.num_threads,
+        )
+        return dx, residual_gradient, dparameters, [one_pass, reduce]
+    sums = Launch(
+        gradient_sums_kernel,
+        plan.num_programs,
+        (dy, x, y, dz, residual, *parameters, statistics, partials, *sizes(plan), *splits(plan)),
+        tile(plan) | {"PARTS": plan.parts, "RELU": relu},
+        plan.num_threads,
+    )
+    # dz has ReLU's mask in it already.
+    masked = dz is not None
+    apply = Launch(
+        apply_gradients_kernel,
+        plan.num_programs,
+        (dz if masked else dy, x, dx, residual, dresidual, *parameters, statistics, coefficients)
+        + (*sizes(plan), *splits(plan)),
+        tile(plan) | {"PARTS": plan.parts, "RELU": relu and not masked},
+        plan.num_threads,
+    )
+    return dx, residual_gradient, dparameters, [sums, reduce, apply]
+
+
+def plan_of(x: Tensor, num_groups: int, backward: bool) -> Plan:
+    """The plan for a dense tensor (N, C, *spatial)."""
+    return make_plan(
+        num_samples=x.size(0),
+        num_channels=x.size(1),
+        num_pixels=x.shape[2:].numel(),
+        num_groups=num_groups,
+        itemsize=x.element_size(),
+        channels_last=not x.is_contiguous(),
+        backward=backward,
+    )
+
+
+def sizes(plan: Plan) -> tuple[int, ...]:
+    return (
+        plan.num_samples, plan.num_groups, plan.num_channels, plan.num_pixels, plan.num_tiles,
+    )  # fmt: skip
+
+
+def splits(plan: Plan) -> tuple[int, ...]:
+    return plan.num_splits, plan.split_blocks
+
+
+def tile(plan: Plan) -> dict[str, int]:
+    """The compile-time constants."""
+    return {
+        "CHANNELS_PER_GROUP": plan.channels_per_group,
+        "SEGMENTS": plan.segments,
+        "LANES": plan.lanes,
+        "BLOCK_PIXELS": plan.block_pixels,
+        "VECTOR": plan.vector,
+        "CHANNELS_LAST": plan.channels_last,
+    }

@@ -1,0 +1,179 @@
+"""How a shape is cut into programs: plain arithmetic, the same for the launch, tests and benchmark.
+
+One pass where a group fits into a program's registers, otherwise two launches over splits of the
+pixels. The tile is channels × pixels; see kernels/tile.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["MAX_ENTRIES", "Plan", "make_plan"]
+
+# Two programs for each of the 152 multiprocessors of the largest of today's GPUs (H100: 132), all
+# resident at once. With 256 threads that have two loads of 16 bytes under way they keep 16 kB a
+# multiprocessor in flight, about the latency-bandwidth product of its memory. More programs would
+# only read more partials.
+TARGET_PROGRAMS = 2 * 152
+
+# Elements of a thread: one 128-bit load of bfloat16, two of float32, and few enough for three
+# tensors or accumulators to stay in registers.
+ELEMENTS_PER_THREAD = 8
+
+# Threads of a program that holds whole groups, at most: each can have 128 registers then.
+ONE_PASS_THREADS = 512
+
+# Elements of a split's tile: 256 threads.
+SPLIT_TILE = 2048
+
+# Rows of pixels in one thread of the one-pass backward. Without vectors, every element of a thread
+# lies in another row, with its own address and six sums and parameters of its channel.
+ROWS_PER_THREAD = 4
+
+# Channels of a split's tile where rows of pixels are contiguous: 16 leave rows of 128 pixels, long
+# enough that the sectors at their unaligned ends do not count.
+MAX_LANES = 16
+
+# Bytes of a split's tile along channels where those are contiguous: what memory fetches at once,
+# or one 32-byte sector where 64 would leave too few programs.
+RUN_BYTES = (64, 32)
+
+# Partials of a group, which every program of the second launch reads at once.
+MAX_ENTRIES = 128
+
+# Threads of a program, at least: a wave of AMD's, two warps of NVIDIA's.
+WAVE = 64
+
+# Threads of the whole one-pass backward: samples beyond are taken in turn, and leave fewer partial
+# sums of γ and β. 1024 on each of 132 multiprocessors.
+GRADIENT_THREADS = 132 * 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cut of one (N, C, pixels) tensor.
+
+    Attributes:
+        num_samples, num_channels, num_groups, num_pixels: N, C, G and H·W.
+        channels_last: whether channels are the contiguous axis.
+        one_pass: whether a group fits into a program; splits and parts are 1 then.
+        segments: groups in a tile.
+        lanes: channels of a group in a tile, padded to a power of two.
+        parts: tiles that a group's channels take.
+        block_pixels: pixels of a tile, a power of two.
+        vector: largest power of two up to 16 bytes of elements that divides the contiguous axis.
+        split_blocks: blocks of pixels that a program takes in turn.
+        num_threads: threads of a program.
+        samples_per_run: samples that a program of the one-pass backward takes in turn.
+    """
+
+    num_samples: int
+    num_channels: int
+    num_groups: int
+    num_pixels: int
+    channels_last: bool
+    one_pass: bool
+    segments: int
+    lanes: int
+    parts: int
+    block_pixels: int
+    vector: int
+    split_blocks: int
+    num_threads: int
+    samples_per_run: int
+
+    @property
+    def channels_per_group(self) -> int:
+        return self.num_channels // self.num_groups
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of channels."""
+        return math.ceil(self.num_groups * self.parts / self.segments)
+
+    @property
+    def num_splits(self) -> int:
+        return math.ceil(self.num_pixels / (self.split_blocks * self.block_pixels))
+
+    @property
+    def num_programs(self) -> int:
+        """Programs of each launch over the tensor; the one-pass backward has fewer."""
+        return self.num_samples * self.num_tiles * self.num_splits
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of samples in the one-pass backward."""
+        return math.ceil(self.num_samples / self.samples_per_run)
+
+
+def make_plan(
+    num_samples: int,
+    num_channels: int,
+    num_pixels: int,
+    num_groups: int,
+    itemsize: int,
+    channels_last: bool,
+    backward: bool,
+) -> Plan:
+    """The cut for a shape; itemsize is the bytes of an element of the input.
+
+    The directions differ where a group fits into the registers of the forward pass only.
+    """
+    channels_per_group = num_channels // num_groups
+    channels_last = channels_last or num_pixels == 1  # the same addresses, read along channels
+    vector = math.gcd(num_channels if channels_last else num_pixels, 16 // itemsize)
+    lanes = _power_of_two(channels_per_group)
+    one_run = _power_of_two(math.ceil(RUN_BYTES[-1] / itemsize / lanes)) if channels_last else 1
+    segments = min(one_run, _power_of_two(num_groups))
+    block_pixels = _power_of_two(num_pixels)
+    shape = (num_samples, num_channels, num_groups, num_pixels, channels_last)
+
+    tile = segments * lanes * block_pixels
+    elements = min(ELEMENTS_PER_THREAD, ROWS_PER_THREAD * vector if backward else tile)
+    if tile <= ONE_PASS_THREADS * elements:
+        num_threads = max(WAVE, tile // elements)
+        runs = max(1, GRADIENT_THREADS // (num_threads * math.ceil(num_groups / segments)))
+        return Plan(
+            *shape,
+            one_pass=True,
+            segments=segments,
+            lanes=lanes,
+            parts=1,
+            block_pixels=block_pixels,
+            vector=vector,
+            split_blocks=1,
+            num_threads=num_threads,
+            samples_per_run=max(1, num_samples // runs),
+        )
+
+    for run_bytes in RUN_BYTES:
+        channels = run_bytes // itemsize if channels_last else MAX_LANES
+        least = _power_of_two(math.ceil(channels_per_group / MAX_ENTRIES))
+        lanes = max(least, min(_power_of_two(channels_per_group), channels))
+        parts = math.ceil(channels_per_group / lanes)
+        segments = max(1, channels // lanes) if channels_last and parts == 1 else 1
+        segments = min(segments, _power_of_two(num_groups))
+        columns = num_samples * math.ceil(num_groups * parts / segments)
+        max_splits = MAX_ENTRIES // parts
+        if columns * max_splits >= TARGET_PROGRAMS:
+            break
+    block_pixels = max(1, min(block_pixels, SPLIT_TILE // (segments * lanes)))
+    blocks = math.ceil(num_pixels / block_pixels)
+    return Plan(
+        *shape,
+        one_pass=False,
+        segments=segments,
+        lanes=lanes,
+        parts=parts,
+        block_pixels=block_pixels,
+        vector=vector,
+        split_blocks=max(1, blocks * columns // TARGET_PROGRAMS, math.ceil(blocks / max_splits)),
+        num_threads=max(WAVE, segments * lanes * block_pixels // ELEMENTS_PER_THREAD),
+        samples_per_run=1,
+    )
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
