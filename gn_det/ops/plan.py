@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 __all__ = ["MAX_ENTRIES", "Plan", "make_plan"]
 
-# Two programs for each of the 152 multiprocessors of the largest of today's GPUs (H100: 132), all
-# resident at once. With 256 threads that have two loads of 16 bytes under way they keep 16 kB a
-# multiprocessor in flight, about the latency-bandwidth product of its memory. More programs would
-# only read more partials.
-TARGET_PROGRAMS = 2 * 152
+# Two programs for each of the 132 multiprocessors of an H100, all resident at once. With 256 threads
+# that have two loads of 16 bytes under way they keep 16 kB a multiprocessor in flight, about the
+# latency-bandwidth product of its memory. More programs would only read more partials.
+TARGET_PROGRAMS = 2 * 132
 
 # Elements of a thread: one 128-bit load of bfloat16, two of float32, and few enough for three
 # tensors or accumulators to stay in registers.
@@ -36,8 +35,10 @@ ROWS_PER_THREAD = 4
 MAX_LANES = 16
 
 # Bytes of a split's tile along channels where those are contiguous: what memory fetches at once,
-# or one 32-byte sector where 64 would leave too few programs.
+# or one 32-byte sector where 64 would leave too few programs, or too many groups in each, whose
+# partials of all splits every program of the second launch reads.
 RUN_BYTES = (64, 32)
+MAX_SEGMENTS = 4
 
 # Partials of a group, which every program of the second launch reads at once.
 MAX_ENTRIES = 128
@@ -156,9 +157,10 @@ def make_plan(
         segments = min(segments, _power_of_two(num_groups))
         columns = num_samples * math.ceil(num_groups * parts / segments)
         max_splits = MAX_ENTRIES // parts
-        if columns * max_splits >= TARGET_PROGRAMS:
+        if segments <= MAX_SEGMENTS and columns * max_splits >= TARGET_PROGRAMS:
             break
     block_pixels = max(1, min(block_pixels, SPLIT_TILE // (segments * lanes)))
+    wanted_splits = math.ceil(TARGET_PROGRAMS / columns)
     blocks = math.ceil(num_pixels / block_pixels)
     return Plan(
         *shape,
@@ -168,7 +170,7 @@ def make_plan(
         parts=parts,
         block_pixels=block_pixels,
         vector=vector,
-        split_blocks=max(1, blocks * columns // TARGET_PROGRAMS, math.ceil(blocks / max_splits)),
+        split_blocks=max(1, blocks // wanted_splits, math.ceil(blocks / max_splits)),
         num_threads=max(WAVE, segments * lanes * block_pixels // ELEMENTS_PER_THREAD),
         samples_per_run=1,
     )

@@ -99,7 +99,7 @@ def one_pass_gradients_kernel(
     mask = valid[:, None] & (pixel < num_pixels)[None, :]
     offsets = tile_offsets(channel, pixel, num_channels, num_pixels, CHANNELS_LAST)
     stride = num_samples * num_groups
-    group_size = CHANNELS_PER_GROUP * num_pixels.to(tl.float32)
+    inverse_size = 1.0 / (CHANNELS_PER_GROUP * num_pixels.to(tl.float32))
     dweight = tl.zeros([SEGMENTS * LANES], tl.float32)
     dbias = tl.zeros([SEGMENTS * LANES], tl.float32)
     dresidual_weight = tl.zeros([SEGMENTS * LANES], tl.float32)
@@ -133,7 +133,7 @@ def one_pass_gradients_kernel(
         rstd = load_per_group(rstd_ptr, tile, group, valid, SEGMENTS, 1)
         weight = load_parameter(weight_ptr, channel, valid, 1.0)
         dx, dz_x_sum = whole_group_gradients(
-            dz, dz_sum, centered, rstd, weight, group_size, SEGMENTS, LANES
+            dz, dz_sum, centered, rstd, weight, inverse_size, SEGMENTS, LANES
         )
         tl.store(dx_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
         dweight += dz_x_sum
@@ -141,7 +141,7 @@ def one_pass_gradients_kernel(
             rstd = load_per_group(rstd_ptr + 2 * stride, tile, group, valid, SEGMENTS, 1)
             weight = load_parameter(residual_weight_ptr, channel, valid, 1.0)
             dx, dz_x_sum = whole_group_gradients(
-                dz, dz_sum, residual_centered, rstd, weight, group_size, SEGMENTS, LANES
+                dz, dz_sum, residual_centered, rstd, weight, inverse_size, SEGMENTS, LANES
             )
             tl.store(dresidual_ptr + base + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
             dresidual_weight += dz_x_sum
@@ -161,14 +161,14 @@ def whole_group_gradients(
     centered,
     rstd,
     weight,
-    group_size,
+    inverse_size,
     SEGMENTS: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """dx of a tile that holds whole groups, and Σ dz x̂ of its channels."""
     dz_x_sum = rstd * tl.sum(dz * centered, axis=1)
-    c1 = spread(fold(weight * dz_sum, SEGMENTS, LANES), SEGMENTS, LANES) / group_size
-    c2 = spread(fold(weight * dz_x_sum, SEGMENTS, LANES), SEGMENTS, LANES) / group_size
+    c1 = spread(fold(weight * dz_sum, SEGMENTS, LANES), SEGMENTS, LANES) * inverse_size
+    c2 = spread(fold(weight * dz_x_sum, SEGMENTS, LANES), SEGMENTS, LANES) * inverse_size
     return input_gradient(dz, centered, rstd * weight, rstd, c1, c2), dz_x_sum
 
 
@@ -288,7 +288,7 @@ def reduce_gradients_kernel(
     segment = tile * SEGMENTS + tl.arange(0, SEGMENTS)
     stride = num_samples * num_rows * num_channels
     coefficient_stride = num_samples * num_groups * PARTS
-    group_size = CHANNELS_PER_GROUP * num_pixels.to(tl.float32)
+    inverse_size = 1.0 / (CHANNELS_PER_GROUP * num_pixels.to(tl.float32))
     weight = load_parameter(weight_ptr, channel, valid, 1.0)
     dweight = tl.zeros_like(weight)
     dbias = tl.zeros_like(weight)
@@ -310,13 +310,13 @@ def reduce_gradients_kernel(
         if coefficients_ptr is not None:
             coefficients = coefficients_ptr + sample * num_groups * PARTS + segment
             segment_valid = segment < num_groups * PARTS
-            c1 = fold(weight * dz_sum, SEGMENTS, LANES) / group_size
-            c2 = fold(weight * dz_x_sum, SEGMENTS, LANES) / group_size
+            c1 = fold(weight * dz_sum, SEGMENTS, LANES) * inverse_size
+            c2 = fold(weight * dz_x_sum, SEGMENTS, LANES) * inverse_size
             tl.store(coefficients, c1, segment_valid)
             tl.store(coefficients + coefficient_stride, c2, segment_valid)
             if NORMALIZE_RESIDUAL:
-                c1 = fold(residual_weight * dz_sum, SEGMENTS, LANES) / group_size
-                c2 = fold(residual_weight * dz_residual_sum, SEGMENTS, LANES) / group_size
+                c1 = fold(residual_weight * dz_sum, SEGMENTS, LANES) * inverse_size
+                c2 = fold(residual_weight * dz_residual_sum, SEGMENTS, LANES) * inverse_size
                 tl.store(coefficients + 2 * coefficient_stride, c1, segment_valid)
                 tl.store(coefficients + 3 * coefficient_stride, c2, segment_valid)
 
@@ -395,7 +395,8 @@ def apply_gradients_kernel(
     rstd = load_per_group(statistics + stride, tile, group, valid, SEGMENTS, PARTS)
     c1, c2 = load_coefficients(coefficients, stride * PARTS, tile, group, valid, SEGMENTS, PARTS)
     scale = rstd * load_parameter(weight_ptr, channel, valid, 1.0)
-    bias = load_parameter(bias_ptr, channel, valid, 0.0)
+    if RELU:
+        bias = load_parameter(bias_ptr, channel, valid, 0.0)
     if residual_ptr is not None:
         statistics += 2 * stride
         coefficients += 2 * stride * PARTS
@@ -405,7 +406,8 @@ def apply_gradients_kernel(
             coefficients, stride * PARTS, tile, group, valid, SEGMENTS, PARTS
         )
         residual_scale = residual_rstd * load_parameter(residual_weight_ptr, channel, valid, 1.0)
-        bias += load_parameter(residual_bias_ptr, channel, valid, 0.0)
+        if RELU:
+            bias += load_parameter(residual_bias_ptr, channel, valid, 0.0)
 
     first = split * split_blocks * BLOCK_PIXELS
     num_blocks = tl.cdiv(tl.minimum(split_blocks * BLOCK_PIXELS, num_pixels - first), BLOCK_PIXELS)

@@ -28,26 +28,45 @@ __all__ = ["Launch", "backward_launches", "forward_launches", "run"]
 REDUCTION_TILE = 2048
 REDUCTION_THREADS = 256
 
+# What 512 threads can have. Left alone, ptxas spills two registers in some one-pass backward
+# kernels to end at 64; with a second norm it finds its way, and takes 136 for 7×7.
+ONE_PASS_REGISTERS = 128
+
 
 class Launch(NamedTuple):
-    """One kernel over a one-dimensional grid."""
+    """One kernel over a one-dimensional grid.
+
+    Attributes:
+        arguments: tensors, None and sizes, in the kernel's order.
+        constants: compile-time constants by name.
+        num_threads: of a program.
+        max_registers: bound for NVIDIA's assembler, where its own choice goes wrong.
+    """
 
     kernel: Any
     num_programs: int
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
     num_threads: int
+    max_registers: int | None = None
+
+    def options(self, warp_size: int, nvidia: bool) -> dict[str, int]:
+        """Compiler options for a GPU."""
+        options = {"num_warps": self.num_threads // warp_size}
+        if nvidia and self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
+        return options
 
 
 def run(launches: Iterable[Launch], device: torch.device) -> None:
     """Run the launches in order on the device's current stream."""
     on_gpu = device.type == "cuda"
     warp_size = torch.cuda.get_device_properties(device).warp_size if on_gpu else 32
+    nvidia = torch.version.hip is None
     with torch.cuda.device(device if on_gpu else -1):
         for launch in launches:
-            launch.kernel[(launch.num_programs,)](
-                *launch.arguments, **launch.constants, num_warps=launch.num_threads // warp_size
-            )
+            options = launch.constants | launch.options(warp_size, nvidia)
+            launch.kernel[(launch.num_programs,)](*launch.arguments, **options)
 
 
 def forward_launches(
@@ -161,6 +180,7 @@ def backward_launches(
             + (*sizes(plan), plan.num_runs, plan.samples_per_run),
             tile(plan) | {"RELU": relu},
             plan.num_threads,
+            None if normalize_residual else ONE_PASS_REGISTERS,
         )
         return dx, residual_gradient, dparameters, [one_pass, reduce]
     sums = Launch(
