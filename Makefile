@@ -11,7 +11,7 @@ RUN = $(VENV)/bin/python
 
 help:
 	@echo "make quickstart  install, generate data, train, evaluate and draw (10 minutes)"
-	@echo "make test        install, run the fast tests"
+	@echo "make test        install, run the fast tests, the kernels in the interpreter too"
 	@echo "make test-all    install, run every test"
 	@echo "make lint        ruff and the import-direction test"
 
@@ -34,11 +34,16 @@ quickstart: install
 	fi
 	@$(RUN) tools/report_run.py $(OUTPUT)
 
+# The kernels have a process of their own: Triton's interpreter is chosen when it is imported.
+KERNEL_TESTS = TRITON_INTERPRET=1 $(RUN) -m pytest tests/ops/kernels
+
 test: install
 	$(RUN) -m pytest -m "not slow"
+	$(KERNEL_TESTS)
 
 test-all: install
 	$(RUN) -m pytest
+	$(KERNEL_TESTS)
 
 lint: install
 	$(RUN) -m ruff check .

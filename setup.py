@@ -43,6 +43,7 @@ setup(
             "yacs",
         ],
         "mmcv": ["mmcv-lite>=2.2", "mmengine>=0.10"],
-        "dev": ["pytest", "ruff==0.17.6"],
+        # expecttest: PyTorch's own test samples, in torch.testing._internal, import it.
+        "dev": ["expecttest", "hypothesis", "pytest", "ruff==0.17.6"],
     },
 )

@@ -16,22 +16,33 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
 from gn_det.analysis import kernel_report
 from gn_det.analysis.kernel_peers import peer_rows
+from gn_det.analysis.training_step import training_step_row
+from gn_det.engine.command import run_command
+from gn_det.errors import InputError
+
+SECTIONS = ("traffic", "code", "accuracy", "peers", "step")
 
 
 def main() -> None:
     args = parse_args()
+    if min(args.images) < 1:
+        raise InputError(f"--images {min(args.images)}: a GPU holds at least 1 image")
     variants = list(itertools.product(kernel_report.DTYPES, kernel_report.LAYOUTS))
     sections = {
         "traffic": lambda: traffic(args, variants),
         "code": lambda: code(args, variants),
-        "accuracy": lambda: accuracy(),
+        "accuracy": accuracy,
         "peers": lambda: show("Peers: GN then ReLU on res2, 1×256×200×336, bf16", peer_rows()),
+        "step": lambda: show("A training step on the CPU", [training_step_row()]),
     }
     for name in args.sections:
         sections[name]()
@@ -45,12 +56,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--form", choices=kernel_report.FORMS, default="GN+ReLU")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2], help="images per GPU")
-    parser.add_argument(
-        "--sections",
-        nargs="+",
-        choices=["traffic", "code", "accuracy", "peers"],
-        default=["traffic", "code", "accuracy", "peers"],
-    )
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     return parser.parse_args()
 
 
@@ -66,9 +72,9 @@ def traffic(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
         )
         show(f"Traffic: {args.form}, {images} image(s) of 800×1333", rows)
     print(
-        "\nPasses are reads (R) and writes (W) of tensors of the input's size; other is all else a\n"
-        "launch loads and stores (statistics, parameters, partial sums, mostly from the caches), as\n"
-        "a share of those passes. Sectors is the used share of the 32-byte sectors touched: rows\n"
+        "\nPasses are reads (R) and writes (W) of tensors of the input's size. Other is all else\n"
+        "that launches load and store (statistics, parameters, partial sums, mostly from caches),\n"
+        "as a share of the passes. Sectors is the used share of the 32-byte sectors touched: rows\n"
         "of 7×7 and of odd widths start and end inside one."
     )
 
@@ -80,9 +86,9 @@ def code(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
         rows += kernel_report.code_rows(cases, args.form, dtype, layout)
     show(f"Machine code: {args.form}, registers a thread on four GPUs", rows)
     print(
-        "\nLoads and stores of the loop (without one, of the kernel) by bits, on sm_90. More than 64\n"
-        "registers in a split, or 128 in one pass: each channel that a thread holds takes a\n"
-        "register for each of its parameters and sums; in channels_last that is 8 channels."
+        "\nLoads and stores of the loop (without one, of the kernel) by bits, on sm_90. Where a\n"
+        "split takes more than 64 registers, or one pass more than 128, a thread holds several\n"
+        "channels, each with its parameters and sums: 8 in channels_last, 4 in fp32."
     )
 
 
@@ -92,6 +98,7 @@ def accuracy() -> None:
 
 
 def timings(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
+    os.environ["GN_DET_BACKEND"] = "triton"  # ours, or an error
     for images in args.images:
         cases = kernel_report.mask_rcnn_cases(images)
         rows = [
@@ -126,4 +133,4 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

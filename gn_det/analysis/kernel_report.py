@@ -257,7 +257,9 @@ def _results(
     return [tensor.detach().double() for tensor in (y, *gradients)]
 
 
-def timing_row(case: Case, form: str, dtype: str, layout: str) -> dict[str, Any]:
+def timing_row(
+    case: Case, form: str, dtype: str, layout: str, device: str = "cuda"
+) -> dict[str, Any]:
     """Milliseconds, GB/s and share of copy bandwidth on the GPU, ours and ATen's.
 
     Raises:
@@ -265,7 +267,7 @@ def timing_row(case: Case, form: str, dtype: str, layout: str) -> dict[str, Any]
     """
     from triton.testing import do_bench
 
-    arguments = _arguments(case, FORMS[form], DTYPES[dtype], LAYOUTS[layout])
+    arguments = _arguments(case, FORMS[form], DTYPES[dtype], LAYOUTS[layout], device)
     x, dy = arguments["x"], torch.randn_like(arguments["x"])
     _check_on_device(case, arguments, dy)
     inputs = [a for a in arguments.values() if isinstance(a, Tensor)]
@@ -293,16 +295,16 @@ def timing_row(case: Case, form: str, dtype: str, layout: str) -> dict[str, Any]
 
 
 def _arguments(
-    case: Case, form: Form, dtype: torch.dtype, layout: torch.memory_format
+    case: Case, form: Form, dtype: torch.dtype, layout: torch.memory_format, device: str
 ) -> dict[str, Any]:
-    """Keyword arguments of group_norm on the GPU that require gradients."""
+    """Keyword arguments of group_norm that require gradients."""
 
     def tensor() -> Tensor:
-        x = torch.randn(case.shape, dtype=dtype, device="cuda").contiguous(memory_format=layout)
+        x = torch.randn(case.shape, dtype=dtype, device=device).contiguous(memory_format=layout)
         return x.requires_grad_()
 
     def parameter() -> Tensor:
-        return torch.randn(case.shape[1], device="cuda").requires_grad_()
+        return torch.randn(case.shape[1], device=device).requires_grad_()
 
     arguments = {"x": tensor(), "num_groups": NUM_GROUPS, "weight": parameter()}
     arguments |= {"bias": parameter(), "activation": "relu" if form.relu else None}
@@ -336,7 +338,8 @@ def _unfused(
 
 
 def _check_on_device(case: Case, arguments: dict[str, Any], dy: Tensor) -> None:
-    inputs = [a for a in arguments.values() if isinstance(a, Tensor)]
+    tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
+    inputs = list(tensors.values())
     y = group_norm(**arguments)
     results = (y, *torch.autograd.grad(y, inputs, dy))
     exact = group_norm_reference(**arguments)
@@ -345,7 +348,8 @@ def _check_on_device(case: Case, arguments: dict[str, Any], dy: Tensor) -> None:
     linear = group_norm_reference(**(arguments | {"activation": None}))
     truths = (exact, *torch.autograd.grad(linear, inputs, dy.double() * mask))
     tolerance = 2 * torch.finfo(y.dtype).eps
-    for name, result, truth in zip(("y", *arguments), results, truths, strict=False):
+    names = ("y", *(f"the gradient of {name}" for name in tensors))
+    for name, result, truth in zip(names, results, truths, strict=True):
         error = ((result - truth).abs().max() / truth.abs().max()).item()
         if not error <= max(tolerance, 1e-5):
             raise ArithmeticError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import os
 import warnings
 
@@ -11,10 +9,18 @@ import torch
 
 from gn_det.errors import InputError
 
-__all__ = ["MIN_TORCH", "MIN_TRITON", "kernels_run_on"]
+try:
+    from .kernels import TRITON_VERSION
+except ImportError:
+    TRITON_VERSION = None
+
+__all__ = ["MIN_TORCH", "MIN_TRITON", "check_torch", "kernels_run_on"]
 
 MIN_TORCH = (2, 6)
 MIN_TRITON = (3, 2)  # the one that PyTorch 2.6 brings
+
+_GPUS = ("cuda", "mps", "xpu")
+_warned: set[str] = set()
 
 
 def kernels_run_on(device_type: str) -> bool:
@@ -40,7 +46,7 @@ def kernels_run_on(device_type: str) -> bool:
     obstacle = _obstacle(device_type)
     if obstacle and backend == "triton":
         raise InputError(f"GN_DET_BACKEND=triton, but {obstacle}; choose auto or aten")
-    if obstacle:
+    if obstacle and device_type in _GPUS:
         _warn_once(f"group_norm on {device_type} runs without its fused kernel: {obstacle}")
     return not obstacle
 
@@ -51,32 +57,26 @@ def _obstacle(device_type: str) -> str | None:
         return "the tensor is on the CPU, where kernels only run with TRITON_INTERPRET=1"
     if device_type not in ("cpu", "cuda"):
         return f"the kernels are for CUDA and ROCm, not for {device_type}"
-    return _triton_obstacle()
-
-
-@functools.cache
-def _triton_obstacle() -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if TRITON_VERSION is None:
         return "Triton is not installed"
-    import triton
-
-    if version_tuple(triton.__version__) < MIN_TRITON:
-        return f"Triton is {triton.__version__}, older than {_dotted(MIN_TRITON)}"
+    if _numbers(TRITON_VERSION) < MIN_TRITON:
+        return f"Triton is {TRITON_VERSION}, older than {_dotted(MIN_TRITON)}"
     return None
 
 
-@functools.cache
 def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=2)
 
 
 def check_torch(version: str = torch.__version__) -> None:
     """Raise ImportError where PyTorch lacks what the custom operator needs."""
-    if version_tuple(version) < MIN_TORCH:
+    if _numbers(version) < MIN_TORCH:
         raise ImportError(f"gn_det needs PyTorch {_dotted(MIN_TORCH)} or newer, this is {version}")
 
 
-def version_tuple(version: str) -> tuple[int, int]:
+def _numbers(version: str) -> tuple[int, int]:
     """Major and minor number of a version such as 2.14.1+cu130."""
     major, minor = version.split(".")[:2]
     return int(major), int(minor)

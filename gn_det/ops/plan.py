@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 __all__ = ["MAX_ENTRIES", "Plan", "make_plan"]
 
-# Two programs for each of the 132 multiprocessors of an H100, all resident at once. With 256 threads
-# that have two loads of 16 bytes under way they keep 16 kB a multiprocessor in flight, about the
-# latency-bandwidth product of its memory. More programs would only read more partials.
+# Two programs for each of the 132 multiprocessors of an H100, all resident at once. With 256
+# threads that have two loads of 16 bytes under way they keep 16 kB a multiprocessor in flight,
+# about the latency-bandwidth product of its memory. More programs would only read more partials.
 TARGET_PROGRAMS = 2 * 132
 
 # Elements of a thread: one 128-bit load of bfloat16, two of float32, and few enough for three

@@ -162,7 +162,7 @@ def statistics_kernel(
     )
     group, group_valid = tile_groups(tile, num_groups, SEGMENTS, PARTS)
     base = sample % num_samples * num_channels.to(tl.int64) * num_pixels
-    if residual_ptr is not None:
+    if residual_ptr is not None:  # noqa: SIM102, this one is decided at compile time
         if sample >= num_samples:
             x_ptr = residual_ptr
     mean, m2 = split_moments(

@@ -160,8 +160,10 @@ def backward_launches(
     reduce = Launch(
         reduce_gradients_kernel,
         plan.num_tiles,
-        (partials, dparameters, coefficients, weight, residual_weight, samples)
-        + (num_groups, plan.num_channels, plan.num_pixels, rows),
+        (
+            *(partials, dparameters, coefficients, weight, residual_weight),
+            *(samples, num_groups, plan.num_channels, plan.num_pixels, rows),
+        ),
         {
             "CHANNELS_PER_GROUP": plan.channels_per_group,
             "SEGMENTS": plan.segments,
@@ -176,8 +178,10 @@ def backward_launches(
         one_pass = Launch(
             one_pass_gradients_kernel,
             plan.num_runs * plan.num_tiles,
-            (dy, x, dx, y, dz, residual, dresidual, *parameters, statistics, partials)
-            + (*sizes(plan), plan.num_runs, plan.samples_per_run),
+            (
+                *(dy, x, dx, y, dz, residual, dresidual, *parameters, statistics, partials),
+                *(*sizes(plan), plan.num_runs, plan.samples_per_run),
+            ),
             tile(plan) | {"RELU": relu},
             plan.num_threads,
             None if normalize_residual else ONE_PASS_REGISTERS,
@@ -195,8 +199,10 @@ def backward_launches(
     apply = Launch(
         apply_gradients_kernel,
         plan.num_programs,
-        (dz if masked else dy, x, dx, residual, dresidual, *parameters, statistics, coefficients)
-        + (*sizes(plan), *splits(plan)),
+        (
+            *(dz if masked else dy, x, dx, residual, dresidual, *parameters),
+            *(statistics, coefficients, *sizes(plan), *splits(plan)),
+        ),
         tile(plan) | {"PARTS": plan.parts, "RELU": relu and not masked},
         plan.num_threads,
     )

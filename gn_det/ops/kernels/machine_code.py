@@ -155,9 +155,7 @@ def _amdgcn_widths(operation: str, code: list[str]) -> dict[int, int]:
     return dict(widths)
 
 
-def _hot(
-    code: list[str], successor: Callable[[str], tuple[int | None, bool]]
-) -> list[str]:
+def _hot(code: list[str], successor: Callable[[str], tuple[int | None, bool]]) -> list[str]:
     """The instructions that run more than once, or, without a loop, all.
 
     successor gives where an instruction jumps to, if it does, and whether it may also fall through.
@@ -173,9 +171,7 @@ def _hot(
         for target in edges[index]:
             reverse[target].append(index)
     heads = {target for index in live for target in edges[index] if target <= index}
-    inside = set().union(
-        *(_reachable(head, edges) & _reachable(head, reverse) for head in heads)
-    )
+    inside = set().union(*(_reachable(head, edges) & _reachable(head, reverse) for head in heads))
     return [code[index] for index in sorted(inside)] or code
 
 

@@ -135,7 +135,7 @@ def load_parameter(ptr, channel, valid, DEFAULT: tl.constexpr):
 
 @triton.jit
 def normalize(centered, scale, bias):
-    """Equations 6 and 7 of the paper: x - mean of a tile, with scale = rstd γ and β of its channels.
+    """Equations 1 and 6 of the paper for a tile of x - mean, with scale = rstd γ of its channels.
 
     The backward pass must find the same value to the bit for its ReLU mask. That is why product and
     sum are one explicit fma: left alone, the compiler may fuse them in one kernel and not in the

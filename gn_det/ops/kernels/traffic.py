@@ -70,7 +70,7 @@ def count_traffic(launch: Launch, programs: Sequence[int] | None = None) -> Traf
     touched: dict[tuple[str, str], set[int]] = {}
 
     def record(direction: str, addresses: np.ndarray, mask: np.ndarray) -> None:
-        used = addresses[np.broadcast_to(mask, addresses.shape)].astype(np.int64)
+        used = addresses[np.broadcast_to(mask, addresses.shape).astype(bool)].astype(np.int64)
         if used.size == 0:
             return
         name, itemsize = _owner(tensors, used)

@@ -1,0 +1,82 @@
+"""The cut of a shape into programs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gn_det.analysis.kernel_report import Case, mask_rcnn_cases
+from gn_det.ops.plan import MAX_ENTRIES, make_plan
+
+SPLIT_SITES = ("stem", "res2", "res3", "FPN, RPN P2", "FPN, RPN P3")
+LARGE = [case for case in mask_rcnn_cases(1) if case.name.startswith(SPLIT_SITES)]
+ROI_HEADS = [case for case in mask_rcnn_cases(1) if case.name.endswith("head")]
+
+
+def plan_of(case: Case, itemsize: int, channels_last: bool, backward: bool = False):
+    n, c, height, width = case.shape
+    return make_plan(n, c, height * width, 32, itemsize, channels_last, backward)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
+def test_one_image_fills_the_chip_at_every_large_site(
+    case: Case, itemsize: int, channels_last: bool
+) -> None:
+    for backward in (False, True):
+        plan = plan_of(case, itemsize, channels_last, backward)
+        assert not plan.one_pass
+        assert plan.num_programs >= 2 * 132
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("case", ROI_HEADS, ids=lambda case: case.name)
+def test_the_groups_of_roi_heads_stay_in_registers(
+    case: Case, itemsize: int, channels_last: bool
+) -> None:
+    for backward in (False, True):
+        plan = plan_of(case, itemsize, channels_last, backward)
+        assert plan.one_pass and plan.num_splits == 1
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(
+    num_samples=st.integers(1, 600),
+    num_groups=st.integers(1, 64),
+    channels_per_group=st.integers(1, 5000),
+    num_pixels=st.integers(1, 2**28),
+    itemsize=st.sampled_from([2, 4]),
+    channels_last=st.booleans(),
+    backward=st.booleans(),
+)
+def test_any_shape_is_covered_within_the_kernels_limits(
+    num_samples: int,
+    num_groups: int,
+    channels_per_group: int,
+    num_pixels: int,
+    itemsize: int,
+    channels_last: bool,
+    backward: bool,
+) -> None:
+    plan = make_plan(
+        num_samples, num_groups * channels_per_group, num_pixels, num_groups, itemsize,
+        channels_last, backward,
+    )  # fmt: skip
+    assert plan.parts * plan.lanes >= channels_per_group
+    assert plan.num_tiles * plan.segments >= num_groups * plan.parts
+    assert plan.num_splits * plan.split_blocks * plan.block_pixels >= num_pixels
+    # No split is empty, and one program of the second launch can read the partials of all.
+    assert (plan.num_splits - 1) * plan.split_blocks * plan.block_pixels < num_pixels
+    assert plan.num_splits * plan.parts <= MAX_ENTRIES
+    assert plan.segments == 1 or plan.parts == 1
+    assert 64 <= plan.num_threads <= 512
+    assert plan.num_runs * plan.samples_per_run >= num_samples
+    contiguous = plan.num_channels if plan.channels_last else num_pixels
+    assert contiguous % plan.vector == 0
+
+
+def test_one_pixel_is_read_along_channels() -> None:
+    assert make_plan(4, 64, 1, 32, 4, channels_last=False, backward=False).channels_last

@@ -1,0 +1,86 @@
+"""tools/benchmark_group_norm.py, and what it counts without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import run_program
+
+from gn_det.analysis import kernel_report
+from gn_det.analysis.kernel_peers import peer_rows
+from gn_det.analysis.kernel_report import DTYPES, FORMS, Case, code_rows, timing_row
+from gn_det.analysis.training_step import training_step_row
+from gn_det.ops import group_norm
+
+
+def test_prints_peers_and_accuracy_as_tables() -> None:
+    done = run_program("tools/benchmark_group_norm.py", "--sections", "accuracy", "peers")
+    assert done.returncode == 0, done.stderr
+    assert "## Accuracy" in done.stdout and "mean 1e4 σ" in done.stdout
+    assert "## Peers" in done.stdout and "gn_det, GN+ReLU fused" in done.stdout
+    assert ("No GPU: nothing was timed" in done.stdout) != torch.cuda.is_available()
+
+
+def test_no_images_are_refused() -> None:
+    done = run_program("tools/benchmark_group_norm.py", "--images", "0")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: --images 0: a GPU holds at least 1 image"
+
+
+def test_ours_reads_writes_and_keeps_the_least_of_the_peers() -> None:
+    ours, *peers = peer_rows()
+    assert (ours["forward"], ours["backward"]) == ("2R+1W, 6 B", "4R+1W, 10 B")
+    assert float(ours["saved"]) == pytest.approx(2, abs=0.1)
+
+    def number_of_bytes(row: dict[str, str], direction: str) -> int:
+        return int(row[direction].split(", ")[1].removesuffix(" B"))
+
+    for peer in peers:
+        assert float(peer["saved"]) > float(ours["saved"])
+        for direction in ("forward", "backward"):
+            assert number_of_bytes(peer, direction) > number_of_bytes(ours, direction)
+
+
+def test_kernels_that_several_sites_share_are_compiled_once() -> None:
+    cases = [Case("one", (1, 64, 48, 48)), Case("other", (1, 64, 96, 48))]
+    rows = code_rows(cases, "GN", "bf16", "contiguous")
+    kernels = [row["kernel"] for row in rows]
+    assert sorted(kernels) == sorted(set(kernels))
+    assert {row["sites"] for row in rows} == {"one, other"}
+    assert all(row["spills"] == row["atomics"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_times_follow_a_check_of_every_result(
+    form: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, standing in for a GPU: with a clock that says 2 ms for everything."""
+    calls = []
+
+    def do_bench(function: Callable[[], object]) -> float:
+        calls.append(function())
+        return 2.0
+
+    monkeypatch.setattr("triton.testing.do_bench", do_bench)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    case = Case("small", (1, 64, 4, 4))
+    row = timing_row(case, form, dtype, "channels_last", device="cpu")
+    assert len(calls) == 7  # a copy, then forward and backward of three implementations
+    assert row["ours forward ms"] == row["compiled ATen backward ms"] == 2.0
+    # 4×4 pixels are one pass: GN and GN+ReLU read and write as much as a copy.
+    assert row["forward of copy"] == ("100%" if form in ("GN", "GN+ReLU") else "150%")
+
+
+def test_a_wrong_result_on_the_device_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, standing in for a device: the check comes before any time is taken."""
+    monkeypatch.setattr(kernel_report, "group_norm", lambda **a: 1.1 * group_norm(**a))
+    with pytest.raises(ArithmeticError, match=r"small \(1, 64, 4, 4\): y is off by .* no time"):
+        timing_row(Case("small", (1, 64, 4, 4)), "GN", "fp32", "contiguous", device="cpu")
+
+
+@pytest.mark.slow
+def test_a_training_step_on_the_cpu_is_not_slower_than_with_pytorchs_layer() -> None:
+    assert training_step_row(steps=25)["ratio"] <= 1.02
