@@ -4,15 +4,17 @@ VENV ?= .venv
 DATA ?= datasets/shapes
 OUTPUT ?= output/quickstart
 SHAPES ?=  # flags of tools/make_shapes.py
+TRITON_INTERPRET ?= 1
 OPTS ?=    # config overrides of the quickstart, KEY VALUE ...
 RUN = $(VENV)/bin/python
 
-.PHONY: help install quickstart test test-all lint
+.PHONY: help install quickstart test test-all test-kernels lint
 
 help:
 	@echo "make quickstart  install, generate data, train, evaluate and draw (10 minutes)"
-	@echo "make test        install, run the fast tests, the kernels in the interpreter too"
+	@echo "make test        install, run the fast tests and those of the kernels"
 	@echo "make test-all    install, run every test"
+	@echo "make test-kernels  only those of the kernels; TRITON_INTERPRET=0 runs them on a GPU"
 	@echo "make lint        ruff and the import-direction test"
 
 install: $(VENV)/.installed
@@ -34,16 +36,15 @@ quickstart: install
 	fi
 	@$(RUN) tools/report_run.py $(OUTPUT)
 
-# The kernels have a process of their own: Triton's interpreter is chosen when it is imported.
-KERNEL_TESTS = TRITON_INTERPRET=1 $(RUN) -m pytest tests/ops/kernels
-
-test: install
+test: install test-kernels
 	$(RUN) -m pytest -m "not slow"
-	$(KERNEL_TESTS)
 
-test-all: install
+test-all: install test-kernels
 	$(RUN) -m pytest
-	$(KERNEL_TESTS)
+
+# In a process of their own: triton reads TRITON_INTERPRET when it is imported.
+test-kernels: install
+	TRITON_INTERPRET=$(TRITON_INTERPRET) $(RUN) -m pytest tests/ops/kernels
 
 lint: install
 	$(RUN) -m ruff check .

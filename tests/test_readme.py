@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from helpers import ROOT, TINY, folder_flags
 
@@ -21,6 +23,7 @@ COMMANDS = [
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
 ]
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PYTHON = [command for command in COMMANDS if command.startswith(".venv/bin/python ")]
 # Run by CI as they stand, quickstart in tests/tools/test_quickstart.py as well.
 MAKE = {"make install", "make quickstart", "make test", "make test-all", "make lint"}
@@ -119,10 +122,35 @@ def test_every_file_that_the_readme_names_exists() -> None:
 
 
 def test_the_lines_for_an_existing_project_are_the_tested_ones() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    block, _ = PYTHON_BLOCKS
     tested = (ROOT / "tests" / "modeling" / "test_existing_project.py").read_text()
     for line in re.findall(r"^(?:cfg|gn_det).*", block, re.MULTILINE):
         assert line.replace('"theirs.yaml"', 'str(tmp_path / "theirs.yaml")').strip() in tested
+
+
+def test_the_lines_of_the_operator_run() -> None:
+    _, block = PYTHON_BLOCKS
+    x, shortcut = torch.randn(2, 1, 64, 5, 5)
+    names = {"x": x, "shortcut": shortcut, "weight": torch.ones(64), "bias": torch.zeros(64)}
+    exec(block, names)
+    expected = F.relu(F.group_norm(x, 32) + shortcut)
+    assert torch.allclose(names["y"], expected, atol=1e-5)
+
+
+def test_the_benchmark_prints_the_readmes_table(home: Path) -> None:
+    done = run(command("benchmark_group_norm.py"), home)
+    assert done.returncode == 0, done.stderr
+
+    def cells(text: str) -> set[tuple[str, ...]]:
+        rows = re.findall(r"^\|(.*)\|$", text, re.MULTILINE)
+        return {tuple(cell.strip() for cell in row.split("|")) for row in rows}
+
+    printed = {row[1:6] for row in cells(done.stdout)}
+    table = README[README.index("|                       | forward") :].split("\n\n")[0]
+    rows = [row for row in cells(table) if "R+" in row[1]]
+    assert len(rows) == 4
+    for _, *counts, saved in rows:
+        assert (*counts, saved.removesuffix(" B")) in printed
 
 
 def test_an_editable_install_works_without_detectron2(tmp_path: Path) -> None:
