@@ -18,6 +18,12 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def _dense(
+    tensor: Optional[Tensor], layout: torch.memory_format = torch.contiguous_format
+) -> Optional[Tensor]:
+    return None if tensor is None else tensor.contiguous(memory_format=layout)
+
+
 @torch.library.custom_op("gn_det::group_norm", mutates_args=())
 def fused_group_norm(
     x: Tensor,
@@ -41,16 +47,16 @@ def fused_group_norm(
 
     layout = layout_of(x)
     y, statistics, launches = launch.forward_launches(
-        x.contiguous(memory_format=layout),
+        _dense(x, layout),
         num_groups,
-        weight,
-        bias,
+        _dense(weight),
+        _dense(bias),
         eps,
         relu,
-        None if residual is None else residual.contiguous(memory_format=layout),
+        _dense(residual, layout),
         normalize_residual,
-        residual_weight,
-        residual_bias,
+        _dense(residual_weight),
+        _dense(residual_bias),
     )
     launch.run(launches, x.device)
     return y, statistics
@@ -101,22 +107,18 @@ def fused_group_norm_backward(
     from .kernels import launch
 
     layout = layout_of(x)
-
-    def dense(tensor: Optional[Tensor]) -> Optional[Tensor]:
-        return None if tensor is None else tensor.contiguous(memory_format=layout)
-
     dx, dresidual, dparameters, launches = launch.backward_launches(
-        dense(dy),
-        dense(x),
-        dense(y),
+        _dense(dy, layout),
+        _dense(x, layout),
+        _dense(y, layout),
         statistics,
         num_groups,
-        weight,
-        bias,
+        _dense(weight),
+        _dense(bias),
         relu,
-        dense(residual),
-        residual_weight,
-        residual_bias,
+        _dense(residual, layout),
+        _dense(residual_weight),
+        _dense(residual_bias),
     )
     launch.run(launches, x.device)
     return dx, x.new_empty(0) if dresidual is None else dresidual, dparameters

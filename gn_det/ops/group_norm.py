@@ -72,10 +72,10 @@ def group_norm(
             raise ValueError(f"residual has shape {residual.shape}, the input {x.shape}")
         if residual.device != x.device:
             raise ValueError(f"residual is on {residual.device}, the input on {x.device}")
-        if torch.is_autocast_enabled(x.device.type):
-            residual = residual.to(x.dtype)
         if residual.dtype != x.dtype:
-            raise TypeError(f"residual is {residual.dtype}, the input {x.dtype}")
+            if not _autocasts(x.device.type):
+                raise TypeError(f"residual is {residual.dtype}, the input {x.dtype}")
+            residual = residual.to(x.dtype)
     elif normalize_residual:
         raise ValueError("normalize_residual is set, but there is no residual")
     if not normalize_residual and (residual_weight is not None or residual_bias is not None):
@@ -100,6 +100,11 @@ def group_norm(
         x, num_groups, weight, bias, eps, relu,
         residual, normalize_residual, residual_weight, residual_bias,
     )  # fmt: skip
+
+
+def _autocasts(device_type: str) -> bool:
+    available = torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)
 
 
 def _check_input(x: Tensor, num_groups: int) -> None:

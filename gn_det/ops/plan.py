@@ -131,7 +131,9 @@ def make_plan(
     shape = (num_samples, num_channels, num_groups, num_pixels, channels_last)
 
     tile = segments * lanes * block_pixels
-    elements = min(ELEMENTS_PER_THREAD, ROWS_PER_THREAD * vector if backward else tile)
+    elements = ELEMENTS_PER_THREAD
+    if backward:
+        elements = min(elements, ROWS_PER_THREAD * vector)
     if tile <= ONE_PASS_THREADS * elements:
         num_threads = max(WAVE, tile // elements)
         runs = max(1, GRADIENT_THREADS // (num_threads * math.ceil(num_groups / segments)))

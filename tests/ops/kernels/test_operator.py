@@ -120,6 +120,15 @@ def test_second_derivatives_are_right(form: str, device: torch.device) -> None:
         assert torch.allclose(ours, truth.float(), rtol=1e-3, atol=1e-3 * truth.abs().max().item())
 
 
+def test_parameters_may_be_views_with_strides(device: torch.device) -> None:
+    x = torch.randn(2, 8, 3, 4, device=device)
+    parameters = torch.randn(8, 2, device=device)
+    weight, bias = parameters.unbind(dim=1)
+    y = group_norm(x, 2, weight, bias)
+    assert torch.equal(y, group_norm(x, 2, weight.clone(), bias.clone()))
+    assert torch.allclose(y, group_norm_reference(x, 2, weight, bias).float(), atol=1e-5)
+
+
 def _train_one_step(rank: int, port: int, weights: dict[str, Tensor], images: Tensor) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     model = stack()

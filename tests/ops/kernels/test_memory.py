@@ -1,0 +1,113 @@
+"""Memory: nothing is read that was not written, ReLU's mask is the output's, bits repeat."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from ops.kernels.kernel_helpers import (
+    FORMS,
+    LAYOUTS,
+    check_against_reference,
+    make_inputs,
+    run_kernels,
+)
+from torch import Tensor
+
+from gn_det.ops.reference import group_norm_reference
+
+# Lanes, pixels and, in channels_last, groups of a tile are partly empty in both.
+ONE_PASS = ((2, 9, 3, 5), 3)
+SPLIT = ((1, 9, 25, 41), 3)
+
+
+@pytest.fixture
+def nan_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Let all memory start as NaN; the list gets the shapes of what was allocated."""
+    shapes = []
+
+    def filled(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(allocate)
+        def wrapper(*args: object, **kwargs: object) -> Tensor:
+            tensor = allocate(*args, **kwargs)
+            shapes.append(tensor.shape)
+            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+        return wrapper
+
+    for owner, name in [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")]:
+        monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
+    return shapes
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("cut", [ONE_PASS, SPLIT], ids=["one_pass", "split"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_what_memory_held_before_does_not_matter(
+    form,
+    cut: tuple,
+    layout: torch.memory_format,
+    nan_in_new_memory: list[torch.Size],
+    device: torch.device,
+) -> None:
+    shape, num_groups = cut
+    inputs = make_inputs(form, shape, device, layout=layout)
+    check_against_reference(form, num_groups, inputs)
+    # y and dx at the least.
+    assert nan_in_new_memory.count(torch.Size(shape)) >= 2
+
+
+@pytest.mark.parametrize("cut", [ONE_PASS, SPLIT], ids=["one_pass", "split"])
+@pytest.mark.parametrize("form", ["residual_relu", "normalized_residual_relu"])
+def test_repeated_runs_give_the_same_bits(form: str, cut: tuple, device: torch.device) -> None:
+    shape, num_groups = cut
+    inputs = make_inputs(FORMS[form], shape, device)
+    dy = torch.randn(shape, device=device)
+    y, gradients = run_kernels(FORMS[form], num_groups, inputs, dy)
+    again_y, again = run_kernels(FORMS[form], num_groups, inputs, dy)
+    assert torch.equal(again_y, y)
+    assert all(torch.equal(again[name], gradients[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("cut", [ONE_PASS, SPLIT], ids=["one_pass", "split"])
+@pytest.mark.parametrize("form", ["gn_relu", "residual_relu", "normalized_residual_relu"])
+def test_gradients_pass_exactly_where_the_output_is_positive(
+    form: str, cut: tuple, layout: torch.memory_format, device: torch.device
+) -> None:
+    shape, num_groups = cut
+    inputs = make_inputs(FORMS[form], shape, device, torch.float16, layout)
+    # Outputs of a few times 3e-8, which float16 rounds to 0 or 6e-8: half of the positive z are 0.
+    for name in inputs:
+        inputs[name] = (3e-8 if "weight" in name else 0) * inputs[name].sign()
+    # A deviation of 1e-3, so that dx is of a size that float16 can hold.
+    inputs["x"] = (1e-3 * torch.randn(shape)).to(inputs["x"])
+    if FORMS[form].normalize_residual:
+        inputs["residual"] = (1e-3 * torch.randn(shape)).to(inputs["x"])
+    eps = 1e-12
+    # Whole numbers, whose sums are exact in any order.
+    dy = 1024 * torch.randint(-8, 9, shape).to(inputs["x"])
+
+    y, gradients = check_against_reference(FORMS[form], num_groups, inputs, dy, eps)
+    residual = FORMS[form].normalize_residual
+    z = group_norm_reference(**inputs, num_groups=num_groups, eps=eps, normalize_residual=residual)
+    assert ((z > 0) & (y == 0)).sum() > z.numel() / 20 and (y > 0).any()
+    expected = (dy.double() * (y > 0)).sum(dim=(0, 2, 3))
+    assert torch.equal(gradients["bias"].double(), expected)
+    if residual:
+        assert torch.equal(gradients["residual_bias"].double(), expected)
+    elif FORMS[form].residual:
+        assert torch.equal(gradients["residual"], dy * (y > 0))
+
+
+@pytest.mark.parametrize("cut", [ONE_PASS, SPLIT], ids=["one_pass", "split"])
+def test_no_gradient_passes_where_the_output_is_zero(cut: tuple, device: torch.device) -> None:
+    shape, num_groups = cut
+    inputs = make_inputs(FORMS["gn_relu"], shape, device)
+    inputs["x"] = torch.ones_like(inputs["x"])
+    inputs["bias"] = torch.zeros_like(inputs["bias"])
+    dy = torch.randn(shape, device=device)
+    y, gradients = run_kernels(FORMS["gn_relu"], num_groups, inputs, dy)
+    assert not any(tensor.any() for tensor in (y, *gradients.values()))
