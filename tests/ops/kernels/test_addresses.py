@@ -28,11 +28,12 @@ from gn_det.ops.kernels.forward import statistics_kernel
 # Only the interpreter shows its addresses.
 __test__ = INTERPRETED
 
-# Lanes and pixels are partly empty in all, groups of a channels_last tile in the first, parts of a
-# group in the last.
+# Lanes and pixels of a tile are partly empty in all but the third, where a channels_last tile has
+# fewer groups than it could hold.
 CUTS = {
-    "one_pass": ((2, 9, 3, 5), 3),
+    "one_pass": ((5, 9, 3, 5), 3),
     "split": ((2, 6, 25, 41), 2),
+    "groups": ((1, 6, 31, 37), 3),
     "parts": ((1, 35, 9, 29), 1),
 }
 
@@ -51,23 +52,38 @@ class Accesses(NamedTuple):
     stores: list[np.ndarray]
 
 
+def elements_of(tensor: Tensor, addresses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which addresses lie in a tensor, and the elements that those are."""
+    offsets = addresses - tensor.data_ptr()
+    inside = (offsets >= 0) & (offsets < tensor.numel() * tensor.element_size())
+    elements, rest = np.divmod(offsets[inside], tensor.element_size())
+    assert not rest.any()
+    return inside, elements
+
+
 class Interpreter:
     """Triton's interpreter, observed and steered.
 
     Attributes:
         accesses: what was loaded and stored.
+        tensors: an access outside of these fails before it happens.
         dry: leave memory alone; what is loaded is 0.
         order: the program to run in place of program 0, 1, ...; None for those.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.accesses = Accesses([], [])
+        self.tensors: list[Tensor] = []
         self.dry = False
         self.order: np.ndarray | None = None
         load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
         def observed(mask: TensorHandle, ptrs: TensorHandle, log: list) -> TensorHandle:
-            log.append(ptrs.data[mask.data.astype(bool)].astype(np.int64))
+            addresses = ptrs.data[mask.data.astype(bool)].astype(np.int64)
+            log.append(addresses)
+            if self.tensors:
+                inside = [elements_of(tensor, addresses)[0] for tensor in self.tensors]
+                assert np.any(inside, axis=0).all(), "an address outside of all tensors"
             return TensorHandle(np.zeros_like(mask.data), mask.dtype) if self.dry else mask
 
         def observed_load(builder: Any, ptrs: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
@@ -95,6 +111,7 @@ class Interpreter:
     def run(self, one: launch.Launch, device: torch.device) -> Accesses:
         self.accesses.loads.clear()
         self.accesses.stores.clear()
+        self.tensors = [] if self.dry else [t for t in one.arguments if isinstance(t, Tensor)]
         launch.run([one], device)
         return Accesses(*map(list, self.accesses))
 
@@ -124,37 +141,31 @@ def launches_of(
     return forward, backward, {"dy": dy, "y": y, "statistics": statistics}
 
 
-def count(
-    addresses: list[np.ndarray], tensors: Iterable[Tensor], what: str
-) -> dict[int, np.ndarray]:
+def count(addresses: list[np.ndarray], tensors: Iterable[Tensor]) -> dict[int, np.ndarray]:
     """How often each element of each tensor is addressed, by the tensors' own addresses."""
     everything = np.concatenate(addresses)
-    inside = np.zeros(everything.shape, dtype=bool)
-    counts = {}
-    for tensor in tensors:
-        size = tensor.element_size()
-        offsets = everything - tensor.data_ptr()
-        here = (offsets >= 0) & (offsets < tensor.numel() * size)
-        assert not (offsets[here] % size).any()
-        counts[tensor.data_ptr()] = np.bincount(offsets[here] // size, minlength=tensor.numel())
-        inside |= here
-    assert inside.all(), f"{(~inside).sum()} {what} outside of all tensors"
-    return counts
+    return {
+        t.data_ptr(): np.bincount(elements_of(t, everything)[1], minlength=t.numel())
+        for t in tensors
+    }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", ["gn_relu", "residual_relu", "normalized_residual_relu"])
 def test_every_element_is_written_once_before_it_is_read(
-    form: Form,
+    form: str,
     cut: tuple,
     layout: torch.memory_format,
     interpreter: Interpreter,
     device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # In one pass, programs of a contiguous tensor take two of the five samples in turn.
+    monkeypatch.setattr(plan, "GRADIENT_THREADS", 2 * 3 * 64)
     shape, num_groups = cut
-    inputs = make_inputs(form, shape, device, layout=layout)
-    forward, backward, passed_on = launches_of(form, num_groups, inputs)
+    inputs = make_inputs(FORMS[form], shape, device, layout=layout)
+    forward, backward, passed_on = launches_of(FORMS[form], num_groups, inputs)
     given = {tensor.data_ptr() for tensor in (*inputs.values(), passed_on["dy"])}
     tensors: dict[int, Tensor] = {}
     written: dict[int, np.ndarray] = {}
@@ -164,8 +175,8 @@ def test_every_element_is_written_once_before_it_is_read(
             tensors.setdefault(address, tensor)
             written.setdefault(address, np.zeros(tensor.numel(), dtype=np.int64))
         loads, stores = interpreter.run(one, device)
-        stored = count(stores, here.values(), f"stores of {one.kernel.__name__}")
-        loaded = count(loads, here.values(), f"loads of {one.kernel.__name__}")
+        stored = count(stores, here.values())
+        loaded = count(loads, here.values())
         for address in here:
             name = f"of a tensor {tuple(here[address].shape)} in {one.kernel.__name__}"
             # Programs that neither share what they write nor read it can run in any order.
@@ -179,7 +190,7 @@ def test_every_element_is_written_once_before_it_is_read(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("cut", [CUTS["one_pass"], CUTS["split"]], ids=["one_pass", "split"])
 def test_the_order_of_programs_does_not_change_a_bit(
     cut: tuple,
     layout: torch.memory_format,
@@ -281,9 +292,9 @@ def assert_last_program_is_right(
     assert np.isin(expected, addresses).all(), f"{one.kernel.__name__} leaves elements out"
     others = np.setdiff1d(addresses, expected)
     for key in small:
-        offsets = others - tensors[key].data_ptr()
-        size = metas[key].numel() * metas[key].element_size()
-        others = others[(offsets < 0) | (offsets >= size)]
+        first = tensors[key].data_ptr()
+        last = first + metas[key].numel() * metas[key].element_size()
+        others = others[(others < first) | (others >= last)]
     assert not others.size, f"{one.kernel.__name__} goes outside"
 
 

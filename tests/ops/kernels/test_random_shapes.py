@@ -50,7 +50,7 @@ def is_small(shape_and_groups: tuple[tuple[int, ...], int]) -> bool:
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=40,
+    max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
 @given(
