@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
 from gn_det.ops import group_norm
+
+# Their import forbids to set torch.backends.cudnn.benchmark in this process, as training does.
+with mock.patch("torch.backends.disable_global_flags"):
+    from torch.testing._internal.common_methods_invocations import op_db
+    from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
 OPERATOR: OpInfo = next(op for op in op_db if op.name == "nn.functional.group_norm")
 
