@@ -14,7 +14,7 @@ from gn_det.version import __version__
 if TYPE_CHECKING:
     from gn_det.config import add_gn_config, get_config
     from gn_det.errors import InputError
-    from gn_det.injection import inject
+    from gn_det.injection import audit, fuse, inject, revert
     from gn_det.layers import FusedGroupNorm, default_num_groups
     from gn_det.ops import group_norm
 
@@ -23,20 +23,26 @@ __all__ = [
     "InputError",
     "__version__",
     "add_gn_config",
+    "audit",
     "default_num_groups",
+    "fuse",
     "get_config",
     "group_norm",
     "inject",
+    "revert",
 ]
 
 _HOME = {
     "FusedGroupNorm": "gn_det.layers",
     "InputError": "gn_det.errors",
     "add_gn_config": "gn_det.config",
+    "audit": "gn_det.injection",
     "default_num_groups": "gn_det.layers",
+    "fuse": "gn_det.injection",
     "get_config": "gn_det.config",
     "group_norm": "gn_det.ops",
     "inject": "gn_det.injection",
+    "revert": "gn_det.injection",
 }
 
 

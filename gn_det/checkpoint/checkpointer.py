@@ -18,6 +18,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
 from gn_det.errors import InputError
+from gn_det.layers import GNTower
 
 __all__ = ["Checkpointer", "check_weights_exist"]
 
@@ -95,6 +96,13 @@ class Checkpointer(DetectionCheckpointer):
                 "model's state_dict alone"
             )
         return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        # Before Detectron2 drops what has another shape than the module that is there now.
+        for name, module in self.model.named_modules():
+            if isinstance(module, GNTower):
+                module.remap(checkpoint["model"], f"{name}.")
+        return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         unexpected = incompatible.unexpected_keys

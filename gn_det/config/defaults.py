@@ -21,8 +21,13 @@ def add_gn_config(cfg: CfgNode) -> None:
     from gn_det import modeling  # noqa: F401  (importing it registers)
 
     cfg.MODEL.GN = CfgNode()
+    # Where the meta-architectures GN... put GN: names of parts (see gn_det.inject), "default" for
+    # those that Detectron2's NORM keys reach, "ALL".
+    cfg.MODEL.GN.SITES = ["default"]
     # Groups of every GN layer; where the channels are no multiple of it, the largest divisor below.
     cfg.MODEL.GN.NUM_GROUPS = 32
+    # The other way to say it, if above 0: channels in each group, or the largest divisor below.
+    cfg.MODEL.GN.CHANNELS_PER_GROUP = 0
 
     # COCO-format folders to register, each [name, JSON file, folder of the images].
     cfg.DATASETS.COCO_FOLDERS = []

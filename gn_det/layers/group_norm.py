@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 
@@ -65,14 +67,32 @@ class FusedGroupNorm(nn.GroupNorm):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.normalize(x, self.activation)
+
+    # Optional[Tensor], not Tensor | None: TorchScript reads these annotations.
+    def normalize(
+        self,
+        x: Tensor,
+        activation: Optional[str] = None,
+        residual: Optional[Tensor] = None,
+        normalize_residual: bool = False,
+        residual_weight: Optional[Tensor] = None,
+        residual_bias: Optional[Tensor] = None,
+    ) -> Tensor:
+        """Every form of :func:`gn_det.group_norm` with this layer's parameters.
+
+        Blocks that end in this norm call it in place of the layer; self.activation has no part.
+        """
         if torch.jit.is_scripting():
             return group_norm_composed(
-                x, self.num_groups, self.weight, self.bias, self.eps, self.activation is not None,
-                None, False, None, None,
+                x, self.num_groups, self.weight, self.bias, self.eps, activation is not None,
+                residual, normalize_residual, residual_weight, residual_bias,
             )  # fmt: skip
         return group_norm(
-            x, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation
-        )
+            x, self.num_groups, self.weight, self.bias, self.eps,
+            activation=activation, residual=residual, normalize_residual=normalize_residual,
+            residual_weight=residual_weight, residual_bias=residual_bias,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         activation = f", activation={self.activation}" if self.activation else ""

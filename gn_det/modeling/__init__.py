@@ -1,13 +1,43 @@
-"""Entries for Detectron2's registries: Detectron2's component, with GN injected.
+"""Entries for Detectron2's registries: Detectron2's component, with GN injected and fused.
 
 Importing this package registers them.
 """
 
-from .backbone import build_gn_resnet_fpn_backbone
-from .roi_heads import GNFastRCNNConvFCHead, GNMaskRCNNConvUpsampleHead
+from .backbone import (
+    build_gn_resnet_backbone,
+    build_gn_resnet_fpn_backbone,
+    build_gn_retinanet_resnet_fpn_backbone,
+)
+from .heads import (
+    GNFastRCNNConvFCHead,
+    GNKRCNNConvDeconvUpsampleHead,
+    GNMaskRCNNConvUpsampleHead,
+    GNSemSegFPNHead,
+    GNStandardRPNHead,
+)
+from .meta_arch import (
+    GNGeneralizedRCNN,
+    GNPanopticFPN,
+    GNProposalNetwork,
+    GNRetinaNet,
+    GNSemanticSegmentor,
+)
+from .registration import register
 
 __all__ = [
     "GNFastRCNNConvFCHead",
+    "GNGeneralizedRCNN",
+    "GNKRCNNConvDeconvUpsampleHead",
     "GNMaskRCNNConvUpsampleHead",
+    "GNPanopticFPN",
+    "GNProposalNetwork",
+    "GNRetinaNet",
+    "GNSemSegFPNHead",
+    "GNSemanticSegmentor",
+    "GNStandardRPNHead",
+    "build_gn_resnet_backbone",
     "build_gn_resnet_fpn_backbone",
+    "build_gn_retinanet_resnet_fpn_backbone",
 ]
+
+register()

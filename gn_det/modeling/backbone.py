@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN
-from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
+from detectron2.modeling import FPN, ResNet, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import (
+    build_resnet_fpn_backbone,
+    build_retinanet_resnet_fpn_backbone,
+)
 
-from gn_det.injection import inject
+from .with_gn import num_groups_from_config, with_gn
 
-__all__ = ["build_gn_resnet_fpn_backbone"]
+__all__ = [
+    "build_gn_resnet_backbone",
+    "build_gn_resnet_fpn_backbone",
+    "build_gn_retinanet_resnet_fpn_backbone",
+]
 
 
-@BACKBONE_REGISTRY.register()
+def build_gn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Detectron2's ResNet with GN after every convolution, for C4 and DC5 models."""
+    resnet = build_resnet_backbone(cfg, input_shape)
+    return with_gn(resnet, "backbone", **num_groups_from_config(cfg))
+
+
 def build_gn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Detectron2's ResNet-FPN with GN after every convolution of the ResNet and the FPN."""
-    return inject(build_resnet_fpn_backbone(cfg, input_shape), cfg.MODEL.GN.NUM_GROUPS)
+    fpn = build_resnet_fpn_backbone(cfg, input_shape)
+    return with_gn(fpn, ["backbone", "fpn"], **num_groups_from_config(cfg))
+
+
+def build_gn_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Detectron2's ResNet-FPN for RetinaNet with GN everywhere but in P6 and P7."""
+    fpn = build_retinanet_resnet_fpn_backbone(cfg, input_shape)
+    return with_gn(fpn, ["backbone", "fpn"], **num_groups_from_config(cfg))

@@ -1,0 +1,71 @@
+"""PyTorch's convolutions with a norm of their own, for heads that have no place for one."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gn_det.errors import InputError
+
+__all__ = ["ConvNorm1d", "ConvNorm2d", "ConvTransposeNorm2d", "FusedReLU", "give_norm"]
+
+
+class ConvNorm1d(nn.Conv1d):
+    """nn.Conv1d, then its norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self._conv_forward(x, self.weight, self.bias))
+
+
+class ConvNorm2d(nn.Conv2d):
+    """nn.Conv2d, then its norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self._conv_forward(x, self.weight, self.bias))
+
+
+class ConvTransposeNorm2d(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d, then its norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv_transpose2d(
+            x, self.weight, self.bias,
+            self.stride, self.padding, self.output_padding, self.groups, self.dilation,
+        )  # fmt: skip
+        return self.norm(x)
+
+
+class FusedReLU(nn.ReLU):
+    """An nn.ReLU that does nothing, since the norm before it applies it already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+_WITH_NORM = {
+    nn.Conv1d: ConvNorm1d,
+    nn.Conv2d: ConvNorm2d,
+    nn.ConvTranspose2d: ConvTransposeNorm2d,
+}
+
+
+def give_norm(conv: nn.Module, norm: nn.Module) -> None:
+    """Let a convolution end in a norm, in place: whoever holds the convolution keeps it.
+
+    Args:
+        conv: one with an attribute ``norm``, as Detectron2's have, or a plain one of PyTorch's,
+            whose class becomes the one with a norm.
+        norm: for conv.out_channels channels.
+
+    Raises:
+        InputError: conv is neither.
+    """
+    if not hasattr(conv, "norm"):
+        if type(conv) not in _WITH_NORM:
+            known = ", ".join(f"nn.{kind.__name__}" for kind in _WITH_NORM)
+            raise InputError(
+                f"{type(conv).__name__} has no place for a norm: it has no attribute norm, and is "
+                f"none of {known}"
+            )
+        conv.__class__ = _WITH_NORM[type(conv)]
+    conv.norm = norm
