@@ -19,7 +19,7 @@ setup(
     packages=[*find_packages(include=["gn_det", "gn_det.*"]), "gn_det.configs"],
     package_dir={"gn_det.configs": "configs"},
     package_data={"gn_det.configs": ["*.yaml", "**/*.yaml", "**/*.py"]},
-    install_requires=["torch>=2.6"],
+    install_requires=["tabulate", "torch>=2.6"],
     extras_require={
         # What Detectron2 and the tools need. Detectron2 itself cannot be listed: the wheel on PyPI
         # is tagged for one Python version; tools/install.py and the README install it.
@@ -35,7 +35,6 @@ setup(
             "Pillow",
             "pycocotools>=2.0.2",
             "setuptools<81",  # Detectron2 imports pkg_resources
-            "tabulate",
             "tensorboard",
             "termcolor",
             "torchvision",
@@ -44,6 +43,7 @@ setup(
         ],
         "mmcv": ["mmcv-lite>=2.2", "mmengine>=0.10"],
         # expecttest: PyTorch's own test samples, in torch.testing._internal, import it.
-        "dev": ["expecttest", "hypothesis", "pytest", "ruff==0.17.6"],
+        # timm: Detectron2's ViTDet imports it.
+        "dev": ["expecttest", "hypothesis", "pytest", "ruff==0.17.6", "timm"],
     },
 )

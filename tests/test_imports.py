@@ -17,7 +17,7 @@ LAYERS = [
     {"ops"},
     {"layers"},
     {"injection"},
-    {"modeling"},
+    {"modeling", "mmcv_plugin"},
     {"config"},
     {"data", "checkpoint"},
     {"engine", "analysis"},

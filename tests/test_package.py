@@ -33,7 +33,10 @@ def test_the_metadata_names_what_users_need(wheel: Path) -> None:
     for extra in ("detectron2", "mmcv", "dev"):
         assert f"Provides-Extra: {extra}" in metadata
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist")]
-    assert [line for line in required if "extra ==" not in line] == ["Requires-Dist: torch>=2.6"]
+    assert [line for line in required if "extra ==" not in line] == [
+        "Requires-Dist: tabulate",
+        "Requires-Dist: torch>=2.6",
+    ]
 
 
 def test_an_installed_package_finds_its_configs(wheel: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def main():
         step("PyTorch", python, TORCH)
     # Named again, lest some package's newest release bring another PyTorch along.
     torch = "torch==" + output(python, "import importlib.metadata as m; print(m.version('torch'))")
-    gn_det = ROOT + "[detectron2,dev]"
+    gn_det = ROOT + "[detectron2,dev,mmcv]"
     step("gn_det and what its tools and tests need", python, [torch, "-e", gn_det])
     if not has(python, "detectron2"):
         install_detectron2(python)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_processes, launch
 from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
 from gn_det.engine.run_data import RunData, check_data
-from gn_det.engine.trainer import wrap_ddp
+from gn_det.engine.trainer import describe_model, wrap_ddp
 
 
 def main() -> None:
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace, data: RunData) -> None:
     set_up_process(written_folder(cfg.train.output_dir, args), cfg.train.get("seed", -1))
 
     model = instantiate(cfg.model).to(cfg.train.device)
+    logging.getLogger("gn_det").info(describe_model(model))
     if args.eval_only:
         checkpointer = Checkpointer(model, cfg.train.output_dir)
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)

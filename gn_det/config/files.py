@@ -118,7 +118,8 @@ def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictCon
             raise InputError(f"no config key {key}{nearest(key, list(_keys(cfg)))}")
     with _one_line_errors(cfg, "the overrides"):
         LazyConfig.apply_overrides(cfg, list(overrides))
-    cfg.train.device = _resolve_device(cfg.train.device)
+    if "train" in cfg:  # a file may hold a model alone
+        cfg.train.device = _resolve_device(cfg.train.device)
     return cfg
 
 

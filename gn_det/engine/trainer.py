@@ -18,7 +18,7 @@ from torch import nn
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
 from gn_det.engine.evaluation import build_evaluator
-from gn_det.layers import FusedGroupNorm
+from gn_det.injection import audit
 
 __all__ = ["Trainer", "describe_model", "wrap_ddp"]
 
@@ -78,12 +78,11 @@ def wrap_ddp(model: nn.Module, device: str, **kwargs: Any) -> nn.Module:
 
 
 def describe_model(model: nn.Module) -> str:
-    """One line: class, parameters in millions, how many train, GN layers."""
+    """Class, parameters in millions and how many train, and the audit of its norms."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     total = sum(size for size, _ in sizes) / 1e6
     trained = sum(size for size, trains in sizes if trains) / 1e6
-    layers = sum(isinstance(module, FusedGroupNorm) for module in model.modules())
     return (
-        f"{type(model).__name__}: {total:.1f}M parameters, {trained:.1f}M of them trained, "
-        f"{layers} GroupNorm layers of gn_det"
+        f"{type(model).__name__}: {total:.1f}M parameters, {trained:.1f}M of them trained\n"
+        f"{audit(model)}"
     )

@@ -152,8 +152,8 @@ def _why_none(site: str) -> str:
 def _out_of_reach(model: nn.Module, slots: list[Slot]) -> Iterator[tuple[str, str, str]]:
     """Owners without a place for a norm, and norms of kinds that GN does not stand in for."""
     there = {slot.site for slot in slots}
-    for site in SITES.keys() - there - {"other"}:
-        for name, _, _ in find_owners(model, site):
+    for site in SITES:
+        for name, _, _ in find_owners(model, site) if site not in (*there, "other") else ():
             yield site, name or "the model", SITES[site].hint or "nothing to normalise"
     reached = {part for slot in slots if slot.norm is not None for part in slot.norm.modules()}
     for name, module in model.named_modules():

@@ -1,15 +1,28 @@
-"""inject on components of Detectron2."""
+"""inject on components of Detectron2 and on models of others."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+import torchvision
+import zoo
+from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm, ShapeSpec
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
-from detectron2.modeling.roi_heads import FastRCNNConvFCHead
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.modeling.roi_heads import (
+    FastRCNNConvFCHead,
+    KRCNNConvDeconvUpsampleHead,
+    MaskRCNNConvUpsampleHead,
+)
 from torch import nn
 
-from gn_det import FusedGroupNorm, InputError, inject
+from gn_det import FusedGroupNorm, InputError, audit, inject
+
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
 def resnet18(norm: str, freeze_at: int = 0) -> ResNet:
@@ -18,16 +31,34 @@ def resnet18(norm: str, freeze_at: int = 0) -> ResNet:
     return ResNet(BasicStem(norm=norm), stages, out_features=features, freeze_at=freeze_at)
 
 
+def box_head(*conv_dims: int) -> FastRCNNConvFCHead:
+    return FastRCNNConvFCHead(ShapeSpec(16, 7, 7), conv_dims=list(conv_dims), fc_dims=[8])
+
+
+def mask_head() -> MaskRCNNConvUpsampleHead:
+    shape = ShapeSpec(channels=16, width=7, height=7)
+    return MaskRCNNConvUpsampleHead(shape, num_classes=2, conv_dims=[32, 32])
+
+
+def retinanet_head(norm: str, num_convs: int = 4) -> RetinaNetHead:
+    return RetinaNetHead(
+        input_shape=[ShapeSpec(channels=64)] * 2,
+        num_classes=3,
+        num_anchors=2,
+        conv_dims=[64] * num_convs,
+        norm=norm,
+    )
+
+
 def norms(model: nn.Module) -> list[FusedGroupNorm]:
     return [m for m in model.modules() if isinstance(m, FusedGroupNorm)]
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN", "SyncBN", "GN", ""])
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN", "SyncBN", "naiveSyncBN", "GN", "LN", ""])
 def test_every_norm_of_a_resnet_becomes_gn(norm: str) -> None:
     model = inject(resnet18(norm))
     assert len(norms(model)) == 20  # stem, 2 convolutions in 8 blocks, 3 shortcuts
-    others = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
-    assert not any(isinstance(m, others) or type(m) is nn.GroupNorm for m in model.modules())
+    assert not any(isinstance(m, BATCH_NORMS) or type(m) is nn.GroupNorm for m in model.modules())
     assert model(torch.randn(1, 3, 64, 64))["res5"].shape == (1, 512, 2, 2)
 
 
@@ -44,13 +75,33 @@ def test_gamma_and_beta_carry_over(norm: str) -> None:
 
 
 def test_a_convolution_that_gains_a_norm_loses_its_bias() -> None:
-    head = inject(FastRCNNConvFCHead(ShapeSpec(16, 7, 7), conv_dims=[32, 32], fc_dims=[8]))
+    head = inject(box_head(32, 32))
     assert head.conv1.bias is None and isinstance(head.conv2.norm, FusedGroupNorm)
     assert [name for name, _ in head.named_parameters()][:3] == [
         "conv1.weight",
         "conv1.norm.weight",
         "conv1.norm.bias",
     ]
+
+
+def test_a_convolution_keeps_its_bias_where_detectron2_has_no_norm() -> None:
+    rpn = inject(StandardRPNHead(in_channels=64, num_anchors=3), "rpn")
+    assert rpn.conv.bias is not None and isinstance(rpn.conv.norm, FusedGroupNorm)
+    top = inject(LastLevelP6P7(64, 64), "fpn.top_block")
+    assert top.p6.bias is not None and isinstance(top.p7.norm, FusedGroupNorm)
+
+
+def test_an_rpn_head_of_several_convolutions_gets_as_many_norms() -> None:
+    rpn = inject(StandardRPNHead(in_channels=64, num_anchors=3, conv_dims=[-1, 48]), "rpn")
+    assert [n.num_groups for n in norms(rpn)] == [32, 24]
+    logits, _ = rpn([torch.randn(1, 64, 5, 5)])
+    assert logits[0].shape == (1, 3, 5, 5)
+
+
+def test_a_keypoint_head_gets_norms_behind_its_convolutions_and_none_behind_its_scores() -> None:
+    head = KRCNNConvDeconvUpsampleHead(ShapeSpec(channels=16), num_keypoints=3, conv_dims=(32, 32))
+    names = list(inject(head, "keypoint_head").state_dict())
+    assert "conv_fcn2.norm.weight" in names and "score_lowres.norm.weight" not in names
 
 
 def test_frozen_stages_stay_frozen() -> None:
@@ -66,10 +117,44 @@ def test_fpn_reaches_its_backbone_too() -> None:
     assert model.fpn_lateral2.bias is None
 
 
+def test_sites_choose_the_parts() -> None:
+    model = FPN(resnet18("FrozenBN"), ["res2", "res3", "res4", "res5"], 48)
+    inject(model, "fpn")
+    assert len(norms(model)) == 8
+    assert isinstance(model.bottom_up.stem.conv1.norm, FrozenBatchNorm2d)
+
+
+def test_default_and_more_sites_go_together() -> None:
+    head = inject(mask_head(), ["default", "mask_head.deconv"])
+    assert [name for name, m in head.named_modules() if isinstance(m, FusedGroupNorm)] == [
+        "mask_fcn1.norm",
+        "deconv.norm",
+    ]
+    assert head.deconv.bias is not None
+    assert head.layers(torch.randn(2, 16, 7, 7)).shape == (2, 2, 14, 14)
+
+
 def test_num_groups_is_a_limit_where_channels_do_not_divide() -> None:
-    head = FastRCNNConvFCHead(ShapeSpec(16, 7, 7), conv_dims=[64, 36], fc_dims=[8])
-    inject(head, num_groups=8)
-    assert [n.num_groups for n in norms(head)] == [8, 6]
+    assert [n.num_groups for n in norms(inject(box_head(64, 36), num_groups=8))] == [8, 6]
+
+
+def test_channels_per_group_counts_the_other_way() -> None:
+    found = norms(inject(box_head(64, 36, 7), channels_per_group=16))
+    assert [(n.num_channels, n.num_groups) for n in found] == [(64, 4), (36, 3), (7, 1)]
+
+
+def test_gn_keeps_its_groups_and_eps_unless_told() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 48, 1), nn.GroupNorm(3, 48, eps=1e-3))
+    kept, told = inject(copy.deepcopy(model)), inject(model, num_groups=16)
+    assert (kept[1].num_groups, kept[1].eps) == (3, 1e-3)
+    assert (told[1].num_groups, told[1].eps) == (16, 1e-3)
+
+
+def test_both_ways_to_count_groups_are_refused() -> None:
+    with pytest.raises(InputError, match=r"num_groups 8 and channels_per_group 4"):
+        inject(box_head(64), num_groups=8, channels_per_group=4)
+    with pytest.raises(ValueError, match="at least 1"):
+        inject(box_head(64), num_groups=0)
 
 
 def test_device_dtype_and_mode_follow_the_convolution() -> None:
@@ -78,7 +163,158 @@ def test_device_dtype_and_mode_follow_the_convolution() -> None:
     assert all(n.weight.device.type == "meta" for n in norms(inject(resnet18("BN").to("meta"))))
 
 
-def test_a_model_where_nothing_would_change_is_refused() -> None:
-    head = FastRCNNConvFCHead(ShapeSpec(16, 7, 7), conv_dims=[], fc_dims=[8, 8])
-    with pytest.raises(InputError, match=r"FastRCNNConvFCHead .*NUM_CONV"):
+def test_injecting_twice_is_injecting_once() -> None:
+    once = inject(resnet18("BN"), num_groups=16)
+    names = list(once.state_dict())
+    assert list(inject(once).state_dict()) == names
+    assert {n.num_groups for n in norms(once)} == {16}
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ("box_head", r"the model \(FastRCNNConvFCHead\).*set MODEL\.ROI_BOX_HEAD\.NUM_CONV"),
+        ("rpn", r"site rpn: FastRCNNConvFCHead has none"),
+        ("boxhead", r"no site 'boxhead'; did you mean box_head\?"),
+        ("default", r"nothing to normalise at default.*NUM_CONV"),
+    ],
+)
+def test_a_site_where_nothing_would_change_is_refused(site: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        inject(box_head(), site)
+
+
+def test_a_refused_site_says_what_there_is_and_changes_nothing() -> None:
+    model = FPN(resnet18("BN"), ["res2", "res3", "res4", "res5"], 32)
+    with pytest.raises(InputError, match=r"backbone 20, fpn 8"):
+        inject(model, ["backbone", "mask_head"])
+    assert not norms(model)
+
+
+def test_no_site_at_all_is_refused() -> None:
+    with pytest.raises(InputError, match="no sites"):
+        inject(resnet18("BN"), [])
+
+
+class TestTowers:
+    """Where norms come between the modules of an nn.Sequential."""
+
+    def test_keys_are_those_of_detectron2s_own_norm(self) -> None:
+        ours, theirs = inject(retinanet_head("")), retinanet_head("GN")
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+        ours.load_state_dict(theirs.state_dict())
+        x = [torch.randn(1, 64, 6, 7), torch.randn(1, 64, 3, 4)]
+        for mine, other in zip(ours(x), theirs(x), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
+
+    @pytest.mark.parametrize("num_convs", [1, 2, 4])
+    def test_weights_from_before_load(self, num_convs: int) -> None:
+        before = retinanet_head("", num_convs)
+        after = inject(retinanet_head("", num_convs))
+        missing, unexpected = after.load_state_dict(before.state_dict(), strict=False)
+        assert not unexpected
+        ours = {id(n) for n in norms(after)}
+        of_norms = {
+            f"{name}.{key}"
+            for name, m in after.named_modules()
+            if id(m) in ours
+            for key in ("weight", "bias")
+        }
+        assert set(missing) == of_norms
+        for tower in ("cls_subnet", "bbox_subnet"):
+            convs = [m for m in getattr(before, tower) if isinstance(m, nn.Conv2d)]
+            moved = [m for m in getattr(after, tower) if isinstance(m, nn.Conv2d)]
+            for old, new in zip(convs, moved, strict=True):
+                assert torch.equal(old.weight, new.weight) and torch.equal(old.bias, new.bias)
+
+    def test_weights_that_lost_what_stood_where_a_norm_is_are_refused(self) -> None:
+        weights = retinanet_head("").state_dict()
+        del weights["cls_subnet.4.weight"]  # as Detectron2's checkpointer does: the shape differs
+        with pytest.raises(RuntimeError, match=r"cls_subnet\.4\.weight.*Checkpointer"):
+            inject(retinanet_head("")).load_state_dict(weights, strict=False)
+
+    def test_weights_of_other_parts_are_left_alone(self) -> None:
+        head = inject(retinanet_head(""))
+        missing, unexpected = head.load_state_dict({}, strict=False)
+        assert len(missing) == len(head.state_dict()) and not unexpected
+
+    def test_batch_norms_of_each_level_become_one_gn(self) -> None:
+        head = retinanet_head("BN")
+        assert any(isinstance(m, CycleBatchNormList) for m in head.modules())
         inject(head)
+        assert not any(isinstance(m, BATCH_NORMS) for m in head.modules())
+        assert list(head.state_dict()) == list(retinanet_head("GN").state_dict())
+
+
+class TestOthers:
+    """Models of no library that sites know: norms are found by type."""
+
+    def test_norms_of_every_kind_are_found_wherever_they_are(self) -> None:
+        model = nn.ModuleDict(
+            {
+                "a": nn.Sequential(nn.Conv1d(3, 48, 1), nn.BatchNorm1d(48)),
+                "b": nn.Sequential(nn.Conv3d(3, 64, 1), nn.SyncBatchNorm(64)),
+                "c": nn.ModuleList([nn.GroupNorm(4, 16), NaiveSyncBatchNorm(8)]),
+                "d": torchvision.ops.FrozenBatchNorm2d(12),
+                "e": FrozenBatchNorm2d(24),
+            }
+        )
+        inject(model)
+        assert [n.num_channels for n in norms(model)] == [48, 64, 16, 8, 12, 24]
+        assert len(audit(model).rows) == 6
+
+    def test_layer_and_instance_norms_stay_and_are_told(self) -> None:
+        model = nn.Sequential(nn.BatchNorm2d(8), nn.LayerNorm(8), nn.InstanceNorm2d(8))
+        inject(model)
+        assert [type(m) for m in model][1:] == [nn.LayerNorm, nn.InstanceNorm2d]
+        assert {left.modules for left in audit(model).left_alone} == {("1",), ("2",)}
+
+    def test_frozen_batch_norm_becomes_trainable_behind_a_trainable_convolution_only(self) -> None:
+        def block(trains: bool) -> nn.Sequential:
+            conv = nn.Conv2d(3, 32, 1).requires_grad_(trains)
+            return nn.Sequential(conv, torchvision.ops.FrozenBatchNorm2d(32))
+
+        model = inject(nn.Sequential(block(True), block(False)))
+        assert [n.weight.requires_grad for n in norms(model)] == [True, False]
+
+    def test_a_norm_without_parameters_becomes_one_without(self) -> None:
+        model = inject(nn.Sequential(nn.Conv2d(3, 32, 1), nn.BatchNorm2d(32, affine=False)))
+        assert model[1].weight is None and len(model.state_dict()) == 2
+
+    def test_timms_norms_keep_their_relu_and_stay_with_another_activation(self) -> None:
+        from timm.layers import BatchNormAct2d
+
+        model = nn.Sequential(BatchNormAct2d(32), BatchNormAct2d(32, act_layer=nn.SiLU))
+        inject(model)
+        x = torch.randn(1, 32, 4, 4)
+        assert model[0].activation == "relu" and (model[0](x) >= 0).all()
+        assert isinstance(model[1], BatchNormAct2d)
+
+    def test_a_model_without_any_norm_is_refused(self) -> None:
+        with pytest.raises(InputError, match="Sequential has no place for a norm"):
+            inject(nn.Sequential(nn.Conv2d(3, 8, 1)))
+
+
+def test_without_a_batch_training_works_where_batch_norm_fails() -> None:
+    """One-pixel levels, one picture: BN has one value a channel there."""
+    for norm, fails in (("BN", True), ("", False)):
+        model = resnet18(norm).train()
+        if not norm:
+            inject(model)
+        x = torch.randn(1, 3, 32, 32)  # res5 is one pixel
+        if fails:
+            with pytest.raises(ValueError, match="more than 1 value per channel"):
+                model(x)
+        else:
+            model(x)["res5"].sum().backward()
+            assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_the_zoos_gn_models_have_the_keys_of_default_sites() -> None:
+    ours = inject(zoo.build("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
+    gn = zoo.model_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+    for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        gn.MODEL[part].NORM = "GN"
+    from detectron2.modeling import build_model
+
+    assert list(ours.state_dict()) == list(build_model(gn).state_dict())

@@ -1,0 +1,79 @@
+"""Show which norms the model of a config has, site by site, and what has none.
+
+Nothing is trained, and no weights are needed. With --sites, GN is injected there and fused first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
+from detectron2 import model_zoo
+from detectron2.config import instantiate
+from detectron2.modeling import build_model
+from torch import nn
+
+from gn_det import audit, fuse, inject
+from gn_det.config import load_config, load_lazy_config
+from gn_det.engine.command import run_command
+from gn_det.errors import InputError
+
+
+def main() -> None:
+    args = parse_args()
+    model = build(args.config_file, args.opts)
+    if args.sites:
+        fuse(inject(model, args.sites))
+    found = audit(model)
+    print(
+        {"text": str, "markdown": type(found).to_markdown, "json": type(found).to_json}[
+            args.format
+        ](found)
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        help="YAML or LazyConfig (.py) file, or the name of one of Detectron2's model zoo",
+    )
+    parser.add_argument("--sites", nargs="+", metavar="SITE", help="see gn_det.inject; ALL for all")
+    parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], help="config overrides: KEY VALUE ..., or key=value ..."
+    )
+    return parser.parse_args()
+
+
+def build(config_file: str, overrides: list[str]) -> nn.Module:
+    """The model of a config on the CPU, with random weights.
+
+    Raises:
+        InputError: there is no such config, or it says what cannot be built.
+    """
+    path = Path(config_file)
+    if not path.is_file():
+        try:
+            path = Path(model_zoo.get_config_file(config_file))
+        except RuntimeError as error:
+            raise InputError(
+                f"{config_file} is no file, and no config of Detectron2's model zoo"
+            ) from error
+    try:
+        if path.suffix == ".py":
+            return instantiate(load_lazy_config(path, overrides).model)
+        return build_model(load_config(path, [*overrides, "MODEL.DEVICE", "cpu"]))
+    except InputError:
+        raise
+    except (AssertionError, ImportError, KeyError, ValueError) as error:  # of Detectron2's parts
+        reason = " ".join(str(error).split())
+        raise InputError(f"{config_file} cannot be built: {reason}") from error
+
+
+if __name__ == "__main__":
+    run_command(main)
