@@ -1,4 +1,4 @@
-"""Fixtures: a tiny shapes set, and calling the tools in this process."""
+"""Fixtures: a tiny shapes set, calling the tools in this process, a GPU that is not there."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers import load_program
+from torch._subclasses import FakeTensorMode
 
 import gn_det.engine  # noqa: F401  (silences third-party warnings, as the tools do)
 from gn_det.data.shapes import generate_shapes
+from gn_det.ops import backend
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +68,22 @@ def call_main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int | None]:
         return load_program(path).main()
 
     return call
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """A GPU that is not there: its tensors have all but values."""
+    monkeypatch.setattr(backend, "TRITON_VERSION", "3.2.0")
+    with FakeTensorMode():
+        yield torch.device("cuda")
+
+
+@pytest.fixture
+def autocast() -> Iterator[None]:
+    """What torch.autocast("cuda", torch.bfloat16) does, which without a GPU does nothing."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    yield
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])

@@ -9,6 +9,7 @@ import torch
 import torchvision
 import zoo
 from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm, ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
@@ -315,6 +316,4 @@ def test_the_zoos_gn_models_have_the_keys_of_default_sites() -> None:
     gn = zoo.model_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
         gn.MODEL[part].NORM = "GN"
-    from detectron2.modeling import build_model
-
     assert list(ours.state_dict()) == list(build_model(gn).state_dict())

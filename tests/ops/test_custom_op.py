@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from ops.kernels.kernel_helpers import CHANNELS_LAST, CONTIGUOUS, FORMS, Form, make_inputs
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gn_det.layers import FusedGroupNorm
-from gn_det.ops import backend, group_norm
+from gn_det.ops import group_norm
 from gn_det.ops.custom_op import fused_group_norm
 
 META = torch.device("meta")
 SHAPE, NUM_GROUPS = (2, 64, 50, 40), 32
 
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """A GPU that is not there: its tensors have all but values."""
-    monkeypatch.setattr(backend, "TRITON_VERSION", "3.2.0")
-    with FakeTensorMode():
-        yield torch.device("cuda")
-
-
-@pytest.fixture
-def autocast() -> Iterator[None]:
-    """What torch.autocast("cuda", torch.bfloat16) does, which without a GPU does nothing."""
-    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    torch.set_autocast_enabled("cuda", True)
-    torch.set_autocast_dtype("cuda", torch.bfloat16)
-    yield
-    torch.set_autocast_enabled("cuda", before[0])
-    torch.set_autocast_dtype("cuda", before[1])
 
 
 def options_of(form: Form) -> dict[str, object]:
