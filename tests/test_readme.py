@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import zoo
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from helpers import ROOT, TINY, folder_flags
+
+import gn_det
+from gn_det.injection.sites import DEFAULT_SITES, SITES
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -23,6 +27,7 @@ COMMANDS = [
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
 ]
+MASK_RCNN = "mask_rcnn_R_50_FPN_1x.yaml"
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PYTHON = [command for command in COMMANDS if command.startswith(".venv/bin/python ")]
 # Run by CI as they stand, quickstart in tests/tools/test_quickstart.py as well.
@@ -122,14 +127,31 @@ def test_every_file_that_the_readme_names_exists() -> None:
 
 
 def test_the_lines_for_an_existing_project_are_the_tested_ones() -> None:
-    block, _ = PYTHON_BLOCKS
+    block, _, _ = PYTHON_BLOCKS
     tested = (ROOT / "tests" / "modeling" / "test_existing_project.py").read_text()
     for line in re.findall(r"^(?:cfg|gn_det).*", block, re.MULTILINE):
         assert line.replace('"theirs.yaml"', 'str(tmp_path / "theirs.yaml")').strip() in tested
 
 
+def test_the_lines_for_any_model_run(capsys: pytest.CaptureFixture[str]) -> None:
+    _, block, _ = PYTHON_BLOCKS
+    exec(block, {"gn_det": gn_det, "model": zoo.build("COCO-InstanceSegmentation/" + MASK_RCNN)})
+    assert "67 in all" in capsys.readouterr().out
+
+
+def test_the_audit_of_a_config_is_printed(home: Path) -> None:
+    done = run(command("audit_norms.py"), home)
+    assert done.returncode == 0 and "67 in all" in done.stdout, done.stderr
+
+
+def test_the_table_of_sites_is_the_codes() -> None:
+    rows = re.findall(r"^\| `([a-z_.]+)` \|.*\|(.*)\|$", README, re.MULTILINE)
+    assert [site for site, _ in rows] == list(SITES)
+    assert tuple(site for site, default in rows if "yes" in default) == DEFAULT_SITES
+
+
 def test_the_lines_of_the_operator_run() -> None:
-    _, block = PYTHON_BLOCKS
+    _, _, block = PYTHON_BLOCKS
     x, shortcut = torch.randn(2, 1, 64, 5, 5)
     names = {"x": x, "shortcut": shortcut, "weight": torch.ones(64), "bias": torch.zeros(64)}
     exec(block, names)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import nn
@@ -58,9 +59,18 @@ def inject(
         )
     slots = find_slots(model)
     chosen = _choose(model, slots, [sites] if isinstance(sites, str) else sites)
+    holders = defaultdict(list)  # several, where modules share a norm
+    for parent in model.modules():
+        for child in parent.children():
+            holders[child].append(parent)
     for slot in slots:
         if slot.site in chosen:
-            _put(slot, _norm_for(slot, num_groups, channels_per_group))
+            norm = _norm_for(slot, num_groups, channels_per_group)
+            if slot.norm is None:
+                _add(slot, norm)
+            else:
+                for holder in holders[slot.norm]:
+                    _replace(holder, slot.norm, norm)
     return model
 
 
@@ -95,7 +105,8 @@ def _nothing_at(model: nn.Module, site: str) -> str:
     ]
     if not found or site == "other":
         return f"site {site}: {type(model).__name__} has none"
-    return f"site {site}: {', '.join(found)} has nothing to normalise: {SITES[site].hint}"
+    hint = SITES[site].hint and f": {SITES[site].hint}"
+    return f"site {site}: {', '.join(found)} has nothing to normalise{hint}"
 
 
 def _what_is_there(model: nn.Module, there: Counter[str]) -> str:
@@ -124,19 +135,24 @@ def _norm_for(slot: Slot, num_groups: int | None, channels_per_group: int | None
         groups = default_num_groups(channels)
     if isinstance(old, nn.GroupNorm):
         eps = old.eps
-    weight = old.weight if conv is None else conv.weight
     affine = old is None or old.weight is not None
+    like = _first_tensor(old if conv is None else conv)
     norm = FusedGroupNorm(
         channels, groups, eps, affine,
-        activation=_activation_of(old), device=weight.device, dtype=weight.dtype,
+        activation=_activation_of(old), device=like.device, dtype=like.dtype,
     )  # fmt: skip
     if affine and old is not None:
         with torch.no_grad():
             norm.weight.copy_(old.weight)
             norm.bias.copy_(old.bias)
-    # FrozenBN keeps its weight in a buffer, which tells nothing of whether a layer is frozen.
-    trains = weight.requires_grad or not isinstance(weight, nn.Parameter)
+    # FrozenBN's are buffers, which tell nothing of whether a layer is frozen.
+    trains = like.requires_grad or not isinstance(like, nn.Parameter)
     return norm.requires_grad_(trains).train((conv if old is None else old).training)
+
+
+def _first_tensor(module: nn.Module) -> torch.Tensor:
+    """Whose device and dtype a new norm takes, and whether it trains."""
+    return next(chain(module.parameters(), module.buffers()), torch.empty(0))
 
 
 def _activation_of(norm: nn.Module | None) -> str | None:
@@ -154,11 +170,13 @@ def _num_channels(slot: Slot) -> int:
     return len(slot.norm.weight)
 
 
-def _put(slot: Slot, norm: FusedGroupNorm) -> None:
-    if slot.norm is not None:
-        name = next(name for name, child in slot.parent.named_children() if child is slot.norm)
-        setattr(slot.parent, name, norm)
-        return
+def _replace(holder: nn.Module, old: nn.Module, norm: FusedGroupNorm) -> None:
+    for name, child in [*holder._modules.items()]:
+        if child is old:
+            setattr(holder, name, norm)
+
+
+def _add(slot: Slot, norm: FusedGroupNorm) -> None:
     if slot.parent is slot.conv:
         give_norm(slot.conv, norm)
     else:

@@ -282,6 +282,17 @@ class TestOthers:
         model = inject(nn.Sequential(nn.Conv2d(3, 32, 1), nn.BatchNorm2d(32, affine=False)))
         assert model[1].weight is None and len(model.state_dict()) == 2
 
+    def test_a_norm_with_nothing_but_a_size_is_replaced(self) -> None:
+        bare = nn.BatchNorm2d(8, affine=False, track_running_stats=False)
+        assert inject(nn.Sequential(bare, nn.BatchNorm2d(8, affine=False)))[0].num_groups == 8
+
+    def test_a_norm_that_modules_share_stays_one(self) -> None:
+        shared = nn.BatchNorm2d(8)
+        model = nn.ModuleList([nn.Sequential(shared), nn.Sequential(nn.ReLU(), shared, shared)])
+        inject(model)
+        assert model[0][0] is model[1][1] is model[1][2]
+        assert len(norms(model)) == 1 and not any(m is shared for m in model.modules())
+
     def test_timms_norms_keep_their_relu_and_stay_with_another_activation(self) -> None:
         from timm.layers import BatchNormAct2d
 

@@ -1,0 +1,139 @@
+"""What can be fused: Detectron2's classes with fused forms, and norms right before ReLUs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gn_det.injection.sites import type_name
+from gn_det.layers import FusedGroupNorm, FusedReLU
+
+__all__ = ["BLOCKS", "FUSED", "Fusion", "norms_of_fused_relus", "norms_right_before_relus"]
+
+
+class Fusion(NamedTuple):
+    """A class of Detectron2's that has a fused form.
+
+    Attributes:
+        fused: name of that in BLOCKS.
+        fits: whether a module has the norms that it needs.
+    """
+
+    fused: str
+    fits: Callable[[nn.Module], bool]
+
+
+def _conv_fits(conv: nn.Module) -> bool:
+    return _has_plain_norm(conv) and (conv.activation is None or _is_relu(conv.activation))
+
+
+def _block_fits(block: nn.Module) -> bool:
+    convs = [block.conv1, block.conv2, block.shortcut, getattr(block, "conv3", None)]
+    return all(_is_fused_conv(conv) for conv in convs if conv is not None)
+
+
+def _deform_fits(block: nn.Module) -> bool:
+    convs = (conv for conv in (block.conv1, block.conv3, block.shortcut) if conv is not None)
+    plain = _has_plain_norm(block.conv2) and block.conv2.activation is None
+    return plain and all(map(_is_fused_conv, convs))
+
+
+def _stem_fits(stem: nn.Module) -> bool:
+    return _is_fused_conv(stem.conv1)
+
+
+def _fpn_fits(fpn: nn.Module) -> bool:
+    return all(map(_is_fused_conv, fpn.lateral_convs))
+
+
+def _is_relu(activation: object) -> bool:
+    return type(activation) is nn.ReLU or activation in (F.relu, F.relu_, torch.relu)
+
+
+def _has_plain_norm(conv: nn.Module) -> bool:
+    """Whether a convolution ends in a FusedGroupNorm that computes nothing else yet."""
+    norm = getattr(conv, "norm", None)
+    return type(norm) is FusedGroupNorm and norm.activation is None
+
+
+def _is_fused_conv(conv: nn.Module) -> bool:
+    return type_name(type(conv)) == f"{BLOCKS}.FusedConv2d" and conv.activation is None
+
+
+BLOCKS = "gn_det.layers.detectron2_blocks"
+_RESNET = "detectron2.modeling.backbone.resnet"
+
+# By exact class, since a subclass may compute something else. Convolutions first: the others need
+# theirs to be fused ones.
+FUSED = {
+    "detectron2.layers.wrappers.Conv2d": Fusion("FusedConv2d", _conv_fits),
+    f"{_RESNET}.BasicBlock": Fusion("FusedBasicBlock", _block_fits),
+    f"{_RESNET}.BottleneckBlock": Fusion("FusedBottleneckBlock", _block_fits),
+    f"{_RESNET}.DeformBottleneckBlock": Fusion("FusedDeformBottleneckBlock", _deform_fits),
+    f"{_RESNET}.BasicStem": Fusion("FusedBasicStem", _stem_fits),
+    "detectron2.modeling.backbone.fpn.FPN": Fusion("FusedFPN", _fpn_fits),
+}
+
+# Modules that call their children one after the other, besides nn.Sequential.
+_HEADS = "detectron2.modeling.roi_heads"
+_REGNET = "detectron2.modeling.backbone.regnet"
+_IN_ORDER = {
+    f"{_HEADS}.mask_head.MaskRCNNConvUpsampleHead",
+    f"{_HEADS}.keypoint_head.KRCNNConvDeconvUpsampleHead",
+    f"{_REGNET}.SimpleStem",
+    f"{_REGNET}.ResStem",
+    f"{_REGNET}.VanillaBlock",
+    f"{_REGNET}.BasicTransform",
+    f"{_REGNET}.BottleneckTransform",
+}
+
+
+def norms_right_before_relus(model: nn.Module) -> Iterator[tuple[FusedGroupNorm, nn.ReLU]]:
+    """Yields (norm, ReLU) where both have this one place in the model."""
+    # children() has a module once, however often a parent calls it.
+    uses = Counter(child for parent in model.modules() for child in parent._modules.values())
+    for norm, relu in [*_pairs(model, nn.ReLU)]:
+        if norm.activation is None and uses[relu] == 1 and uses[norm] == 1:
+            yield norm, relu
+
+
+def norms_of_fused_relus(model: nn.Module) -> Iterator[FusedGroupNorm]:
+    """Yields the norms that have taken in the ReLU behind them."""
+    for norm, _ in _pairs(model, FusedReLU):
+        yield norm
+
+
+def _pairs(model: nn.Module, relu_type: type[nn.ReLU]) -> Iterator[tuple[FusedGroupNorm, nn.ReLU]]:
+    """Yields (norm, ReLU) where a module of exactly this type comes right behind."""
+    for parent in model.modules():
+        if _calls_in_order(type(parent)):
+            for layer, following in pairwise(parent.children()):
+                norm = _last_norm(layer)
+                if norm is not None and type(following) is relu_type:
+                    yield norm, following
+
+
+def _calls_in_order(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class call their children one after the other."""
+    if issubclass(kind, nn.Sequential) and kind.forward is nn.Sequential.forward:
+        return True
+    known = next((base for base in kind.__mro__ if type_name(base) in _IN_ORDER), kind)
+    same = all(
+        getattr(kind, name, None) is getattr(known, name, None) for name in ("forward", "layers")
+    )
+    return type_name(known) in _IN_ORDER and same
+
+
+def _last_norm(layer: nn.Module) -> FusedGroupNorm | None:
+    """The FusedGroupNorm that a layer is or ends in."""
+    if type(layer) is FusedGroupNorm:
+        return layer
+    norm = getattr(layer, "norm", None)
+    ends = type(norm) is FusedGroupNorm and getattr(layer, "activation", None) is None
+    return norm if ends else None
