@@ -85,7 +85,8 @@ def test_train_on_a_folder_and_report(home: Path) -> None:
 
 def test_train_and_evaluate_on_coco(home: Path) -> None:
     small = [
-        "SOLVER.IMS_PER_BATCH", "1", "MODEL.WEIGHTS", "",
+        "SOLVER.IMS_PER_BATCH", "1", "SOLVER.IMS_PER_GPU", "1",
+        "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0",
         "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", *TINY,
     ]  # fmt: skip
     train = command("mask_rcnn_R_50_FPN_gn_2x", "--num-gpus 8").replace("--num-gpus 8", "")

@@ -16,7 +16,7 @@ import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 
 # isort: split
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
+from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
@@ -30,6 +30,7 @@ from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_processes, launch
 from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
 from gn_det.engine.run_data import RunData, check_data
+from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.trainer import describe_model, wrap_ddp
 
 
@@ -102,7 +103,13 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(cfg.dataloader.train)
     model = wrap_ddp(model, cfg.train.device, **cfg.train.ddp)
-    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(model, loader, optimizer)
+    trainer = AccumulatingTrainer(
+        model,
+        loader,
+        optimizer,
+        cfg.train.get("accumulate_steps", 1),
+        amp_dtype(cfg.train.amp.enabled),
+    )
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
     results: dict[str, Any] = {}
 

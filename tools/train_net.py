@@ -22,14 +22,21 @@ from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_processes, launch
 from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
 from gn_det.engine.run_data import RunData, check_data
+from gn_det.engine.schedule import resolve_schedule, schedule_table
 from gn_det.engine.trainer import Trainer
+from gn_det.errors import InputError
 from gn_det.utils import write_atomically
 
 
 def main() -> None:
     args = argument_parser(__doc__, "KEY VALUE ...").parse_args()
-    cfg = load_config(args.config_file or None, args.opts)
+    reference = load_config(args.config_file or None, args.opts)
+    world_size = args.num_gpus * args.num_machines
+    cfg = resolve_schedule(reference, world_size)
+    if cfg is not reference and not args.eval_only:
+        print(f"\n{schedule_table(reference, cfg, world_size)}\n")
 
+    check_start(cfg, args)
     check_processes(cfg.MODEL.DEVICE, args, cfg.SOLVER.IMS_PER_BATCH, amp=cfg.SOLVER.AMP.ENABLED)
     with run_folder(cfg.OUTPUT_DIR, args) as output_dir:
         if not (args.resume and (output_dir / "last_checkpoint").exists()):
@@ -46,6 +53,19 @@ def main() -> None:
         set_data(cfg, data)
         cfg.freeze()
         launch(run, cfg.MODEL.DEVICE, args, cfg, args)
+
+
+def check_start(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Refuse a start from scratch with layers frozen at their random values.
+
+    Detectron's GN R-50-FPN from scratch reached 39.5 box AP in 3x, and 36.2 with two stages frozen.
+    """
+    frozen = cfg.MODEL.BACKBONE.FREEZE_AT
+    if not (cfg.MODEL.WEIGHTS or args.eval_only or args.resume) and frozen > 0:
+        raise InputError(
+            f"without MODEL.WEIGHTS, MODEL.BACKBONE.FREEZE_AT {frozen} freezes random weights; "
+            "set it to 0 to train from scratch, or name the weights to start from"
+        )
 
 
 def set_data(cfg: CfgNode, data: RunData) -> None:

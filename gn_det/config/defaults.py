@@ -29,6 +29,15 @@ def add_gn_config(cfg: CfgNode) -> None:
     # The other way to say it, if above 0: channels in each group, or the largest divisor below.
     cfg.MODEL.GN.CHANNELS_PER_GROUP = 0
 
+    # Convolutions and their features in channels_last order, as tensor cores take them.
+    cfg.MODEL.CHANNELS_LAST = False
+
+    # Images on each GPU at a time, from which the schedule follows: the other SOLVER keys are then
+    # those of a reference with IMS_PER_BATCH images a step. 0 takes all as they stand.
+    cfg.SOLVER.IMS_PER_GPU = 0
+    # Batches whose gradients make one step.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+
     # COCO-format folders to register, each [name, JSON file, folder of the images].
     cfg.DATASETS.COCO_FOLDERS = []
     # [category id in the JSON, name] by class index: what a prediction's class means.

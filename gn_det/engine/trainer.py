@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine import DefaultTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -18,6 +18,7 @@ from torch import nn
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
 from gn_det.engine.evaluation import build_evaluator
+from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.injection import audit
 
 __all__ = ["Trainer", "describe_model", "wrap_ddp"]
@@ -27,7 +28,7 @@ class Trainer(DefaultTrainer):
     """DefaultTrainer whose processes may run on the CPU, too.
 
     The constructor is DefaultTrainer's but for DDP (which it gives device_ids, refused on the
-    CPU), the checkpointer, and a description of the model in place of its printout.
+    CPU), the step, the checkpointer, and a description of the model in place of its printout.
 
     Args:
         cfg: the whole config.
@@ -40,8 +41,13 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = wrap_ddp(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, data_loader, optimizer)
+        self._trainer = AccumulatingTrainer(
+            model,
+            data_loader,
+            optimizer,
+            cfg.SOLVER.ACCUMULATE_STEPS,
+            amp_dtype(cfg.SOLVER.AMP.ENABLED),
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -62,6 +68,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
+            model.to(memory_format=torch.channels_last)
         logging.getLogger(__name__).info(describe_model(model))
         return model
 

@@ -71,7 +71,7 @@ def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
     """To the rounding of float32."""
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        scale = 1e-5 * float(value.abs().max()) if value.numel() else 0
+        scale = 1e-5 * value.double().abs().max().item() if value.numel() else 0
         assert_close(actual[name], value, atol=scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 

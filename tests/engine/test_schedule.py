@@ -1,0 +1,123 @@
+"""The schedule that follows from images per GPU, against values computed by hand."""
+
+from __future__ import annotations
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+import gn_det
+from gn_det import InputError
+from gn_det.engine.schedule import resolve_schedule, schedule_table
+
+
+def reference(**solver: object) -> CfgNode:
+    """Detectron2's 1x schedule: 16 images, learning rate 0.02, 90k iterations."""
+    cfg = get_cfg()
+    gn_det.add_gn_config(cfg)
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    cfg.SOLVER.BASE_LR = 0.02
+    cfg.SOLVER.MAX_ITER = 90_000
+    cfg.SOLVER.STEPS = (60_000, 80_000)
+    cfg.SOLVER.WARMUP_ITERS = 1000
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5000
+    cfg.TEST.EVAL_PERIOD = 10_000
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 2.0
+    for key, value in solver.items():
+        cfg.SOLVER[key] = value
+    return cfg
+
+
+# GPUs, images on each: at a time, learning rate, iterations, steps, warm-up, checkpoint,
+# evaluation, clipping.
+BY_HAND = {
+    "1x1": (1, 1, 1, 0.00125, 1_440_000, (960_000, 1_280_000), 16_000, 80_000, 160_000, 8.0),
+    "1x2": (1, 2, 2, 0.0025, 720_000, (480_000, 640_000), 8000, 40_000, 80_000, 32**0.5),
+    "8x1": (8, 1, 8, 0.01, 180_000, (120_000, 160_000), 2000, 10_000, 20_000, 8**0.5),
+    "8x2": (8, 2, 16, 0.02, 90_000, (60_000, 80_000), 1000, 5000, 10_000, 2.0),
+    "2x8x2": (16, 2, 32, 0.04, 45_000, (30_000, 40_000), 500, 2500, 5000, 2**0.5),
+}
+
+
+def numbers(cfg: CfgNode) -> tuple:
+    solver = cfg.SOLVER
+    return (
+        solver.IMS_PER_BATCH,
+        pytest.approx(solver.BASE_LR, rel=1e-12),
+        solver.MAX_ITER,
+        solver.STEPS,
+        solver.WARMUP_ITERS,
+        solver.CHECKPOINT_PERIOD,
+        cfg.TEST.EVAL_PERIOD,
+        pytest.approx(solver.CLIP_GRADIENTS.CLIP_VALUE, rel=1e-12),
+    )
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_schedule_is_the_one_computed_by_hand(name: str) -> None:
+    world_size, ims_per_gpu, *expected = BY_HAND[name]
+    assert numbers(resolve_schedule(reference(IMS_PER_GPU=ims_per_gpu), world_size)) == (
+        tuple(expected)
+    )
+
+
+def test_detectron2s_reference_comes_out_unchanged_at_8x2() -> None:
+    before = reference(IMS_PER_GPU=2)
+    after = resolve_schedule(before, 8)
+    after.SOLVER.IMS_PER_GPU = 2
+    assert after == before
+
+
+def test_accumulated_batches_count_as_images_of_a_step() -> None:
+    cfg = resolve_schedule(reference(IMS_PER_GPU=1, ACCUMULATE_STEPS=4), 2)
+    assert cfg.SOLVER.IMS_PER_BATCH == 2  # at a time; 8 a step
+    assert cfg.SOLVER.BASE_LR == pytest.approx(0.01) and cfg.SOLVER.MAX_ITER == 180_000
+
+
+def test_a_resolved_config_stays_as_it_is() -> None:
+    resolved = resolve_schedule(reference(IMS_PER_GPU=1), 1)
+    assert resolve_schedule(resolved, 4) is resolved
+
+
+def test_the_config_that_is_resolved_does_not_change() -> None:
+    cfg = reference(IMS_PER_GPU=1)
+    cfg.freeze()
+    resolve_schedule(cfg, 1)
+    assert cfg == reference(IMS_PER_GPU=1)
+
+
+def test_clipping_by_value_stays() -> None:
+    cfg = reference(IMS_PER_GPU=1)
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
+    assert resolve_schedule(cfg, 1).SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 2.0
+
+
+def test_no_evaluation_on_the_way_stays_none() -> None:
+    cfg = reference(IMS_PER_GPU=1)
+    cfg.TEST.EVAL_PERIOD = 0
+    assert resolve_schedule(cfg, 1).TEST.EVAL_PERIOD == 0
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        ({"IMS_PER_GPU": -1}, r"IMS_PER_GPU is -1"),
+        ({"ACCUMULATE_STEPS": 0}, r"ACCUMULATE_STEPS is 0"),
+        ({"IMS_PER_GPU": 1, "REFERENCE_WORLD_SIZE": 8}, r"IMS_PER_GPU 1 and .*WORLD_SIZE 8"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(solver: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_schedule(reference(**solver), 1)
+
+
+def test_the_table_shows_both_schedules() -> None:
+    before = reference(IMS_PER_GPU=1, ACCUMULATE_STEPS=2)
+    table = schedule_table(before, resolve_schedule(before, 2), 2)
+    lines = {line.split("  ")[0]: line for line in table.splitlines()}
+    assert lines["images a step"].endswith("4 = 1 x 2 GPUs x 2 accumulated")
+    assert lines["learning rate"].split()[-2:] == ["0.02", "0.005"]
+    assert lines["iterations"].split() == ["iterations", "90000", "360000"]
+    assert lines["learning rate / 10 at"].endswith("240000, 320000")
+    assert lines["gradients clipped at"].endswith("norm 4")
