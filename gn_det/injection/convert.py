@@ -8,10 +8,24 @@ from itertools import chain
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gn_det.errors import InputError
-from gn_det.injection.sites import DEFAULT_SITES, SITES, Slot, find_owners, find_slots
-from gn_det.layers import FusedGroupNorm, default_num_groups, give_norm, insert_norm
+from gn_det.injection.sites import (
+    DEFAULT_SITES,
+    SITES,
+    Slot,
+    find_owners,
+    find_slots,
+    num_channels,
+)
+from gn_det.layers import (
+    FusedGroupNorm,
+    FusedGroupNormAct,
+    default_num_groups,
+    give_norm,
+    insert_norm,
+)
 from gn_det.utils import nearest
 
 __all__ = ["inject"]
@@ -29,10 +43,12 @@ def inject(
     A norm that is there (BN, SyncBN, FrozenBN, GN) is replaced, its γ and β carried over. A
     convolution without one gains it, and loses its bias where Detectron2's own GN models have none
     (backbone, FPN, box, mask and semantic heads), so the state-dict keys are theirs. In the towers
-    of RetinaNet and FCOS, where later modules move up, weights from before still load. A norm
-    follows its convolution in device, dtype and whether it trains, so FREEZE_AT holds.
+    of RetinaNet and FCOS, where later modules move up, weights from before still load. A new norm
+    is frozen where the old one was, or, where that had no parameters, its convolution, so FREEZE_AT
+    holds. Hooks of a norm stay, and so do dropout and activation inside timm's. Norms of classes
+    with a forward of their own stay, and those behind linear layers.
 
-    Build the optimizer afterwards: the norms' parameters are new.
+    Build optimizer and DistributedDataParallel afterwards: the norms' parameters are new.
 
     Args:
         model: of Detectron2 or torchvision or any other, or a component of one.
@@ -49,7 +65,7 @@ def inject(
 
     Raises:
         InputError: an unknown site, a site with nothing to normalise (the message says what is
-            there), or both ways to say how many groups.
+            there), both ways to say how many groups, or a model in DistributedDataParallel.
         ValueError: num_groups or channels_per_group is below 1.
     """
     if num_groups is not None and channels_per_group is not None:
@@ -57,20 +73,23 @@ def inject(
             f"num_groups {num_groups} and channels_per_group {channels_per_group} are two ways to "
             "say the same; give one"
         )
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise InputError("inject before DistributedDataParallel, which would not see the new norms")
     slots = find_slots(model)
     chosen = _choose(model, slots, [sites] if isinstance(sites, str) else sites)
     holders = defaultdict(list)  # several, where modules share a norm
     for parent in model.modules():
         for child in parent.children():
             holders[child].append(parent)
-    for slot in slots:
-        if slot.site in chosen:
-            norm = _norm_for(slot, num_groups, channels_per_group)
-            if slot.norm is None:
-                _add(slot, norm)
-            else:
-                for holder in holders[slot.norm]:
-                    _replace(holder, slot.norm, norm)
+    slots = [slot for slot in slots if slot.site in chosen]
+    # All are built before the first is placed: an error leaves the model as it was.
+    norms = [_norm_for(slot, num_groups, channels_per_group) for slot in slots]
+    for slot, norm in zip(slots, norms, strict=True):
+        if slot.norm is None:
+            _add(slot, norm)
+        else:
+            for holder in holders[slot.norm]:
+                _replace(holder, slot.norm, norm)
     return model
 
 
@@ -123,8 +142,7 @@ def _what_is_there(model: nn.Module, there: Counter[str]) -> str:
 
 def _norm_for(slot: Slot, num_groups: int | None, channels_per_group: int | None) -> FusedGroupNorm:
     old, conv = slot.norm, slot.conv
-    channels = _num_channels(slot)
-    eps = 1e-5
+    channels = conv.out_channels if old is None else num_channels(old)
     if channels_per_group is not None:
         groups = channels // default_num_groups(channels, at_most=channels_per_group)
     elif num_groups is not None:
@@ -133,41 +151,44 @@ def _norm_for(slot: Slot, num_groups: int | None, channels_per_group: int | None
         groups = old.num_groups
     else:
         groups = default_num_groups(channels)
-    if isinstance(old, nn.GroupNorm):
-        eps = old.eps
-    affine = old is None or old.weight is not None
-    like = _first_tensor(old if conv is None else conv)
+    tensors = chain.from_iterable(
+        (*module.parameters(), *module.buffers()) for module in (conv, old) if module is not None
+    )
+    like = next(tensors, torch.empty(0))
     norm = FusedGroupNorm(
-        channels, groups, eps, affine,
-        activation=_activation_of(old), device=like.device, dtype=like.dtype,
-    )  # fmt: skip
-    if affine and old is not None:
+        channels,
+        groups,
+        old.eps if isinstance(old, nn.GroupNorm) else 1e-5,
+        affine=old is None or old.weight is not None,
+        device=like.device,
+        dtype=like.dtype,
+    )
+    if old is None:
+        return norm.requires_grad_(conv.weight.requires_grad).train(conv.training)
+    _carry_over(old, norm)
+    # FrozenBN's are buffers, which tell nothing of whether a layer is frozen.
+    source = old if isinstance(old.weight, nn.Parameter) else conv
+    trains = source is None or source.weight is None or source.weight.requires_grad
+    return norm.requires_grad_(trains).train(old.training)
+
+
+def _carry_over(old: nn.Module, norm: FusedGroupNorm) -> None:
+    """Give a norm the parameters of the one that it replaces, its hooks, and what it also did."""
+    if norm.affine:
         with torch.no_grad():
             norm.weight.copy_(old.weight)
             norm.bias.copy_(old.bias)
-    # FrozenBN's are buffers, which tell nothing of whether a layer is frozen.
-    trains = like.requires_grad or not isinstance(like, nn.Parameter)
-    return norm.requires_grad_(trains).train((conv if old is None else old).training)
-
-
-def _first_tensor(module: nn.Module) -> torch.Tensor:
-    """Whose device and dtype a new norm takes, and whether it trains."""
-    return next(chain(module.parameters(), module.buffers()), torch.empty(0))
-
-
-def _activation_of(norm: nn.Module | None) -> str | None:
-    if isinstance(norm, FusedGroupNorm):
-        return norm.activation
-    return "relu" if isinstance(getattr(norm, "act", None), nn.ReLU) else None
-
-
-def _num_channels(slot: Slot) -> int:
-    if slot.conv is not None and hasattr(slot.conv, "out_channels"):
-        return slot.conv.out_channels
-    for name in ("num_features", "num_channels"):
-        if hasattr(slot.norm, name):
-            return getattr(slot.norm, name)
-    return len(slot.norm.weight)
+    for name, value in vars(old).items():
+        if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):  # their hooks
+            setattr(norm, name, value)
+    if isinstance(old, FusedGroupNorm):
+        norm.activation = old.activation
+    drop, act = getattr(old, "drop", None), getattr(old, "act", None)
+    if type(act) is nn.ReLU and isinstance(drop, (nn.Identity, type(None))):
+        norm.activation = "relu"
+    elif act is not None:
+        norm.__class__ = FusedGroupNormAct
+        norm.drop, norm.act = drop or nn.Identity(), act
 
 
 def _replace(holder: nn.Module, old: nn.Module, norm: FusedGroupNorm) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from gn_det.injection.sites import type_name
 from gn_det.layers import FusedGroupNorm, FusedReLU
+from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
 
 __all__ = ["BLOCKS", "FUSED", "Fusion", "norms_of_fused_relus", "norms_right_before_relus"]
 
@@ -96,27 +97,28 @@ _IN_ORDER = {
 
 def norms_right_before_relus(model: nn.Module) -> Iterator[tuple[FusedGroupNorm, nn.ReLU]]:
     """Yields (norm, ReLU) where both have this one place in the model."""
-    # children() has a module once, however often a parent calls it.
+    # children() has a module once, however often a parent holds it.
     uses = Counter(child for parent in model.modules() for child in parent._modules.values())
-    for norm, relu in [*_pairs(model, nn.ReLU)]:
-        if norm.activation is None and uses[relu] == 1 and uses[norm] == 1:
+    for layer, relu in [*_pairs(model, nn.ReLU)]:
+        norm = _last_norm(layer)
+        if norm.activation is None and uses[layer] == uses[norm] == uses[relu] == 1:
             yield norm, relu
 
 
 def norms_of_fused_relus(model: nn.Module) -> Iterator[FusedGroupNorm]:
     """Yields the norms that have taken in the ReLU behind them."""
-    for norm, _ in _pairs(model, FusedReLU):
-        yield norm
+    for layer, _ in _pairs(model, FusedReLU):
+        yield _last_norm(layer)
 
 
-def _pairs(model: nn.Module, relu_type: type[nn.ReLU]) -> Iterator[tuple[FusedGroupNorm, nn.ReLU]]:
-    """Yields (norm, ReLU) where a module of exactly this type comes right behind."""
+def _pairs(model: nn.Module, relu_type: type[nn.ReLU]) -> Iterator[tuple[nn.Module, nn.ReLU]]:
+    """Yields (layer that ends in a norm, ReLU of exactly this type right behind)."""
     for parent in model.modules():
         if _calls_in_order(type(parent)):
-            for layer, following in pairwise(parent.children()):
-                norm = _last_norm(layer)
-                if norm is not None and type(following) is relu_type:
-                    yield norm, following
+            layers = [layer for layer in parent._modules.values() if layer is not None]
+            for layer, following in pairwise(layers):
+                if type(following) is relu_type and _last_norm(layer) is not None:
+                    yield layer, following
 
 
 def _calls_in_order(kind: type[nn.Module]) -> bool:
@@ -131,9 +133,8 @@ def _calls_in_order(kind: type[nn.Module]) -> bool:
 
 
 def _last_norm(layer: nn.Module) -> FusedGroupNorm | None:
-    """The FusedGroupNorm that a layer is or ends in."""
+    """The FusedGroupNorm that a layer is, or a convolution ends in."""
     if type(layer) is FusedGroupNorm:
         return layer
-    norm = getattr(layer, "norm", None)
-    ends = type(norm) is FusedGroupNorm and getattr(layer, "activation", None) is None
-    return norm if ends else None
+    ends = type(layer) in (ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d) or _is_fused_conv(layer)
+    return layer.norm if ends and type(layer.norm) is FusedGroupNorm else None

@@ -69,10 +69,18 @@ def revert(model: nn.Module) -> nn.Module:
         model.
 
     Raises:
-        InputError: it has nothing of gn_det's.
+        InputError: it has nothing of gn_det's, or a fused module was made another class since.
     """
     if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
         raise InputError(f"{type(model).__name__} has no FusedGroupNorm: nothing to revert")
+    for name, module in model.named_modules():
+        if not _is_fused(module) and any(
+            kind.__module__ == BLOCKS for kind in type(module).__mro__
+        ):
+            raise InputError(
+                f"{name} is a {type(module).__name__} since fuse; undo that (parametrizations, "
+                "FSDP) before revert"
+            )
     for norm in norms_of_fused_relus(model):
         norm.activation = None
     for module in model.modules():

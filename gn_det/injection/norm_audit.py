@@ -15,6 +15,9 @@ from gn_det.layers import default_num_groups
 __all__ = ["Audit", "LeftAlone", "NormRow", "audit"]
 
 
+_BN_OR_GN = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+
+
 @dataclass(frozen=True)
 class NormRow:
     """GN layers of a site that are alike.
@@ -158,7 +161,13 @@ def _out_of_reach(model: nn.Module, slots: list[Slot]) -> Iterator[tuple[str, st
     reached = {part for slot in slots if slot.norm is not None for part in slot.norm.modules()}
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if "norm" in kind.lower() and module not in reached and not [*module.children()]:
+        if module in reached or not ("norm" in kind.lower() or isinstance(module, _BN_OR_GN)):
+            continue
+        if isinstance(module, nn.BatchNorm1d):
+            yield "other", name, f"{kind} behind a linear layer, where a channel is one value"
+        elif isinstance(module, _BN_OR_GN):
+            yield "other", name, f"{kind}, which has a forward of its own"
+        elif not [*module.children()]:
             yield "other", name, f"{kind}, which GN does not stand in for"
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "find_owners",
     "find_slots",
     "is_norm",
+    "num_channels",
     "type_name",
 ]
 
@@ -60,7 +61,8 @@ class Site(NamedTuple):
     hint: str = ""
 
 
-# BatchNorm and GroupNorm of PyTorch are found by isinstance.
+# BN and GN of PyTorch are found by isinstance, where forward comes from one of these.
+_LIBRARIES = {"detectron2", "fvcore", "gn_det", "mmcv", "mmengine", "timm", "torch", "torchvision"}
 _FROZEN_AND_CYCLED = (
     "detectron2.layers.batch_norm.FrozenBatchNorm2d",
     "detectron2.layers.batch_norm.CycleBatchNormList",
@@ -81,25 +83,36 @@ def _is_a(module: nn.Module, *names: str) -> bool:
 
 def is_norm(module: nn.Module | None) -> bool:
     """Whether a module is a BN, SyncBN, FrozenBN or GN layer that FusedGroupNorm can replace."""
-    if module is None:
-        return False
-    found = isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm))
-    # timm's norms hold the activation that follows them.
-    replaceable = isinstance(getattr(module, "act", None), (nn.ReLU, nn.Identity, type(None)))
-    return replaceable and (found or _is_a(module, *_FROZEN_AND_CYCLED))
+    if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
+        # A class of the user's own may compute something else.
+        return type(module).forward.__module__.split(".")[0] in _LIBRARIES
+    return module is not None and _is_a(module, *_FROZEN_AND_CYCLED)
+
+
+def num_channels(norm: nn.Module) -> int:
+    """C of a norm of any kind."""
+    for name in ("num_features", "num_channels"):
+        if hasattr(norm, name):
+            return getattr(norm, name)
+    return len(norm.weight)
 
 
 def _own(*convs: nn.Module) -> Iterator[Place]:
     """Convolutions that hold their norm, or are going to."""
     for conv in convs:
-        yield conv, conv, getattr(conv, "norm", None)
+        norm = getattr(conv, "norm", None)
+        if norm is None or type(norm) is nn.Identity:
+            yield conv, conv, None
+        elif is_norm(norm) or _is_a(norm, _CHANNELS_FIRST_LAYER_NORM):
+            yield conv, conv, norm
 
 
 def _all_own(module: nn.Module) -> Iterator[Place]:
     """Every convolution below that has an attribute for its norm."""
     for name, conv in module.named_modules():
+        is_conv = hasattr(conv, "norm") and hasattr(conv, "out_channels")
         # conv2_offset predicts the sampling points of a deformable convolution.
-        if hasattr(conv, "norm") and not name.endswith("conv2_offset"):
+        if is_conv and not name.endswith("conv2_offset"):
             yield from _own(conv)
 
 
@@ -120,8 +133,10 @@ def _by_type(module: nn.Module) -> Iterator[Place]:
             continue  # a list of BN layers that counts as one
         before = None
         for child in parent.children():
-            if is_norm(child):
-                yield parent, before, child
+            # Behind a linear layer, a channel is one value: GN would return its β.
+            if is_norm(child) and not isinstance(before, nn.Linear):
+                fits = getattr(before, "out_channels", None) == num_channels(child)
+                yield parent, before if fits else None, child
             elif getattr(child, "weight", None) is not None:
                 before = child
 
@@ -280,7 +295,11 @@ def find_slots(model: nn.Module) -> list[Slot]:
     slots = []
     for site, (owners, *_) in SITES.items():
         for _, owner, kind in [*find_owners(model, site)][: 1 if site == "other" else None]:
-            for parent, conv, norm in owners[kind](owner):
+            try:
+                places = [*owners[kind](owner)]
+            except AttributeError:  # a subclass that was built without the parts of its base
+                continue
+            for parent, conv, norm in places:
                 key = conv if norm is None else norm
                 if key not in found:
                     found |= {key} if norm is None else set(norm.modules())

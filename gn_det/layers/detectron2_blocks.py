@@ -2,8 +2,8 @@
 
 Each is a subclass with the same modules and another forward; :func:`gn_det.fuse` gives a built
 module the class in place, and :func:`gn_det.revert` takes it back. All their norms are
-FusedGroupNorm. Where hooks watch the parts of a block, Detectron2's own forward runs: a hook sees
-what it saw before.
+FusedGroupNorm. Where hooks watch the parts of a block, or one was given another forward or norm
+since, Detectron2's own forward runs: a hook sees what it saw before.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from detectron2.modeling.backbone.resnet import (
 )
 from torch import Tensor, nn
 
+from gn_det.layers.group_norm import FusedGroupNorm
+
 __all__ = [
     "FusedBasicBlock",
     "FusedBasicStem",
@@ -38,7 +40,7 @@ class FusedConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if _watched(self.children()):
+            if not isinstance(self.norm, FusedGroupNorm) or _watched(self.children()):
                 return Conv2d.forward(self, x)
         # The ReLU may also be a module behind this one, which its norm has taken in.
         return self.normalized(x, "relu" if self.activation is not None else self.norm.activation)
@@ -197,12 +199,14 @@ class FusedFPN(FPN):
 
 
 def _watched(parts: Iterable[nn.Module]) -> bool:
-    """Whether hooks watch modules that a fused forward does not call one by one."""
-    return any(
+    """Whether parts have to be called one by one: something watches or replaces what they do."""
+    return torch.nn.modules.module._has_any_global_hook() or any(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or "forward" in vars(module)
+        or (isinstance(module, FusedConv2d) and not isinstance(module.norm, FusedGroupNorm))
         for part in parts
         for module in part.modules()
     )

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from gn_det.ops import group_norm
 from gn_det.ops.composed import group_norm_composed
 
-__all__ = ["FusedGroupNorm", "default_num_groups"]
+__all__ = ["FusedGroupNorm", "FusedGroupNormAct", "default_num_groups"]
+
+# torch.fx, as in torchvision's create_feature_extractor, records a call and does not look inside.
+torch.fx.wrap("group_norm")
 
 
 def default_num_groups(num_channels: int, at_most: int = 32) -> int:
@@ -100,3 +104,14 @@ class FusedGroupNorm(nn.GroupNorm):
             f"{self.num_channels}, num_groups={self.num_groups}, eps={self.eps}, "
             f"affine={self.affine}{activation}"
         )
+
+
+class FusedGroupNormAct(FusedGroupNorm):
+    """FusedGroupNorm with the dropout and the activation that timm's norms hold.
+
+    Attributes:
+        drop, act: nn.Modules, called in this order behind the norm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(self.normalize(x, self.activation)))

@@ -14,7 +14,7 @@ try:
 except ImportError:
     TRITON_VERSION = None
 
-__all__ = ["MIN_TORCH", "MIN_TRITON", "check_torch", "kernels_run_on"]
+__all__ = ["MIN_TORCH", "MIN_TRITON", "check_torch", "kernels_run_on", "warn_once"]
 
 MIN_TORCH = (2, 6)
 MIN_TRITON = (3, 2)  # the one that PyTorch 2.6 brings
@@ -47,7 +47,7 @@ def kernels_run_on(device_type: str) -> bool:
     if obstacle and backend == "triton":
         raise InputError(f"GN_DET_BACKEND=triton, but {obstacle}; choose auto or aten")
     if obstacle and device_type in _GPUS:
-        _warn_once(f"group_norm on {device_type} runs without its fused kernel: {obstacle}")
+        warn_once(f"group_norm on {device_type} runs without its fused kernel: {obstacle}")
     return not obstacle
 
 
@@ -64,7 +64,8 @@ def _obstacle(device_type: str) -> str | None:
     return None
 
 
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Warn, once in a process for each message."""
     if message not in _warned:
         _warned.add(message)
         warnings.warn(message, stacklevel=2)

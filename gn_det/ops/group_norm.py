@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import kernels_run_on
+from .backend import kernels_run_on, warn_once
 from .composed import group_norm_composed
 from .custom_op import fused_group_norm
 from .reference import group_norm_reference
@@ -85,6 +85,11 @@ def group_norm(
     relu = activation is not None
 
     if not torch.jit.is_tracing():
+        if not torch.compiler.is_compiling() and 0 < x.numel() == x.size(0) * num_groups:
+            warn_once(
+                f"group_norm of an input {tuple(x.shape)} in {num_groups} groups: each is one value, "
+                "and the output is the bias whatever that is; take fewer groups"
+            )
         if x.dtype == torch.float64:
             return group_norm_reference(
                 x, num_groups, weight, bias, eps,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 import zoo
 from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm, ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.modeling.roi_heads import (
@@ -19,7 +22,10 @@ from detectron2.modeling.roi_heads import (
     KRCNNConvDeconvUpsampleHead,
     MaskRCNNConvUpsampleHead,
 )
-from torch import nn
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from gn_det import FusedGroupNorm, InputError, audit, inject
 
@@ -293,18 +299,115 @@ class TestOthers:
         assert model[0][0] is model[1][1] is model[1][2]
         assert len(norms(model)) == 1 and not any(m is shared for m in model.modules())
 
-    def test_timms_norms_keep_their_relu_and_stay_with_another_activation(self) -> None:
-        from timm.layers import BatchNormAct2d
+    def test_timms_norms_keep_the_dropout_and_the_activation_that_they_hold(self) -> None:
+        relu, silu = (
+            BatchNormAct2d(64),
+            BatchNormAct2d(64, act_layer=nn.SiLU, drop_layer=nn.Dropout),
+        )
+        model = inject(nn.Sequential(relu, silu)).eval()
+        x = torch.randn(1, 64, 4, 4)
+        expected = F.group_norm(x, 32)
+        torch.testing.assert_close(model[0](x), F.relu(expected))
+        torch.testing.assert_close(model[1](x), F.silu(expected))
+        assert model[1].drop is silu.drop and model[0].activation == "relu"
 
-        model = nn.Sequential(BatchNormAct2d(32), BatchNormAct2d(32, act_layer=nn.SiLU))
+    @pytest.mark.parametrize("name", ["efficientnet_b0", "densenet121", "mobilenetv3_small_050"])
+    def test_timms_models_have_no_batch_norm_left(self, name: str) -> None:
+        model = timm.create_model(name)
+        count = sum(isinstance(m, BATCH_NORMS) for m in model.modules())
         inject(model)
-        x = torch.randn(1, 32, 4, 4)
-        assert model[0].activation == "relu" and (model[0](x) >= 0).all()
-        assert isinstance(model[1], BatchNormAct2d)
+        assert len(norms(model)) == count
+        assert not any(isinstance(m, BATCH_NORMS) for m in model.modules())
+        assert model(torch.randn(2, 3, 64, 64)).shape == (2, 1000)
+
+    def test_norms_of_a_class_with_its_own_forward_stay_and_are_told(self) -> None:
+        class Doubled(nn.GroupNorm):
+            def forward(self, x: Tensor) -> Tensor:
+                return 2 * super().forward(x)
+
+        model = inject(nn.Sequential(Doubled(4, 8), nn.BatchNorm2d(8)))
+        assert type(model[0]) is Doubled and type(model[1]) is FusedGroupNorm
+        (left,) = audit(model).left_alone
+        assert left.modules == ("0",) and "forward of its own" in left.reason
+
+    def test_a_norm_behind_a_linear_layer_stays_and_is_told(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Unflatten(1, (8, 1, 1)))
+        inject(model.append(nn.BatchNorm2d(8)))
+        assert type(model[1]) is nn.BatchNorm1d
+        assert "one value" in audit(model).left_alone[0].reason
+
+    def test_convolutions_before_all_norms_do_not_confuse(self) -> None:
+        class Block(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv1, self.conv2 = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+                self.bn1, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(8)
+
+        assert [n.num_channels for n in norms(inject(Block()))] == [4, 8]
+
+    def test_hooks_of_a_norm_stay(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+        calls = []
+        handle = model[1].register_forward_hook(lambda *args: calls.append("forward"))
+        model[1].register_full_backward_hook(lambda *args: calls.append("backward"))
+        inject(model)
+        model(torch.randn(1, 3, 4, 4)).sum().backward()
+        assert calls == ["forward", "backward"]
+        handle.remove()
+        model(torch.randn(1, 3, 4, 4))
+        assert len(calls) == 2
+
+    def test_a_trainable_norm_behind_a_frozen_convolution_stays_trainable(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 1).requires_grad_(False), nn.GroupNorm(4, 8))
+        assert inject(model)[1].weight.requires_grad
+
+    def test_a_model_in_ddp_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(DistributedDataParallel, "__init__", nn.Module.__init__)
+        wrapped = DistributedDataParallel()
+        wrapped.module = nn.Sequential(nn.BatchNorm2d(8))
+        with pytest.raises(InputError, match="before DistributedDataParallel"):
+            inject(wrapped)
+
+    def test_an_error_leaves_the_model_as_it_was(self) -> None:
+        model = nn.Sequential(nn.BatchNorm2d(8), nn.LazyBatchNorm2d())
+        with pytest.raises(ValueError, match="at least 1"):
+            inject(model)
+        assert type(model[0]) is nn.BatchNorm2d
+
+    def test_torchvisions_feature_extractor_takes_our_layer(self) -> None:
+        model = torchvision.models.resnet18(norm_layer=FusedGroupNorm)
+        extractor = create_feature_extractor(model, ["layer4"])
+        assert extractor(torch.randn(1, 3, 64, 64))["layer4"].shape == (1, 512, 2, 2)
 
     def test_a_model_without_any_norm_is_refused(self) -> None:
         with pytest.raises(InputError, match="Sequential has no place for a norm"):
             inject(nn.Sequential(nn.Conv2d(3, 8, 1)))
+
+
+def test_a_block_whose_norm_attribute_is_something_else_is_left_alone() -> None:
+    class Block(BasicBlock):
+        def __init__(self) -> None:
+            super().__init__(64, 64, norm="BN")
+            self.norm = "BN"
+            self.attention = nn.Module()
+            self.attention.norm = nn.LayerNorm(64)
+
+    resnet = ResNet(BasicStem(norm="BN"), [[Block()]], out_features=["res2"])
+    resnet.stem.conv1.norm = nn.Identity()
+    inject(resnet)
+    assert len(norms(resnet)) == 3 and type(resnet.res2[0].attention.norm) is nn.LayerNorm
+
+
+def test_a_head_that_was_built_in_its_own_way_does_not_stand_in_the_way() -> None:
+    class Head(StandardRPNHead):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.cls = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+
+    model = nn.ModuleDict({"body": resnet18("BN"), "rpn": Head()})
+    inject(model)
+    assert len(norms(model)) == 21
+    assert audit(model).num_norms == 21
 
 
 def test_without_a_batch_training_works_where_batch_norm_fails() -> None:

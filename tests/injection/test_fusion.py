@@ -23,7 +23,10 @@ from detectron2.modeling.backbone.resnet import (
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.analysis import FlopCountAnalysis
+from mmcv.cnn import ConvModule
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
 
 import gn_det
@@ -272,6 +275,86 @@ def test_modules_that_do_not_call_their_children_in_order_stay() -> None:
     model = Backwards(FusedGroupNorm(32), nn.ReLU())
     fuse(model)
     assert type(model[1]) is nn.ReLU and model[0].activation is None
+
+
+class PreNorm(nn.Module):
+    """A module with a norm that it does not end in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.norm(x))
+
+
+def shared_convolution() -> nn.Module:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            conv = Conv2d(8, 8, 3, padding=1, norm=nn.BatchNorm2d(8))
+            self.a, self.b = nn.Sequential(conv, nn.ReLU()), nn.Sequential(conv, nn.Sigmoid())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    return Branches()
+
+
+def repeated_layer() -> nn.Sequential:
+    layer = nn.Conv2d(8, 8, 1)
+    return nn.Sequential(layer, nn.GroupNorm(2, 8), layer, nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(PreNorm(), nn.ReLU()),
+        shared_convolution,
+        repeated_layer,
+        lambda: nn.Sequential(
+            ConvModule(
+                8, 8, 1, norm_cfg={"type": "BN"}, act_cfg=None, order=("norm", "conv", "act")
+            ),
+            nn.ReLU(),
+        ),
+    ],
+)
+def test_a_relu_behind_something_else_than_the_norm_stays(build: Callable) -> None:
+    model, x = inject(build()), torch.randn(2, 8, 6, 6)
+    expected = model(x)
+    assert_close(fuse(model)(x), expected)
+
+
+@pytest.mark.parametrize("how", ["forward", "norm", "global hook"])
+def test_what_is_changed_after_fuse_is_minded(how: str) -> None:
+    model = nn.Sequential(bottleneck(32, 64))
+    fused, x = fuse(copy.deepcopy(model)), torch.randn(2, 32, 5, 5)
+    calls: list[int] = []
+    handle = None
+    for each in (model, fused):
+        conv = each[0].conv1
+        if how == "forward":
+            conv.forward = lambda x, c=conv: calls.append(1) or 2 * type(c).forward(c, x)
+        elif how == "norm":
+            torch.manual_seed(0)
+            conv.norm = nn.BatchNorm2d(16)
+    if how == "global hook":
+        handle = register_module_forward_hook(lambda *args: calls.append(1))
+    expected = model(x)
+    before = len(calls)
+    assert_close(fused(x), expected)
+    assert len(calls) == 2 * before
+    if handle:
+        handle.remove()
+
+
+def test_revert_refuses_a_fused_module_that_became_another_class() -> None:
+    model = fuse(nn.Sequential(bottleneck(32, 32)))
+    weight_norm(model[0].conv1)
+    model(torch.randn(1, 32, 5, 5))
+    with pytest.raises(InputError, match=r"0\.conv1 is a ParametrizedFusedConv2d"):
+        revert(model)
 
 
 def test_fusing_twice_is_fusing_once_and_reverting_leaves_a_norms_own_activation() -> None:
