@@ -87,8 +87,8 @@ def group_norm(
     if not torch.jit.is_tracing():
         if not torch.compiler.is_compiling() and 0 < x.numel() == x.size(0) * num_groups:
             warn_once(
-                f"group_norm of an input {tuple(x.shape)} in {num_groups} groups: each is one value, "
-                "and the output is the bias whatever that is; take fewer groups"
+                f"group_norm of an input {tuple(x.shape)} in {num_groups} groups: each is one "
+                "value, and the output is the bias whatever that is; take fewer groups"
             )
         if x.dtype == torch.float64:
             return group_norm_reference(
