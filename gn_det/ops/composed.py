@@ -25,14 +25,14 @@ def group_norm_composed(
     residual_bias: Optional[Tensor],
 ) -> Tensor:
     """The five forms of :func:`gn_det.group_norm`, computed in float32 or wider, in x's dtype."""
+    # In place where it is ours alone: group_norm's backward needs its input, not its output.
     y = _normalize(x, num_groups, weight, bias, eps)
     if residual is not None:
         if normalize_residual:
-            y = y + _normalize(residual, num_groups, residual_weight, residual_bias, eps)
-        else:
-            y = y + residual
+            residual = _normalize(residual, num_groups, residual_weight, residual_bias, eps)
+        y += residual
     if relu:
-        y = torch.relu(y)
+        y = torch.relu_(y)
     return y.to(x.dtype)
 
 

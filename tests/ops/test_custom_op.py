@@ -128,9 +128,9 @@ def test_an_export_to_onnx_and_a_wish_for_aten_do_without_the_operator(
     assert trace() == {"gn_det.group_norm"}
     with monkeypatch.context() as patch:
         patch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-        assert trace() == {"aten.native_group_norm", "aten.relu"}
+        assert trace() == {"aten.native_group_norm", "aten.relu_"}
     monkeypatch.setenv("GN_DET_BACKEND", "aten")
-    assert trace() == {"aten.native_group_norm", "aten.relu"}
+    assert trace() == {"aten.native_group_norm", "aten.relu_"}
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -30,7 +30,7 @@ def test_two_steps_leave_everything_and_a_second_run_skips_what_is_done(tmp_path
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left >= ARTIFACTS and any(name.startswith("events.out") for name in left)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    row = next(line for line in first.stdout.splitlines() if line.startswith("mask"))
+    row = next(line for line in first.stdout.splitlines() if line.startswith("mask "))
     assert float(row.split()[1]) == round(results["segm"]["AP"], 1)
 
     trained = (tmp_path / "run" / "model_final.pth").stat().st_mtime_ns
