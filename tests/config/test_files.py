@@ -27,8 +27,9 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-@pytest.mark.parametrize("name", YAML_CONFIGS, ids=str)
-def test_every_shipped_yaml_config_builds_a_model_normalised_throughout(name: Path) -> None:
+# Those for COCO, frozen BN among them: tests/config/test_recipes.py.
+@pytest.mark.parametrize("name", [n for n in YAML_CONFIGS if n.parts[0] != "coco"], ids=str)
+def test_every_small_yaml_config_builds_a_model_normalised_throughout(name: Path) -> None:
     cfg = get_config(str(name))
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
