@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,6 +223,32 @@ def test_two_processes_train_on_the_cpu_over_gloo(shapes: Path, tmp_path: Path) 
     assert "Rank of current process" not in done.stdout
     assert (tmp_path / "run" / "log.txt.rank1").exists()
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["SEED"] == 0
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_a_start_from_scratch_with_frozen_layers_is_refused(
+    flags: list[str], shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    output = tmp_path / "run"
+    overrides = ["OUTPUT_DIR", output, *TINY, "MODEL.BACKBONE.FREEZE_AT", "2"]
+    with pytest.raises(InputError, match="FREEZE_AT 2 freezes random weights; set it to 0"):
+        call_main(TRAIN_NET, *CONFIG, *folder_flags(shapes), *flags, *overrides)
+    assert not output.exists()
+
+
+def test_the_schedule_of_images_per_gpu_is_printed_and_kept(
+    shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    call_main(
+        TRAIN_NET, *CONFIG, *folder_flags(shapes), "OUTPUT_DIR", output, *TINY,
+        "SOLVER.IMS_PER_GPU", "1", "SOLVER.BASE_LR", "0.04",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert re.search(r"images a step +2 +1 = 1 x 1 GPUs", printed)
+    cfg = load_config(output / "config.yaml")
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.IMS_PER_GPU) == (1, 0)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.02, 4)
 
 
 def test_an_error_in_two_processes_is_no_stack_trace_either(shapes: Path, tmp_path: Path) -> None:
