@@ -20,6 +20,9 @@ from gn_det import audit, fuse, inject
 from gn_det.config import load_config, load_lazy_config
 from gn_det.engine.command import run_command
 from gn_det.errors import InputError
+from gn_det.injection.norm_audit import Audit
+
+FORMATS = {"text": str, "markdown": Audit.to_markdown, "json": Audit.to_json}
 
 
 def main() -> None:
@@ -27,12 +30,7 @@ def main() -> None:
     model = build(args.config_file, args.opts)
     if args.sites:
         fuse(inject(model, args.sites))
-    found = audit(model)
-    print(
-        {"text": str, "markdown": type(found).to_markdown, "json": type(found).to_json}[
-            args.format
-        ](found)
-    )
+    print(FORMATS[args.format](audit(model)))
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         help="YAML or LazyConfig (.py) file, or the name of one of Detectron2's model zoo",
     )
     parser.add_argument("--sites", nargs="+", metavar="SITE", help="see gn_det.inject; ALL for all")
-    parser.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument(
         "--opts", nargs="+", default=[], help="config overrides: KEY VALUE ..., or key=value ..."
     )

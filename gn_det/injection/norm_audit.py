@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from tabulate import tabulate
 from torch import nn
 
 from gn_det.injection.fusion import fused_forms
@@ -74,8 +75,6 @@ class Audit:
         return json.dumps(asdict(self), indent=2)
 
     def _tables(self, style: str) -> str:
-        from tabulate import tabulate
-
         headers = ["site", "modules", "channels", "groups", "parameters", "form", "state"]
         rows = [
             [

@@ -19,7 +19,6 @@ __all__ = [
     "Slot",
     "find_owners",
     "find_slots",
-    "is_norm",
     "num_channels",
     "type_name",
 ]
@@ -30,14 +29,12 @@ class Slot(NamedTuple):
 
     Attributes:
         site: key of SITES.
-        name: of the module that holds it, in the model.
-        parent: that module: the convolution itself, or whoever holds convolution and norm.
+        parent: the convolution itself, or whoever holds convolution and norm.
         conv: the convolution before it; None where none is known.
         norm: what is there; None if nothing.
     """
 
     site: str
-    name: str
     parent: nn.Module
     conv: nn.Module | None
     norm: nn.Module | None
@@ -81,7 +78,7 @@ def _is_a(module: nn.Module, *names: str) -> bool:
     return any(type_name(kind) in names for kind in type(module).__mro__)
 
 
-def is_norm(module: nn.Module | None) -> bool:
+def _is_norm(module: nn.Module | None) -> bool:
     """Whether a module is a BN, SyncBN, FrozenBN or GN layer that FusedGroupNorm can replace."""
     if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
         # A class of the user's own may compute something else.
@@ -103,7 +100,7 @@ def _own(*convs: nn.Module) -> Iterator[Place]:
         norm = getattr(conv, "norm", None)
         if norm is None or type(norm) is nn.Identity:
             yield conv, conv, None
-        elif is_norm(norm) or _is_a(norm, _CHANNELS_FIRST_LAYER_NORM):
+        elif _is_norm(norm) or _is_a(norm, _CHANNELS_FIRST_LAYER_NORM):
             yield conv, conv, norm
 
 
@@ -123,18 +120,18 @@ def _in_sequentials(module: nn.Module) -> Iterator[Place]:
             layers = [*sequence, None]
             for layer, following in pairwise(layers):
                 if isinstance(layer, nn.modules.conv._ConvNd) and not hasattr(layer, "norm"):
-                    yield sequence, layer, following if is_norm(following) else None
+                    yield sequence, layer, following if _is_norm(following) else None
 
 
 def _by_type(module: nn.Module) -> Iterator[Place]:
     """Every BN, SyncBN, FrozenBN and GN below."""
     for parent in module.modules():
-        if is_norm(parent):
+        if _is_norm(parent):
             continue  # a list of BN layers that counts as one
         before = None
         for child in parent.children():
             # Behind a linear layer, a channel is one value: GN would return its β.
-            if is_norm(child) and not isinstance(before, nn.Linear):
+            if _is_norm(child) and not isinstance(before, nn.Linear):
                 fits = getattr(before, "out_channels", None) == num_channels(child)
                 yield parent, before if fits else None, child
             elif getattr(child, "weight", None) is not None:
@@ -146,7 +143,7 @@ def _simple_pyramid(pyramid: nn.Module) -> Iterator[Place]:
         for layer, following in pairwise([*stage, None]):
             if hasattr(layer, "norm"):
                 yield from _own(layer)
-            elif is_norm(following) or _is_a(following, _CHANNELS_FIRST_LAYER_NORM):
+            elif _is_norm(following) or _is_a(following, _CHANNELS_FIRST_LAYER_NORM):
                 yield stage, layer, following
 
 
@@ -290,7 +287,6 @@ def find_owners(model: nn.Module, site: str) -> Iterator[tuple[str, nn.Module, s
 
 def find_slots(model: nn.Module) -> list[Slot]:
     """Every place for a norm in a model, each once and at the first site that has it."""
-    names = {module: name for name, module in model.named_modules()}
     found: set[nn.Module] = set()
     slots = []
     for site, (owners, *_) in SITES.items():
@@ -303,5 +299,5 @@ def find_slots(model: nn.Module) -> list[Slot]:
                 key = conv if norm is None else norm
                 if key not in found:
                     found |= {key} if norm is None else set(norm.modules())
-                    slots.append(Slot(site, names[parent], parent, conv, norm))
+                    slots.append(Slot(site, parent, conv, norm))
     return slots

@@ -15,6 +15,8 @@ from gn_det import InputError, get_config
 from gn_det.config import dump_config, load_config, load_lazy_config
 
 YAML_CONFIGS = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml"))
+# The recipes for COCO, frozen BN among them: tests/config/test_recipes.py.
+GN_CONFIGS = [n for n in YAML_CONFIGS if n.parts[0] == "small" or n.stem.endswith("-GN")]
 
 
 @pytest.fixture
@@ -27,9 +29,11 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-# Those for COCO, frozen BN among them: tests/config/test_recipes.py.
-@pytest.mark.parametrize("name", [n for n in YAML_CONFIGS if n.parts[0] != "coco"], ids=str)
-def test_every_small_yaml_config_builds_a_model_normalised_throughout(name: Path) -> None:
+# The recipes for COCO, frozen BN among them: tests/config/test_recipes.py.
+@pytest.mark.parametrize(
+    "name", [n for n in YAML_CONFIGS if n.parts[0] == "small" or "-GN" in n.name], ids=str
+)
+def test_every_small_or_gn_yaml_config_builds_a_model_normalised_throughout(name: Path) -> None:
     cfg = get_config(str(name))
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)

@@ -24,6 +24,7 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsamp
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.analysis import FlopCountAnalysis
 from mmcv.cnn import ConvModule
+from model_helpers import computed, randomized
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrizations import weight_norm
@@ -45,29 +46,11 @@ def bottleneck(in_channels: int, out_channels: int, **kwargs: object) -> Bottlen
     return randomized(inject(nn.Sequential(block))[0])
 
 
-def randomized(module: nn.Module) -> nn.Module:
-    """With γ and β that show when they are mixed up."""
-    for parameter in module.parameters():
-        if parameter.dim() == 1:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return module
-
-
 def fpn(fuse_type: str = "sum") -> FPN:
     stages = ResNet.make_default_stages(18, norm="BN")
     features = ["res2", "res3", "res4", "res5"]
     resnet = ResNet(BasicStem(norm="BN"), stages, out_features=features)
     return randomized(inject(FPN(resnet, features, 32, fuse_type=fuse_type)))
-
-
-def computed(module: nn.Module, x: Tensor) -> list[Tensor]:
-    """Outputs and all gradients."""
-    x = x.clone().requires_grad_()
-    module.zero_grad()
-    y = module(x)
-    ys = list(y.values()) if isinstance(y, dict) else [y]
-    sum(y.square().sum() for y in ys).backward()
-    return [*ys, x.grad, *(p.grad for p in module.parameters())]
 
 
 def assert_computes_the_same(before: nn.Module, after: nn.Module, x: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 import zoo
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
+from model_helpers import norms_by_site
 from torch import nn
 
 from gn_det import FusedGroupNorm, audit, fuse, inject
@@ -43,10 +44,7 @@ def test_every_norm_is_counted_once_with_its_parameters(mask_rcnn: nn.Module) ->
 
 def test_sites_forms_and_states_are_told(mask_rcnn: nn.Module) -> None:
     found = audit(mask_rcnn)
-    sites = dict.fromkeys(("backbone", "fpn", "rpn", "box_head", "mask_head"), 0)
-    for row in found.rows:
-        sites[row.site] = sites.get(row.site, 0) + len(row.modules)
-    assert sites == {
+    assert norms_by_site(mask_rcnn) == {
         "backbone": 53, "fpn": 8, "rpn": 1, "box_head": 4, "mask_head": 4, "mask_head.deconv": 1
     }  # fmt: skip
     frozen = sum(len(row.modules) for row in found.rows if not row.trainable)

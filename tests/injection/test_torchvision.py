@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from model_helpers import norms_by_site
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models import detection, resnet18
@@ -13,7 +14,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads
 
-from gn_det import FusedGroupNorm, audit, fuse, inject, revert
+from gn_det import FusedGroupNorm, fuse, inject, revert
 
 SMALL = {
     "weights": None,
@@ -50,16 +51,9 @@ def train(model: nn.Module, steps: int) -> list[float]:
     return losses
 
 
-def sites(model: nn.Module) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for row in audit(model).rows:
-        found[row.site] = found.get(row.site, 0) + len(row.modules)
-    return found
-
-
 def test_mask_rcnn_trains_with_gn_everywhere() -> None:
     model = fuse(inject(detection.maskrcnn_resnet50_fpn(**SMALL), "ALL"))
-    assert sites(model) == {
+    assert norms_by_site(model) == {
         "backbone": 53, "fpn": 8, "rpn": 1, "mask_head": 4, "mask_head.deconv": 1
     }  # fmt: skip
     first, second = train(model.train(), 2)
@@ -79,9 +73,15 @@ def test_the_norm_layer_slots_take_our_layer_and_inject_does_the_rest() -> None:
         min_size=64,
         max_size=96,
     )
-    assert sites(model) == {"backbone": 20, "box_head": 1, "mask_head": 1}
+    assert norms_by_site(model) == {"backbone": 20, "box_head": 1, "mask_head": 1}
     inject(model, ["fpn", "rpn"])
-    assert sites(model) == {"backbone": 20, "fpn": 8, "rpn": 1, "box_head": 1, "mask_head": 1}
+    assert norms_by_site(model) == {
+        "backbone": 20,
+        "fpn": 8,
+        "rpn": 1,
+        "box_head": 1,
+        "mask_head": 1,
+    }
     first, second = train(fuse(model).train(), 2)
     assert second < first
 
@@ -116,7 +116,7 @@ def test_every_detector_takes_gn_at_all_and_computes_the_same_fused(
         del kwargs["min_size"], kwargs["max_size"]
     model = inject(build(**kwargs), "ALL").eval()
     if expected:
-        assert sites(model) == expected
+        assert norms_by_site(model) == expected
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     images, _ = picture()
     with torch.no_grad():
@@ -142,5 +142,5 @@ def test_a_mask_rcnns_weights_from_before_load_but_for_the_norms() -> None:
 
 def test_a_classifier_takes_gn_at_its_default_sites() -> None:
     model = fuse(inject(resnet18()))
-    assert sites(model) == {"other": 20}
+    assert norms_by_site(model) == {"other": 20}
     model(torch.randn(1, 3, 32, 32)).sum().backward()

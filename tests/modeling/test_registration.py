@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg, instantiat
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
-from torch import nn
+from model_helpers import norms_by_site
 
 import gn_det
 import gn_det.modeling
@@ -26,13 +26,6 @@ def config(name: str, *overrides: object) -> CfgNode:
     cfg.merge_from_other_cfg(zoo.model_config(name))
     cfg.merge_from_list(list(overrides))
     return cfg
-
-
-def sites(model: nn.Module) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for row in audit(model).rows:
-        found[row.site] = found.get(row.site, 0) + len(row.modules)
-    return found
 
 
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
@@ -69,7 +62,7 @@ def test_a_meta_architecture_injects_at_the_default_sites_and_fuses(
     name: str, meta_architecture: str, expected: dict[str, int]
 ) -> None:
     model = build_model(config(name, "MODEL.META_ARCHITECTURE", meta_architecture))
-    assert sites(model) == expected
+    assert norms_by_site(model) == expected
     assert isinstance(model, META_ARCH_REGISTRY.get(meta_architecture.removeprefix("GN")))
     assert "GN+GN+add+ReLU" in {row.form for row in audit(model).rows}
 
@@ -77,7 +70,7 @@ def test_a_meta_architecture_injects_at_the_default_sites_and_fuses(
 def test_sites_and_groups_come_from_the_config() -> None:
     gn = ["MODEL.META_ARCHITECTURE", "GNGeneralizedRCNN", "MODEL.GN.SITES", ["fpn", "rpn"]]
     model = build_model(config(MASK_RCNN, *gn, "MODEL.GN.CHANNELS_PER_GROUP", 16))
-    assert sites(model) == {"fpn": 8, "rpn": 1}
+    assert norms_by_site(model) == {"fpn": 8, "rpn": 1}
     assert {row.num_groups for row in audit(model).rows} == {16}
 
 
@@ -141,7 +134,7 @@ def test_a_site_of_the_config_that_matches_nothing_is_refused(site: str, message
 def test_a_part_injects_at_its_own_site(
     name: str, overrides: list, expected: dict[str, int]
 ) -> None:
-    assert sites(build_model(config(name, *overrides))) == expected
+    assert norms_by_site(build_model(config(name, *overrides))) == expected
 
 
 def test_parts_and_the_whole_model_go_together() -> None:
@@ -151,7 +144,7 @@ def test_parts_and_the_whole_model_go_together() -> None:
         *("MODEL.GN.NUM_GROUPS", 16),
     ]
     model = build_model(config(MASK_RCNN, *gn))
-    assert sites(model) == {"backbone": 53, "fpn": 8, "mask_head": 4}
+    assert norms_by_site(model) == {"backbone": 53, "fpn": 8, "mask_head": 4}
     assert {row.num_groups for row in audit(model).rows} == {16}
 
 
@@ -209,7 +202,7 @@ class TestLazyConfig:
         """Sites of the model of a config that was dumped and read again."""
         LazyConfig.save(cfg, str(folder / "config.yaml"))
         assert not (folder / "config.yaml.pkl").exists()
-        return sites(instantiate(LazyConfig.load(str(folder / "config.yaml")).model))
+        return norms_by_site(instantiate(LazyConfig.load(str(folder / "config.yaml")).model))
 
 
 def test_explicit_arguments_build_a_head_without_a_config() -> None:

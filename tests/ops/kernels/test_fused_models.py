@@ -11,6 +11,7 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
+from model_helpers import computed, randomized
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -53,23 +54,12 @@ MODELS = {
 }
 
 
-def computed(model: nn.Module, x: Tensor) -> list[Tensor]:
-    x = x.clone().requires_grad_()
-    y = model(x)
-    ys = list(y.values()) if isinstance(y, dict) else [y]
-    sum(each.square().sum() for each in ys).backward()
-    return [*ys, x.grad, *(p.grad for p in model.parameters())]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_are_those_of_the_plain_model(
     name: str, device: torch.device
 ) -> None:
     build, shape = MODELS[name]
-    model = inject(nn.Sequential(build()), "ALL", num_groups=2)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            nn.init.uniform_(parameter, 0.5, 1.5)
+    model = randomized(inject(nn.Sequential(build()), "ALL", num_groups=2))
     fuse(model.to(device))
     assert {row.form for row in audit(model).rows} - {"GN"}
     plain = revert(copy.deepcopy(model))

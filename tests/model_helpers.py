@@ -1,0 +1,35 @@
+"""What tests of models share: their norms, and what they compute."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import Tensor, nn
+
+from gn_det import audit
+
+
+def norms_by_site(model: nn.Module) -> dict[str, int]:
+    """How many GN layers a model has at each site."""
+    found: Counter[str] = Counter()
+    for row in audit(model).rows:
+        found[row.site] += len(row.modules)
+    return dict(found)
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    """With γ and β that show when they are mixed up."""
+    for parameter in module.parameters():
+        if parameter.dim() == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return module
+
+
+def computed(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """Outputs and all gradients."""
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    y = module(x)
+    ys = list(y.values()) if isinstance(y, dict) else [y]
+    sum(y.square().sum() for y in ys).backward()
+    return [*ys, x.grad, *(p.grad for p in module.parameters())]
