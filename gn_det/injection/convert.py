@@ -19,6 +19,7 @@ from gn_det.injection.sites import (
     find_slots,
     num_channels,
 )
+from gn_det.injection.weight_standardization import check_standardizable, standardize
 from gn_det.layers import (
     FusedGroupNorm,
     FusedGroupNormAct,
@@ -37,6 +38,7 @@ def inject(
     *,
     num_groups: int | None = None,
     channels_per_group: int | None = None,
+    weight_standardization: bool = False,
 ) -> nn.Module:
     """Put FusedGroupNorm at sites of a model, in place.
 
@@ -59,13 +61,18 @@ def inject(
             Default: a GN layer's own, 32 for the others.
         channels_per_group: in place of num_groups; where the channels are no multiple of it, the
             largest divisor below it.
+        weight_standardization: whether the convolutions before these norms standardise their
+            weight, too (Qiao et al. 2019, arXiv 1903.10520): those of PyTorch's and Detectron2's
+            own classes. Transposed, deformable and other ones stay, which the audit tells. Weights
+            keep their names, and compute something else than without.
 
     Returns:
         model.
 
     Raises:
         InputError: an unknown site, a site with nothing to normalise (the message says what is
-            there), both ways to say how many groups, or a model in DistributedDataParallel.
+            there), both ways to say how many groups, no convolution that can standardise its
+            weight, or a model in DistributedDataParallel.
         ValueError: num_groups or channels_per_group is below 1.
     """
     if num_groups is not None and channels_per_group is not None:
@@ -82,6 +89,8 @@ def inject(
         for child in parent.children():
             holders[child].append(parent)
     slots = [slot for slot in slots if slot.site in chosen]
+    if weight_standardization:
+        check_standardizable(slots)
     # All are built before the first is placed: an error leaves the model as it was.
     norms = [_norm_for(slot, num_groups, channels_per_group) for slot in slots]
     for slot, norm in zip(slots, norms, strict=True):
@@ -90,6 +99,8 @@ def inject(
         else:
             for holder in holders[slot.norm]:
                 _replace(holder, slot.norm, norm)
+        if weight_standardization:
+            standardize(slot.conv)
     return model
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from gn_det.injection.sites import type_name
 from gn_det.layers import FusedGroupNorm, FusedReLU
 from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
+from gn_det.layers.weight_standardization import ConvWSNorm1d, ConvWSNorm2d
 
 __all__ = ["BLOCKS", "FUSED", "Fusion", "norms_of_fused_relus", "norms_right_before_relus"]
 
@@ -64,22 +65,26 @@ def _has_plain_norm(conv: nn.Module) -> bool:
 
 
 def _is_fused_conv(conv: nn.Module) -> bool:
-    return type_name(type(conv)) == f"{BLOCKS}.FusedConv2d" and conv.activation is None
+    return type_name(type(conv)) in _FUSED_CONVS and conv.activation is None
 
 
 BLOCKS = "gn_det.layers.detectron2_blocks"
+_FUSED_CONVS = (f"{BLOCKS}.FusedConv2d", f"{BLOCKS}.FusedConvWS2d")
 _RESNET = "detectron2.modeling.backbone.resnet"
 
 # By exact class, since a subclass may compute something else. Convolutions first: the others need
 # theirs to be fused ones.
 FUSED = {
     "detectron2.layers.wrappers.Conv2d": Fusion("FusedConv2d", _conv_fits),
+    "gn_det.layers.detectron2_conv.ConvWS2d": Fusion("FusedConvWS2d", _conv_fits),
     f"{_RESNET}.BasicBlock": Fusion("FusedBasicBlock", _block_fits),
     f"{_RESNET}.BottleneckBlock": Fusion("FusedBottleneckBlock", _block_fits),
     f"{_RESNET}.DeformBottleneckBlock": Fusion("FusedDeformBottleneckBlock", _deform_fits),
     f"{_RESNET}.BasicStem": Fusion("FusedBasicStem", _stem_fits),
     "detectron2.modeling.backbone.fpn.FPN": Fusion("FusedFPN", _fpn_fits),
 }
+
+_CONV_NORMS = (ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d, ConvWSNorm1d, ConvWSNorm2d)
 
 # Modules that call their children one after the other, besides nn.Sequential.
 _HEADS = "detectron2.modeling.roi_heads"
@@ -136,5 +141,5 @@ def _last_norm(layer: nn.Module) -> FusedGroupNorm | None:
     """The FusedGroupNorm that a layer is, or a convolution ends in."""
     if type(layer) is FusedGroupNorm:
         return layer
-    ends = type(layer) in (ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d) or _is_fused_conv(layer)
+    ends = type(layer) in _CONV_NORMS or _is_fused_conv(layer)
     return layer.norm if ends and type(layer.norm) is FusedGroupNorm else None

@@ -11,7 +11,8 @@ from torch import nn
 
 from gn_det.injection.fusion import fused_forms
 from gn_det.injection.sites import DEFAULT_SITES, SITES, Slot, find_owners, find_slots
-from gn_det.layers import default_num_groups
+from gn_det.injection.weight_standardization import why_not_standardizable
+from gn_det.layers import WeightStandardized, default_num_groups
 
 __all__ = ["Audit", "LeftAlone", "NormRow", "audit"]
 
@@ -29,7 +30,8 @@ class NormRow:
         channels: C.
         num_groups: G.
         parameters: of all of them together.
-        form: what one call computes, such as "GN+add+ReLU".
+        form: what one call computes, such as "GN+add+ReLU"; "WS+GN+add+ReLU" behind convolutions
+            with Weight Standardization.
         trainable: whether γ and β train.
     """
 
@@ -44,7 +46,7 @@ class NormRow:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """Modules without GN, for one reason."""
+    """Modules without GN, or without Weight Standardization in a model with it, for one reason."""
 
     site: str
     modules: tuple[str, ...]
@@ -113,13 +115,19 @@ def audit(model: nn.Module) -> Audit:
     names = {module: name for name, module in model.named_modules()}
     forms = fused_forms(model)
     slots = find_slots(model)
+    standardized = any(isinstance(slot.conv, WeightStandardized) for slot in slots)
     rows: dict[tuple, list[Slot]] = {}
     left: dict[tuple[str, str], list[str]] = {}
     for slot in slots:
         norm = slot.norm
         if isinstance(norm, nn.GroupNorm):
             trainable = norm.weight is not None and norm.weight.requires_grad
-            key = (slot.site, norm.num_channels, norm.num_groups, forms[norm], trainable)
+            form = forms[norm]
+            if isinstance(slot.conv, WeightStandardized):
+                form = f"WS+{form}"
+            elif standardized and (reason := why_not_standardizable(slot.conv)):
+                left.setdefault((slot.site, reason), []).append(names[slot.conv or norm])
+            key = (slot.site, norm.num_channels, norm.num_groups, form, trainable)
             rows.setdefault(key, []).append(slot)
         elif norm is None:
             left.setdefault((slot.site, _why_none(slot.site)), []).append(names[slot.conv])

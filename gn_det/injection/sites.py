@@ -128,7 +128,8 @@ def _by_type(module: nn.Module) -> Iterator[Place]:
     for parent in module.modules():
         if _is_norm(parent):
             continue  # a list of BN layers that counts as one
-        before = None
+        # A convolution may hold its norm itself, as Detectron2's do.
+        before = parent if getattr(parent, "weight", None) is not None else None
         for child in parent.children():
             # Behind a linear layer, a channel is one value: GN would return its β.
             if _is_norm(child) and not isinstance(before, nn.Linear):

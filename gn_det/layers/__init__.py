@@ -3,12 +3,14 @@
 from .conv_norm import FusedReLU, give_norm
 from .group_norm import FusedGroupNorm, FusedGroupNormAct, default_num_groups
 from .tower import GNTower, insert_norm
+from .weight_standardization import WeightStandardized
 
 __all__ = [
     "FusedGroupNorm",
     "FusedGroupNormAct",
     "FusedReLU",
     "GNTower",
+    "WeightStandardized",
     "default_num_groups",
     "give_norm",
     "insert_norm",

@@ -14,14 +14,22 @@ class ConvNorm1d(nn.Conv1d):
     """nn.Conv1d, then its norm."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self._conv_forward(x, self.weight, self.bias))
+        return self.norm(self.convolved(x))
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        return self._conv_forward(x, self.weight, self.bias)
 
 
 class ConvNorm2d(nn.Conv2d):
     """nn.Conv2d, then its norm."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self._conv_forward(x, self.weight, self.bias))
+        return self.norm(self.convolved(x))
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        return self._conv_forward(x, self.weight, self.bias)
 
 
 class ConvTransposeNorm2d(nn.ConvTranspose2d):

@@ -23,6 +23,7 @@ from detectron2.modeling.backbone.resnet import (
 )
 from torch import Tensor, nn
 
+from gn_det.layers.detectron2_conv import ConvWS2d
 from gn_det.layers.group_norm import FusedGroupNorm
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "FusedBasicStem",
     "FusedBottleneckBlock",
     "FusedConv2d",
+    "FusedConvWS2d",
     "FusedDeformBottleneckBlock",
     "FusedFPN",
 ]
@@ -41,7 +43,7 @@ class FusedConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if not isinstance(self.norm, FusedGroupNorm) or _watched(self.children()):
-                return Conv2d.forward(self, x)
+                return super().forward(x)
         # The ReLU may also be a module behind this one, which its norm has taken in.
         return self.normalized(x, "relu" if self.activation is not None else self.norm.activation)
 
@@ -69,6 +71,12 @@ class FusedConv2d(Conv2d):
     def forms(self) -> dict[str, str]:
         """What each norm below does besides GN, by its name in this module."""
         return {"norm": "GN" if self.activation is None else "GN+ReLU"}
+
+
+class FusedConvWS2d(FusedConv2d, ConvWS2d):
+    """FusedConv2d with Weight Standardization."""
+
+    convolved = ConvWS2d.convolved
 
 
 class _FusedBlock:

@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.fpn import (
     build_retinanet_resnet_fpn_backbone,
 )
 
-from .with_gn import num_groups_from_config, with_gn
+from .with_gn import gn_options_from_config, with_gn
 
 __all__ = [
     "build_gn_resnet_backbone",
@@ -22,16 +22,16 @@ __all__ = [
 def build_gn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Detectron2's ResNet with GN after every convolution, for C4 and DC5 models."""
     resnet = build_resnet_backbone(cfg, input_shape)
-    return with_gn(resnet, "backbone", **num_groups_from_config(cfg))
+    return with_gn(resnet, "backbone", **gn_options_from_config(cfg))
 
 
 def build_gn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Detectron2's ResNet-FPN with GN after every convolution of the ResNet and the FPN."""
     fpn = build_resnet_fpn_backbone(cfg, input_shape)
-    return with_gn(fpn, ["backbone", "fpn"], **num_groups_from_config(cfg))
+    return with_gn(fpn, ["backbone", "fpn"], **gn_options_from_config(cfg))
 
 
 def build_gn_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Detectron2's ResNet-FPN for RetinaNet with GN everywhere but in P6 and P7."""
     fpn = build_retinanet_resnet_fpn_backbone(cfg, input_shape)
-    return with_gn(fpn, ["backbone", "fpn"], **num_groups_from_config(cfg))
+    return with_gn(fpn, ["backbone", "fpn"], **gn_options_from_config(cfg))

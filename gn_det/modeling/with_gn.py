@@ -10,21 +10,22 @@ from torch import nn
 
 from gn_det.injection import fuse, inject
 
-__all__ = ["WithGN", "num_groups_from_config", "with_gn"]
+__all__ = ["WithGN", "gn_options_from_config", "with_gn"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def with_gn(module: Module, sites: str | Sequence[str], **num_groups: int | None) -> Module:
-    """inject, then fuse; num_groups or channels_per_group by name."""
-    return fuse(inject(module, sites, **num_groups))
+def with_gn(module: Module, sites: str | Sequence[str], **options: int | None) -> Module:
+    """inject, then fuse; the options of inject by name."""
+    return fuse(inject(module, sites, **options))
 
 
-def num_groups_from_config(cfg: CfgNode) -> dict[str, int]:
-    """What MODEL.GN says of groups, as arguments of inject."""
+def gn_options_from_config(cfg: CfgNode) -> dict[str, int]:
+    """What MODEL.GN says of every site, as arguments of inject."""
+    options = {"weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION}
     if cfg.MODEL.GN.CHANNELS_PER_GROUP > 0:
-        return {"channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP}
-    return {"num_groups": cfg.MODEL.GN.NUM_GROUPS}
+        return {**options, "channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP}
+    return {**options, "num_groups": cfg.MODEL.GN.NUM_GROUPS}
 
 
 class WithGN:
@@ -34,7 +35,7 @@ class WithGN:
 
     Args:
         args, kwargs: those of the Detectron2 class.
-        num_groups, channels_per_group: see :func:`gn_det.inject`.
+        num_groups, channels_per_group, weight_standardization: see :func:`gn_det.inject`.
 
     Raises:
         InputError: there is nothing to normalise.
@@ -48,11 +49,18 @@ class WithGN:
         *args: Any,
         num_groups: int | None = None,
         channels_per_group: int | None = None,
+        weight_standardization: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        with_gn(self, self.sites, num_groups=num_groups, channels_per_group=channels_per_group)
+        with_gn(
+            self,
+            self.sites,
+            num_groups=num_groups,
+            channels_per_group=channels_per_group,
+            weight_standardization=weight_standardization,
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**super().from_config(cfg, *args, **kwargs), **num_groups_from_config(cfg)}
+        return {**super().from_config(cfg, *args, **kwargs), **gn_options_from_config(cfg)}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, get_cfg, instantiate
+from omegaconf import DictConfig
 
 import gn_det
-from gn_det import InputError
-from gn_det.engine.schedule import resolve_schedule, schedule_table
+from gn_det import InputError, get_config
+from gn_det.engine.schedule import resolve_lazy_schedule, resolve_schedule, schedule_table
 
 
 def reference(**solver: object) -> CfgNode:
@@ -121,3 +124,125 @@ def test_the_table_shows_both_schedules() -> None:
     assert lines["iterations"].split() == ["iterations", "90000", "360000"]
     assert lines["learning rate / 10 at"].endswith("240000, 320000")
     assert lines["gradients clipped at"].endswith("norm 4")
+
+
+@pytest.mark.parametrize("world_size", [0, -2])
+def test_no_gpus_at_all_are_refused(world_size: int) -> None:
+    with pytest.raises(InputError, match="--num-gpus and --num-machines must be at least 1"):
+        resolve_schedule(reference(IMS_PER_GPU=1), world_size)
+
+
+def test_a_period_of_few_iterations_does_not_become_none() -> None:
+    cfg = reference(IMS_PER_GPU=2, CHECKPOINT_PERIOD=1)
+    assert resolve_schedule(cfg, 64).SOLVER.CHECKPOINT_PERIOD == 1
+
+
+def test_a_reference_of_no_images_is_refused() -> None:
+    with pytest.raises(InputError, match="IMS_PER_BATCH is 0"):
+        resolve_schedule(reference(IMS_PER_GPU=1, IMS_PER_BATCH=0), 1)
+
+
+def lazy_reference(**train: object) -> DictConfig:
+    """The schedule of reference() as a LazyConfig, which does not clip."""
+    cfg = get_config("coco/mask_rcnn_R_50_FPN_gn_1x.py")
+    cfg.train.update(eval_period=10_000, **train)
+    return cfg
+
+
+def multiplier(cfg: DictConfig) -> Callable[[int], float]:
+    """The factor of the learning rate by iteration."""
+    schedule = instantiate(cfg.lr_multiplier)
+    return lambda iteration: schedule(iteration / cfg.train.max_iter)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_schedule_of_a_lazy_config_is_the_one_computed_by_hand(name: str) -> None:
+    world_size, ims_per_gpu, batch, lr, max_iter, steps, warmup, *periods, _ = BY_HAND[name]
+    cfg = resolve_lazy_schedule(lazy_reference(ims_per_gpu=ims_per_gpu), world_size)
+    assert cfg.dataloader.train.total_batch_size == batch
+    assert cfg.optimizer.lr == pytest.approx(lr, rel=1e-12)
+    assert cfg.train.max_iter == max_iter
+    assert [cfg.train.checkpointer.period, cfg.train.eval_period] == periods
+    factor = multiplier(cfg)
+    # fvcore switches up to a millionth of the run early.
+    assert factor(warmup // 2) == pytest.approx(0.5, abs=0.001) and factor(warmup) == 1
+    assert [factor(step - 2) for step in steps] == pytest.approx([1, 0.1])
+    assert [factor(step) for step in steps] == pytest.approx([0.1, 0.01])
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 8, 20])
+@pytest.mark.parametrize("recipe", ["mask_rcnn_R_50_FPN_gn_2x", "retinanet_R_50_FPN_gn_1x"])
+def test_both_kinds_of_config_have_the_same_table(recipe: str, world_size: int) -> None:
+    plain, lazy = (get_config(f"coco/{recipe}.{kind}") for kind in ("yaml", "py"))
+    expected = schedule_table(plain, resolve_schedule(plain, world_size), world_size)
+    assert schedule_table(lazy, resolve_lazy_schedule(lazy, world_size), world_size) == expected
+
+
+def test_accumulated_batches_of_a_lazy_config_count_as_images_of_a_step() -> None:
+    cfg = resolve_lazy_schedule(lazy_reference(ims_per_gpu=1, accumulate_steps=4), 2)
+    assert cfg.dataloader.train.total_batch_size == 2  # at a time; 8 a step
+    assert cfg.optimizer.lr == pytest.approx(0.01) and cfg.train.max_iter == 180_000
+
+
+def test_a_resolved_lazy_config_stays_as_it_is() -> None:
+    resolved = resolve_lazy_schedule(lazy_reference(ims_per_gpu=1), 1)
+    assert resolve_lazy_schedule(resolved, 4) is resolved
+
+
+def test_the_lazy_config_that_is_resolved_does_not_change() -> None:
+    cfg = lazy_reference(ims_per_gpu=1)
+    resolve_lazy_schedule(cfg, 1)
+    assert cfg == lazy_reference(ims_per_gpu=1)
+
+
+def test_a_lazy_config_that_knows_nothing_of_images_per_gpu_stays_as_it_is() -> None:
+    cfg = get_config("small/quickstart.py")
+    assert "ims_per_gpu" not in cfg.train and resolve_lazy_schedule(cfg, 8) is cfg
+
+
+def test_a_lazy_config_to_evaluate_with_needs_no_schedule() -> None:
+    cfg = lazy_reference(ims_per_gpu=0)
+    del cfg.optimizer, cfg.lr_multiplier
+    assert resolve_lazy_schedule(cfg, 1) is cfg
+
+
+def test_a_schedule_without_steps_scales_too() -> None:
+    cfg = get_config("small/quickstart.py")
+    cfg.train.ims_per_gpu = 1
+    resolved = resolve_lazy_schedule(cfg, 1)
+    assert (resolved.train.max_iter, resolved.optimizer.lr) == (1440, 0.02)
+    lines = schedule_table(cfg, resolved, 1).splitlines()
+    assert [line.split()[-2:] for line in lines if line.startswith(("warm-up", "learning"))] == [
+        ["0.04", "0.02"],
+        ["100", "200"],
+        ["never", "never"],
+    ]
+
+
+def test_milestones_that_refer_to_max_iter_keep_their_place() -> None:
+    cfg = lazy_reference(ims_per_gpu=1)
+    cfg.lr_multiplier.scheduler.update(milestones=[60_000, 80_000], num_updates="${train.max_iter}")
+    factor = multiplier(resolve_lazy_schedule(cfg, 1))
+    assert (factor(959_998), factor(960_000)) == (1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"ims_per_gpu": -1}, r"train\.ims_per_gpu for a LazyConfig"),
+        ({"ims_per_gpu": 1.5}, r"IMS_PER_GPU is 1\.5"),
+        ({"accumulate_steps": 0}, r"train\.accumulate_steps for a LazyConfig"),
+    ],
+)
+def test_what_makes_no_sense_in_a_lazy_config_is_refused(
+    train: dict[str, float], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_lazy_schedule(lazy_reference(**train), 1)
+
+
+def test_an_optimizer_whose_learning_rate_is_its_own_cannot_be_scaled() -> None:
+    cfg = lazy_reference()
+    del cfg.optimizer.lr
+    with pytest.raises(InputError, match=r"ims_per_gpu scales optimizer\.lr, which"):
+        resolve_lazy_schedule(cfg, 1)

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import zoo
-from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm, ShapeSpec
+from detectron2.layers import (
+    Conv2d,
+    CycleBatchNormList,
+    FrozenBatchNorm2d,
+    NaiveSyncBatchNorm,
+    ShapeSpec,
+)
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
@@ -283,6 +289,11 @@ class TestOthers:
 
         model = inject(nn.Sequential(block(True), block(False)))
         assert [n.weight.requires_grad for n in norms(model)] == [True, False]
+
+    def test_a_norm_that_a_convolution_holds_is_frozen_with_it(self) -> None:
+        conv = Conv2d(3, 32, 1, norm=FrozenBatchNorm2d(32)).requires_grad_(False)
+        model = inject(nn.ModuleList([conv, Conv2d(3, 32, 1, norm=FrozenBatchNorm2d(32))]))
+        assert [n.weight.requires_grad for n in norms(model)] == [False, True]
 
     def test_a_norm_without_parameters_becomes_one_without(self) -> None:
         model = inject(nn.Sequential(nn.Conv2d(3, 32, 1), nn.BatchNorm2d(32, affine=False)))

@@ -16,6 +16,7 @@ from model_helpers import norms_by_site
 import gn_det
 import gn_det.modeling
 from gn_det import FusedGroupNorm, InputError, audit
+from gn_det.layers import WeightStandardized
 from gn_det.modeling import GNFastRCNNConvFCHead, GNGeneralizedRCNN
 
 
@@ -72,6 +73,18 @@ def test_sites_and_groups_come_from_the_config() -> None:
     model = build_model(config(MASK_RCNN, *gn, "MODEL.GN.CHANNELS_PER_GROUP", 16))
     assert norms_by_site(model) == {"fpn": 8, "rpn": 1}
     assert {row.num_groups for row in audit(model).rows} == {16}
+
+
+def test_weight_standardization_of_the_config_reaches_parts_and_whole_models() -> None:
+    gn = [
+        *("MODEL.BACKBONE.NAME", "build_gn_resnet_fpn_backbone"),
+        *("MODEL.ROI_MASK_HEAD.NAME", "GNMaskRCNNConvUpsampleHead"),
+        *("MODEL.GN.WEIGHT_STANDARDIZATION", True),
+    ]
+    rows = audit(build_model(config(MASK_RCNN, *gn))).rows
+    assert all(row.form.startswith("WS+GN") for row in rows)
+    whole = build_model(config(MASK_RCNN, *gn, "MODEL.META_ARCHITECTURE", "GNGeneralizedRCNN"))
+    assert audit(whole).rows == rows
 
 
 @pytest.mark.parametrize(
@@ -207,5 +220,8 @@ class TestLazyConfig:
 
 def test_explicit_arguments_build_a_head_without_a_config() -> None:
     shape = ShapeSpec(channels=16, height=7, width=7)
-    head = GNFastRCNNConvFCHead(shape, conv_dims=[64], fc_dims=[8], channels_per_group=4)
+    head = GNFastRCNNConvFCHead(
+        shape, conv_dims=[64], fc_dims=[8], channels_per_group=4, weight_standardization=True
+    )
     assert isinstance(head, FastRCNNConvFCHead) and head.conv1.norm.num_groups == 16
+    assert isinstance(head.conv1, WeightStandardized)

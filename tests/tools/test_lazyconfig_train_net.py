@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from helpers import ROOT, folder_flags, run_program
 
 from gn_det import InputError
@@ -52,12 +54,59 @@ def test_the_classes_of_the_folder_reach_the_model(
     assert not (run / "results.json").exists()  # there was no held-out split
 
 
+def test_the_schedule_of_images_per_gpu_is_printed_and_kept(
+    shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    call_main(
+        TOOL, *CONFIG, *folder_flags(shapes)[:3], *tiny(run),
+        "+train.ims_per_gpu=1", "+train.channels_last=True",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert re.search(r"images a step +2 +1 = 1 x 1 GPUs", printed)
+    assert re.search(r"iterations +2 +4", printed)
+    cfg = yaml.unsafe_load((run / "config.yaml").read_text())  # it names classes
+    assert cfg["dataloader"]["train"]["total_batch_size"] == 1
+    assert (cfg["train"]["ims_per_gpu"], cfg["train"]["max_iter"]) == (0, 4)
+    assert cfg["optimizer"]["lr"] == 0.02
+    checkpoint = torch.load(run / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 3
+    weight = checkpoint["model"]["backbone.bottom_up.res2.0.conv1.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "part"),
+    [
+        ("mask_rcnn_R_50_FPN_gn_1x", "backbone.bottom_up"),
+        ("mask_rcnn_R_50_C4_gn_1x", "backbone"),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_a_start_from_scratch_with_frozen_layers_is_refused(
+    flags: list[str], recipe: str, part: str, tmp_path: Path, call_main: Callable
+) -> None:
+    config = ["--config-file", ROOT / f"configs/coco/{recipe}.py"]
+    overrides = [*tiny(tmp_path / "run"), "train.init_checkpoint="]
+    with pytest.raises(InputError, match=r"FREEZE_AT 2 freezes random .*train\.init_checkpoint"):
+        call_main(TOOL, *config, *flags, *overrides)
+    # What comes next: the data, which is not there.
+    with pytest.raises(InputError, match="DETECTRON2_DATASETS"):
+        call_main(TOOL, *config, *flags, *overrides, f"model.{part}.freeze_at=0")
+    with pytest.raises(InputError, match="DETECTRON2_DATASETS"):
+        call_main(TOOL, *config, *flags, "--eval-only", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_train_on_the_cpu_over_gloo(shapes: Path, tmp_path: Path) -> None:
     done = run_program(
         TOOL, *CONFIG, *folder_flags(shapes), "--num-gpus", 2, "--dist-url", "auto",
-        *tiny(tmp_path / "run"), "train.device=cpu",
+        *tiny(tmp_path / "run"), "train.device=cpu", "+train.ims_per_gpu=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "4 = 2 x 2 GPUs" in done.stdout
+    cfg = yaml.unsafe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert cfg["dataloader"]["train"]["total_batch_size"] == 4 and cfg["train"]["max_iter"] == 1
     assert (tmp_path / "run" / "results.json").exists()
 
 
