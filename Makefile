@@ -6,12 +6,15 @@ OUTPUT ?= output/quickstart
 SHAPES ?=  # flags of tools/make_shapes.py
 TRITON_INTERPRET ?= 1
 OPTS ?=    # config overrides of the quickstart, KEY VALUE ...
+COMPARE ?= output/compare
+QUICK ?=   # --quick: one seed and a third of the steps
 RUN = $(VENV)/bin/python
 
-.PHONY: help install quickstart test test-all test-kernels lint
+.PHONY: help install quickstart compare test test-all test-kernels lint
 
 help:
 	@echo "make quickstart  install, generate data, train, evaluate and draw (10 minutes)"
+	@echo "make compare     GN against frozen BN and BN, three seeds (an hour; QUICK=--quick: 12 minutes)"
 	@echo "make test        install, run the fast tests and those of the kernels"
 	@echo "make test-all    install, run every test"
 	@echo "make test-kernels  only those of the kernels; TRITON_INTERPRET=0 runs them on a GPU"
@@ -35,6 +38,20 @@ quickstart: install
 	    OUTPUT_DIR $(OUTPUT) $(OPTS); \
 	fi
 	@$(RUN) tools/report_run.py $(OUTPUT)
+
+# Classifiers of generated objects, which the compared detectors start from.
+datasets/classifiers/R-18-%.pth: | install
+	@$(RUN) tools/make_shapes.py datasets/shapes_for_classifiers --seed 1 --num-train 4000
+	@$(RUN) tools/train_classifier.py $@ --norm $* \
+	  --train datasets/shapes_for_classifiers/train.json datasets/shapes_for_classifiers/images \
+	  --val datasets/shapes_for_classifiers/val.json datasets/shapes_for_classifiers/images
+
+compare: install datasets/classifiers/R-18-BN.pth datasets/classifiers/R-18-GN.pth
+	@$(RUN) tools/make_shapes.py $(DATA)
+	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output $(COMPARE) \
+	  --recipes $(addprefix configs/compare/,frozenbn.yaml bn.yaml frozenbn_gn_heads.yaml gn.yaml) \
+	  --beside configs/compare/scratch_gn.yaml \
+	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images
 
 test: install test-kernels
 	$(RUN) -m pytest -m "not slow"

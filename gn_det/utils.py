@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from gn_det.errors import InputError
 
-__all__ = ["make_folder", "nearest", "write_atomically"]
+__all__ = ["PARTIAL", "make_folder", "nearest", "whole_file", "write_atomically"]
+
+PARTIAL = ".partial"  # what is being written, beside what it will be
 
 
 def make_folder(path: Path) -> None:
@@ -33,8 +37,26 @@ def nearest(name: str, candidates: Sequence[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears complete, and on the disk, or stays as it was.
+
+    Whatever interrupts the writing, a loss of power included, path is never half-written.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or, if this is interrupted, as it was."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """Write a text in UTF-8 as a :func:`whole_file`."""
+    with whole_file(path) as file:
+        file.write(text.encode())

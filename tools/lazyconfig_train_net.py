@@ -16,27 +16,45 @@ import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 
 # isort: split
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_writers, hooks
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from gn_det.checkpoint import Checkpointer, check_weights_exist
 from gn_det.config import load_lazy_config
 from gn_det.data.datasets import register_folders
+from gn_det.data.train_loader import TrainLoader, build_train_loader
 from gn_det.engine.arguments import argument_parser
 from gn_det.engine.command import run_command
-from gn_det.engine.launch import check_processes, launch
+from gn_det.engine.launch import (
+    check_processes,
+    follow,
+    launch,
+    torchrun_rank,
+    use_torchrun,
+)
 from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
 from gn_det.engine.run_data import RunData, check_data
+from gn_det.engine.schedule import resolve_lazy_schedule, schedule_table
+from gn_det.engine.start import check_start
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
-from gn_det.engine.trainer import describe_model, wrap_ddp
+from gn_det.engine.termination import interruptible_evaluation
+from gn_det.engine.trainer import describe_model, prepare_model, wrap_ddp
+from gn_det.engine.writers import build_writers
 
 
 def main() -> None:
     args = argument_parser(__doc__, "key=value ...").parse_args()
-    cfg = load_lazy_config(args.config_file, args.opts)
+    use_torchrun(args)
+    reference = load_lazy_config(args.config_file, args.opts)
+    world_size = args.num_gpus * args.num_machines
+    cfg = resolve_lazy_schedule(reference, world_size)
+    if cfg is not reference and not args.eval_only:
+        print(f"\n{schedule_table(reference, cfg, world_size)}\n")
 
     check_processes(
         cfg.train.device, args, cfg.dataloader.train.total_batch_size, amp=cfg.train.amp.enabled
@@ -44,6 +62,8 @@ def main() -> None:
     with run_folder(cfg.train.output_dir, args) as output_dir:
         if not (args.resume and (output_dir / "last_checkpoint").exists()):
             check_weights_exist(cfg.train.init_checkpoint)
+            if not args.eval_only:
+                check_start(cfg.train.init_checkpoint, _freeze_at(cfg.model))
         data = check_data(
             args,
             _names(cfg.dataloader.train),
@@ -68,12 +88,21 @@ def set_data(cfg: DictConfig, data: RunData) -> None:
 
 def run(args: argparse.Namespace, data: RunData) -> None:
     """Train and evaluate, or evaluate, in this process."""
+    # Read again, since what a LazyConfig may hold cannot always be sent to a process.
     cfg = load_lazy_config(args.config_file, args.opts)
+    cfg = resolve_lazy_schedule(cfg, comm.get_world_size())
     set_data(cfg, data)
     register_folders(data.folders)
-    set_up_process(written_folder(cfg.train.output_dir, args), cfg.train.get("seed", -1))
+    cfg.train.seed = set_up_process(
+        written_folder(cfg.train.output_dir, args), cfg.train.get("seed", -1), resume=args.resume
+    )
 
     model = instantiate(cfg.model).to(cfg.train.device)
+    prepare_model(
+        model,
+        channels_last=cfg.train.get("channels_last", False),
+        compile_backbone=cfg.train.get("compile_backbone", False),
+    )
     logging.getLogger("gn_det").info(describe_model(model))
     if args.eval_only:
         checkpointer = Checkpointer(model, cfg.train.output_dir)
@@ -101,14 +130,16 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     resolved = copy.deepcopy(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(cfg.dataloader.train)
+    loader = instantiate(_any_start(cfg.dataloader.train, cfg.train.seed))
     model = wrap_ddp(model, cfg.train.device, **cfg.train.ddp)
+    accumulate_steps = cfg.train.get("accumulate_steps", 1)
     trainer = AccumulatingTrainer(
         model,
         loader,
         optimizer,
-        cfg.train.get("accumulate_steps", 1),
+        accumulate_steps,
         amp_dtype(cfg.train.amp.enabled),
+        cfg.train.seed,
     )
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
     results: dict[str, Any] = {}
@@ -124,9 +155,9 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
-            hooks.EvalHook(cfg.train.eval_period, evaluate_and_keep),
+            *interruptible_evaluation(checkpointer, cfg.train.eval_period, evaluate_and_keep),
             hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period
+                build_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period
             )
             if main
             else None,
@@ -135,9 +166,30 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     if main:
         LazyConfig.save(resolved, str(Path(cfg.train.output_dir) / "config.yaml"))
-    resumed = resume and checkpointer.has_checkpoint()
-    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    if isinstance(loader, TrainLoader):
+        loader.start = start_iter * accumulate_steps
+    elif start_iter > 0:
+        logging.getLogger("gn_det").warning(
+            f"{type(loader).__name__} begins anew: this run is not what it had been uninterrupted"
+        )
+    trainer.train(start_iter, cfg.train.max_iter)
     return results
+
+
+def _any_start(loader: DictConfig, seed: int) -> DictConfig:
+    """Detectron2's training loader as ours, which a resumed run can begin anywhere."""
+    target = loader._target_
+    if (locate(target) if isinstance(target, str) else target) is build_detection_train_loader:
+        loader = copy.deepcopy(loader)
+        loader._target_, loader.seed = build_train_loader, seed
+    return loader
+
+
+def _freeze_at(model: DictConfig) -> int:
+    """Frozen stages of a backbone, or of the one below its FPN."""
+    keys = ("backbone.freeze_at", "backbone.bottom_up.freeze_at")
+    return max(OmegaConf.select(model, key, default=0) for key in keys)
 
 
 def _names(loader: DictConfig) -> list[str]:
@@ -146,4 +198,4 @@ def _names(loader: DictConfig) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(follow if torchrun_rank() else main)

@@ -19,6 +19,7 @@ from detectron2.utils.file_io import PathManager
 
 from gn_det.errors import InputError
 from gn_det.layers import GNTower
+from gn_det.utils import whole_file, write_atomically
 
 __all__ = ["Checkpointer", "check_weights_exist"]
 
@@ -58,7 +59,10 @@ def check_weights_exist(path: str) -> None:
 
 
 class Checkpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that refuses weights of another model.
+    """DetectionCheckpointer that refuses weights of another model, and never spoils a checkpoint.
+
+    A checkpoint is written beside its place and moved there when it is complete, then
+    ``last_checkpoint`` names it: one that is there is whole, whatever ended the process.
 
     For inference (a checkpointer of the model alone) and for resuming, a file must have every
     tensor of the model and nothing else. For the start of a training
@@ -67,8 +71,41 @@ class Checkpointer(DetectionCheckpointer):
     other shapes (but for the layers that follow the number of classes).
 
     Raises:
-        InputError: from load, naming how many keys do not match and the first of them.
+        InputError: from load, naming how many keys do not match and the first of them; from save,
+            where the file cannot be written, or the weights are not finite.
     """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        if not self.save_dir or not self.save_to_disk:
+            return
+        state = self.model.state_dict()
+        broken = [
+            key for key, value in state.items()
+            if value.is_floating_point() and not value.isfinite().all()
+        ]  # fmt: skip
+        if broken:
+            raise InputError(
+                f"{name} is not saved, as {len(broken)} of {len(state)} tensors are not finite "
+                f"({_first(broken)}); {self._last()}"
+            )
+        file = Path(self.save_dir) / f"{name}.pth"
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        self.logger.info(f"Saving checkpoint to {file}")
+        try:
+            with whole_file(file) as stream:
+                torch.save({"model": state, **parts, **kwargs}, stream)
+            write_atomically(file.with_name("last_checkpoint"), file.name)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise InputError(
+                f"checkpoint {file} cannot be written ({reason}); {self._last()}"
+            ) from error
+
+    def _last(self) -> str:
+        """What is left to go on from."""
+        if not self.has_checkpoint():
+            return "there is no checkpoint yet"
+        return f"{self.get_checkpoint_file()} is as it was, and --resume goes on from it"
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, **kwargs: Any

@@ -28,9 +28,14 @@ def add_gn_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.NUM_GROUPS = 32
     # The other way to say it, if above 0: channels in each group, or the largest divisor below.
     cfg.MODEL.GN.CHANNELS_PER_GROUP = 0
+    # Whether the convolutions before GN standardise their weight, too.
+    cfg.MODEL.GN.WEIGHT_STANDARDIZATION = False
 
     # Convolutions and their features in channels_last order, as tensor cores take them.
     cfg.MODEL.CHANNELS_LAST = False
+
+    # Run the backbone through torch.compile.
+    cfg.MODEL.BACKBONE.COMPILE = False
 
     # Images on each GPU at a time, from which the schedule follows: the other SOLVER keys are then
     # those of a reference with IMS_PER_BATCH images a step. 0 takes all as they stand.

@@ -1,20 +1,30 @@
-"""Starting one process, or several: one for each GPU, or sharing the cores of the CPU."""
+"""Starting one process, or several: one for each GPU, or sharing the cores of the CPU.
+
+Several are started here, or by torchrun: then rank 0 runs the program, and the others follow it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import detectron2.engine
 import torch
 import torch.distributed as dist
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from gn_det.engine.termination import TERMINATED
 from gn_det.errors import InputError
 
-__all__ = ["check_device", "check_processes", "launch"]
+__all__ = ["check_device", "check_processes", "follow", "launch", "torchrun_rank", "use_torchrun"]
 
 _USE_CPU = "or use the CPU: MODEL.DEVICE cpu (train.device=cpu for a LazyConfig)"
 
@@ -75,32 +85,57 @@ def check_processes(
         )
 
 
+def torchrun_rank() -> int | None:
+    """This process's rank where torchrun has started it, else None."""
+    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else None
+
+
+def use_torchrun(args: argparse.Namespace) -> None:
+    """Take the numbers of GPUs and machines from torchrun, where that has started this process."""
+    if torchrun_rank() is not None:
+        args.num_gpus = int(os.environ["LOCAL_WORLD_SIZE"])
+        args.num_machines = int(os.environ["WORLD_SIZE"]) // args.num_gpus
+
+
 def launch(
     main: Callable[..., Any], device: str, args: argparse.Namespace, *main_args: Any
 ) -> None:
     """Run main(*main_args) in args.num_gpus processes on this machine.
 
-    On the CPU the processes talk over gloo and share the cores.
+    On the CPU the processes talk over gloo and share the cores. SIGTERM goes on to all of them, and
+    the status of one that it ended becomes this one's. Under torchrun they are there already, and
+    wait in :func:`follow`.
 
     Raises:
-        InputError: raised by main in any process, or a process was killed.
+        InputError: raised by main in any process, a process was killed, or the CPU is asked for
+            under torchrun where there are GPUs.
     """
     on_cpu = torch.device(device).type == "cpu"
     if on_cpu and not torch.cuda.is_available():
         print("Running on the CPU: PyTorch sees no GPU.")
+    if torchrun_rank() is not None:
+        if on_cpu and torch.cuda.is_available():
+            raise InputError(
+                f"device {device}: torchrun's processes use the GPUs that they see; hide them with "
+                "CUDA_VISIBLE_DEVICES="
+            )
+        _lead(main, main_args)
+        return
     if on_cpu and args.num_gpus * args.num_machines > 1:
         # Detectron2 would pick NCCL wherever a process sees a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     threads = max(1, torch.get_num_threads() // args.num_gpus) if on_cpu else None
+    several = args.num_gpus * args.num_machines > 1
     try:
-        detectron2.engine.launch(
-            _in_process,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, main_args, threads),
-        )
+        with _sigterm_to_children() if several else nullcontext():
+            detectron2.engine.launch(
+                _in_process,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, main_args, threads),
+            )
     except ProcessRaisedException as raised:
         # All that comes back from a process is its traceback, as text.
         last_line = str(raised).strip().splitlines()[-1]
@@ -109,10 +144,49 @@ def launch(
             raise InputError(last_line.removeprefix(prefix)) from None
         raise
     except ProcessExitedException as exited:
+        if exited.exit_code in (TERMINATED, -signal.SIGTERM):
+            sys.exit(TERMINATED)
         raise InputError(
             f"process {exited.error_index} ended with {exited.signal_name or exited.exit_code}; "
             "SIGKILL often means that memory was short: try fewer images or processes"
         ) from None
+
+
+def follow() -> None:
+    """Under torchrun, run what rank 0 launches, in a process of another rank."""
+    _join()
+    work: list[Any] = [None, None]
+    dist.broadcast_object_list(work)
+    _in_process(*work, None)
+
+
+def _lead(main: Callable[..., Any], main_args: tuple[Any, ...]) -> None:
+    _join()
+    dist.broadcast_object_list([main, main_args])
+    _in_process(main, main_args, None)
+
+
+def _join() -> None:
+    """Enter torchrun's process group, and Detectron2's of the machine."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+
+
+@contextmanager
+def _sigterm_to_children() -> Iterator[None]:
+    def pass_on(number: int, frame: Any) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _in_process(main: Callable[..., Any], main_args: tuple[Any, ...], threads: int | None) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -19,7 +20,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from gn_det.errors import InputError
-from gn_det.utils import make_folder, write_atomically
+from gn_det.utils import PARTIAL, make_folder, write_atomically
 
 __all__ = ["run_folder", "set_up_process", "write_results", "written_folder"]
 
@@ -67,23 +68,62 @@ def holds_run(path: Path) -> bool:
     return has_metrics or os.path.exists(os.path.join(path, "last_checkpoint"))
 
 
-def set_up_process(output_dir: str | Path, seed: int, cudnn_benchmark: bool = False) -> None:
+def set_up_process(
+    output_dir: str | Path, seed: int, cudnn_benchmark: bool = False, *, resume: bool = False
+) -> int:
     """Start the loggers and seed this process, as Detectron2's default_setup does.
 
-    The environment goes to ``environment.txt``, not to the console.
+    The environment goes to ``environment.txt``, not to the console, the seed to ``seed.txt``. What
+    a killed process left half-written in the folder is cleared away.
 
     Args:
         output_dir: where ``log.txt`` goes.
-        seed: the same for every process; each adds its rank. Negative: a random one.
+        seed: the same for every process; each adds its rank. Negative: a random one, or that of
+            the run which is resumed.
         cudnn_benchmark: for torch.backends.cudnn.
+        resume: whether the run goes on from a checkpoint, where there is one.
+
+    Returns:
+        The run's seed, the same in all its processes and whenever it is resumed.
+
+    Raises:
+        InputError: the run that is resumed began with another seed.
     """
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "gn_det"):
         setup_logger(str(output_dir), distributed_rank=rank, name=name)
+    seed = _run_seed(Path(output_dir), seed, resume)
     if comm.is_main_process():
+        _clear_half_written(Path(output_dir))
         (Path(output_dir) / "environment.txt").write_text(collect_env_info() + "\n")
-    seed_all_rng(None if seed < 0 else seed + rank)
+        write_atomically(Path(output_dir) / "seed.txt", f"{seed}\n")
+    seed_all_rng(seed + rank)
     torch.backends.cudnn.benchmark = cudnn_benchmark
+    return seed
+
+
+def _run_seed(output_dir: Path, seed: int, resume: bool) -> int:
+    file = output_dir / "seed.txt"
+    resumes = resume and (output_dir / "last_checkpoint").exists() and file.exists()
+    mine = int(file.read_text()) if resumes else None, np.random.randint(2**31)
+    begun_with, drawn = comm.all_gather(mine)[0]
+    if begun_with is None:
+        return seed if seed >= 0 else drawn
+    if 0 <= seed != begun_with:
+        raise InputError(
+            f"{output_dir} began with the seed {begun_with} and cannot go on with {seed}; "
+            "leave the seed as it was"
+        )
+    return begun_with
+
+
+def _clear_half_written(output_dir: Path) -> None:
+    for partial in output_dir.glob(f"*{PARTIAL}"):
+        partial.unlink()
+    metrics = output_dir / "metrics.json"
+    if metrics.exists():
+        with open(metrics, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def write_results(output_dir: str, results: Mapping[str, Any]) -> None:

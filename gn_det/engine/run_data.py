@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from gn_det.data.datasets import CocoFolder, check_folder, check_registered, without_images
 from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
 
-__all__ = ["RunData", "check_data"]
+__all__ = ["RunData", "check_data", "set_data"]
 
 _CUSTOM = {"train": "custom_train", "val": "custom_val"}
 
@@ -114,6 +116,19 @@ def check_data(
         else:
             _refuse(dataset, bad, by_name[name].json_file, "; --skip-bad-images goes on without")
     return data
+
+
+def set_data(cfg: CfgNode, data: RunData) -> None:
+    """Set the data sets of a run in its config, and what follows from COCO-format folders."""
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(data.train), tuple(data.test)
+    cfg.DATASETS.COCO_FOLDERS = [[f.name, f.json_file, f.image_root] for f in data.folders]
+    if data.categories:
+        cfg.DATASETS.CATEGORIES = [list(category) for category in data.categories]
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
+        cfg.MODEL.RETINANET.NUM_CLASSES = len(data.categories)
+    if data.has_rle_masks and cfg.INPUT.MASK_FORMAT != "bitmask":
+        print("Some objects have RLE masks: INPUT.MASK_FORMAT is now bitmask.")
+        cfg.INPUT.MASK_FORMAT = "bitmask"
 
 
 def _settle_categories(data: RunData, dataset: dict[str, Any], folder: CocoFolder) -> None:

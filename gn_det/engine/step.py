@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["AccumulatingTrainer", "amp_dtype"]
+from gn_det.data.seeding import seed_generators
+from gn_det.engine.stopwatch import Stopwatch, peak_memory_mb
+from gn_det.errors import InputError
+
+__all__ = ["AccumulatingTrainer", "amp_dtype", "largest_gradients"]
 
 
 class AccumulatingTrainer(SimpleTrainer):
-    """SimpleTrainer whose step is the mean over several batches.
+    """SimpleTrainer whose step is the mean over several batches, and can be repeated.
 
     The gradient of k batches is that of one batch of all their images, where each image's part does
     not depend on the others, as with GN, and the loss is a mean over images. Losses of the metrics
     are means over the batches. With DDP, gradients travel with the last batch only.
+
+    What is random in the model (the sampled proposals, dropout) is seeded for each batch by (seed,
+    rank, number of the batch), so a step does not depend on the steps before it.
+
+    The metrics ``share/data``, ``share/forward``, ``share/backward`` and ``share/optimizer`` are
+    parts of the time of the step before, ``peak_memory_mb`` the most memory since the start: of the
+    GPU's allocator in MiB, on the CPU of the process.
 
     Args:
         model: returns a dict of losses.
@@ -29,6 +45,10 @@ class AccumulatingTrainer(SimpleTrainer):
         accumulate_steps: batches in each step.
         dtype: of mixed precision, torch.bfloat16 or torch.float16, the latter with scaled losses;
             None for none.
+        seed: non-negative.
+
+    Raises:
+        InputError: from run_step, where a loss is not finite, before the weights change.
     """
 
     def __init__(
@@ -38,37 +58,77 @@ class AccumulatingTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         accumulate_steps: int = 1,
         dtype: torch.dtype | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.accumulate_steps = accumulate_steps
         self.dtype = dtype
-        self._device_type = next(model.parameters()).device.type
+        self.seed = seed
+        device = next(model.parameters()).device
+        self._device_type = device.type
+        self._stopwatch = Stopwatch(device)
         self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=dtype == torch.float16)
 
     def run_step(self) -> None:
         self.optimizer.zero_grad()
         means: dict[str, torch.Tensor] = {}
+        images: list[Any] = []
         data_time = 0.0
-        for remaining in reversed(range(self.accumulate_steps)):
+        self._stopwatch.start()
+        for part in range(self.accumulate_steps):
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
-            apart = remaining > 0 and isinstance(self.model, DistributedDataParallel)
+            self._stopwatch.lap("data")
+            images += batch
+            seed_generators(self.seed, comm.get_rank(), self.iter * self.accumulate_steps + part, 0)
+            apart = part < self.accumulate_steps - 1 and isinstance(
+                self.model, DistributedDataParallel
+            )
             with self.model.no_sync() if apart else nullcontext():
                 losses = self._losses(batch)
+                self._stopwatch.lap("forward")
                 self.grad_scaler.scale(sum(losses.values())).backward()
+            self._stopwatch.lap("backward")
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach()
         self.after_backward()
+        self._check_finite(means, images)
         self._write_metrics(means, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        self._stopwatch.lap("optimizer")
 
     def _losses(self, batch: Any) -> dict[str, torch.Tensor]:
         """The batch's share of the step's losses."""
         with torch.autocast(self._device_type, self.dtype, enabled=self.dtype is not None):
             losses = self.model(batch)
         return {name: loss / self.accumulate_steps for name, loss in losses.items()}
+
+    def _check_finite(self, losses: dict[str, torch.Tensor], images: list[Any]) -> None:
+        values = {name: loss.item() for name, loss in losses.items()}
+        if all(map(math.isfinite, values.values())):
+            return
+        scale = self.grad_scaler.get_scale() if self.grad_scaler.is_enabled() else 1.0
+        gradients = largest_gradients(self.model, scale)
+        names = [
+            str(image.get("file_name", "?")) if isinstance(image, dict) else "?" for image in images
+        ]
+        raise InputError(
+            f"the loss is not finite at iteration {self.iter}: "
+            f"{', '.join(f'{name} {value:.4g}' for name, value in values.items())}; "
+            f"images: {', '.join(names)}; largest gradients: "
+            f"{', '.join(f'{name} {norm:.4g}' for name, norm in gradients)}. The last checkpoint "
+            "is as it was: lower the learning rate, warm up for longer or clip gradients "
+            "(SOLVER.CLIP_GRADIENTS), then --resume"
+        )
+
+    def _write_metrics(self, loss_dict: Any, data_time: float, **kwargs: Any) -> None:
+        super()._write_metrics(loss_dict, data_time, **kwargs)
+        storage = get_event_storage()
+        for name, share in self._stopwatch.shares().items():
+            storage.put_scalar(f"share/{name}", share)
+        storage.put_scalar("peak_memory_mb", peak_memory_mb(), smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -87,3 +147,29 @@ def amp_dtype(enabled: bool) -> torch.dtype | None:
     if not enabled:
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def largest_gradients(
+    model: nn.Module, scale: float = 1.0, most: int = 5
+) -> list[tuple[str, float]]:
+    """The parts of a model, such as backbone.bottom_up.res4, with the largest gradients.
+
+    Args:
+        model: after a backward pass; through DDP, too.
+        scale: by which its losses were multiplied.
+        most: how many parts.
+
+    Returns:
+        (name, L2 norm of the gradient), those that are not finite first.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    squares: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            part = ".".join(name.split(".")[:-1][:3])
+            squares[part] += (parameter.grad.double() / scale).square().sum().item()
+    norms = [(part, math.sqrt(square)) for part, square in squares.items()]
+    return heapq.nlargest(
+        most, norms, key=lambda item: math.inf if math.isnan(item[1]) else item[1]
+    )

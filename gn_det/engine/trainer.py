@@ -8,30 +8,36 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
+from gn_det.data.train_loader import TrainLoader, build_train_loader
 from gn_det.engine.evaluation import build_evaluator
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
+from gn_det.engine.termination import interruptible_evaluation
+from gn_det.engine.writers import build_writers
+from gn_det.errors import InputError
 from gn_det.injection import audit
 
-__all__ = ["Trainer", "describe_model", "wrap_ddp"]
+__all__ = ["Trainer", "describe_model", "prepare_model", "wrap_ddp"]
 
 
 class Trainer(DefaultTrainer):
     """DefaultTrainer whose processes may run on the CPU, too.
 
     The constructor is DefaultTrainer's but for DDP (which it gives device_ids, refused on the
-    CPU), the step, the checkpointer, and a description of the model in place of its printout.
+    CPU), the batches, the step, the checkpointer, and a description of the model in place of its
+    printout. A step depends on the weights, the optimizer and (SEED, rank, iteration) alone.
 
     Args:
-        cfg: the whole config.
+        cfg: the whole config, with a SEED that is not negative.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -47,6 +53,7 @@ class Trainer(DefaultTrainer):
             optimizer,
             cfg.SOLVER.ACCUMULATE_STEPS,
             amp_dtype(cfg.SOLVER.AMP.ENABLED),
+            cfg.SEED,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -62,20 +69,65 @@ class Trainer(DefaultTrainer):
             What the last evaluation returned; empty where DATASETS.TEST is, and on all processes
             but the main one.
         """
+        self.data_loader.start = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
         super().train()
         return self._last_eval_results
+
+    def build_hooks(self) -> list[HookBase]:
+        def evaluate() -> dict[str, Any]:
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        built = super().build_hooks()
+        # After the learning rate's step, which belongs to the checkpoint.
+        before = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built[before : before + 1] = interruptible_evaluation(
+            self.checkpointer, self.cfg.TEST.EVAL_PERIOD, evaluate
+        )
+        return built
+
+    def build_writers(self) -> list[EventWriter]:
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_train_loader(cfg)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = build_model(cfg)
-        if cfg.MODEL.CHANNELS_LAST:
-            model.to(memory_format=torch.channels_last)
+        prepare_model(
+            model,
+            channels_last=cfg.MODEL.CHANNELS_LAST,
+            compile_backbone=cfg.MODEL.BACKBONE.COMPILE,
+        )
         logging.getLogger(__name__).info(describe_model(model))
         return model
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)
+
+
+def prepare_model(model: nn.Module, *, channels_last: bool, compile_backbone: bool) -> None:
+    """Give a built model its memory format, and compile its backbone, in place.
+
+    Names of modules and weights stay.
+
+    Args:
+        model: a detector.
+        channels_last: whether convolutions and their features are in that order.
+        compile_backbone: whether ``model.backbone`` runs through torch.compile.
+
+    Raises:
+        InputError: a backbone is to be compiled, and the model has none.
+    """
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    if compile_backbone:
+        if not hasattr(model, "backbone"):
+            raise InputError(f"{type(model).__name__} has no backbone to compile")
+        model.backbone.compile()
 
 
 def wrap_ddp(model: nn.Module, device: str, **kwargs: Any) -> nn.Module:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 from gn_det import InputError
@@ -157,3 +164,107 @@ def test_weights_must_exist(tmp_path: Path) -> None:
         check_weights_exist(str(tmp_path / "nowhere.pth"))
     with pytest.raises(InputError, match=r"cannot be fetched.*download them elsewhere"):
         check_weights_exist("http://127.0.0.1:9/weights.pkl")
+
+
+def saved(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.is_symlink()}
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Checkpointer:
+    """A checkpointer that has saved model_0000001.pth, and will save another model next."""
+    Checkpointer(model(), str(tmp_path)).save("model_0000001")
+    return Checkpointer(model(), str(tmp_path))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(good: Checkpointer, tmp_path: Path) -> None:
+    before = saved(tmp_path)
+    (tmp_path / "model_0000002.pth.partial").symlink_to("/dev/full")
+    message = (
+        r"model_0000002\.pth cannot be written \(No space left on device\); "
+        r".*model_0000001\.pth is as it was, and --resume goes on from it"
+    )
+    with pytest.raises(InputError, match=message):
+        good.save("model_0000002")
+    assert saved(tmp_path) == before
+    assert not (tmp_path / "model_0000002.pth.partial").is_symlink()
+    assert good.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
+def test_a_disk_that_is_full_for_the_tag_keeps_the_one_before(
+    good: Checkpointer, tmp_path: Path
+) -> None:
+    (tmp_path / "last_checkpoint.partial").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="cannot be written"):
+        good.save("model_0000002")
+    assert good.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_last_good_checkpoint(
+    good: Checkpointer, tmp_path: Path
+) -> None:
+    before = saved(tmp_path)
+    tmp_path.chmod(0o555)
+    process = multiprocessing.get_context("fork").Process(target=save_as_nobody, args=(good,))
+    process.start()
+    process.join()
+    tmp_path.chmod(0o755)
+    assert process.exitcode == 0
+    assert saved(tmp_path) == before
+
+
+def save_as_nobody(checkpointer: Checkpointer) -> None:
+    """Root may write anywhere."""
+    folder = Path(checkpointer.save_dir)
+    if os.getuid() == 0:
+        for parent in (folder, *folder.parents[:2]):
+            parent.chmod(parent.stat().st_mode | 0o055)
+        os.setuid(65534)
+    with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"):
+        checkpointer.save("model_0000002")
+
+
+def test_weights_that_are_not_finite_are_not_saved(good: Checkpointer, tmp_path: Path) -> None:
+    before = saved(tmp_path)
+    with torch.no_grad():
+        good.model["body"].bias[0] = torch.nan
+    message = r"model_0000002 is not saved, as 1 of 4 tensors are not finite \(body\.bias\)"
+    with pytest.raises(InputError, match=message):
+        good.save("model_0000002")
+    assert saved(tmp_path) == before
+
+
+def test_a_first_checkpoint_that_fails_says_that_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "model_0000001.pth.partial").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="there is no checkpoint yet"):
+        Checkpointer(model(), str(tmp_path)).save("model_0000001")
+
+
+SAVE_FOR_EVER = """
+import sys, torch
+from gn_det.checkpoint import Checkpointer
+checkpointer = Checkpointer(torch.nn.Linear(2000, 2000), sys.argv[1])
+for number in range(1_000_000):
+    checkpointer.save(f"model_{number % 2}")
+"""
+
+
+def bytes_written(folder: Path) -> int:
+    """Of the checkpoint that is being written; -1 for none."""
+    try:
+        return max(path.stat().st_size for path in folder.glob("model_*.partial"))
+    except (FileNotFoundError, ValueError):
+        return -1
+
+
+def test_a_process_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    for size in (0, 1 << 20, 1 << 23):  # bytes that it has written when it is killed
+        process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)], cwd=ROOT)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if (tmp_path / "last_checkpoint").exists() and bytes_written(tmp_path) > size:
+                break
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        resumed = Checkpointer(nn.Linear(2000, 2000), str(tmp_path))
+        resumed.resume_or_load("", resume=True)

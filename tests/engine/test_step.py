@@ -14,8 +14,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from gn_det import FusedGroupNorm, fuse
-from gn_det.engine.step import AccumulatingTrainer
+from gn_det import FusedGroupNorm, InputError, fuse
+from gn_det.engine.step import AccumulatingTrainer, largest_gradients
 from gn_det.engine.trainer import wrap_ddp
 
 
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_takes_no_step() -> None:
     net = model("GN")
     before = copy.deepcopy(net.state_dict())
     batches = [images()[:1], torch.full_like(images()[:1], torch.nan)]
-    with pytest.raises(FloatingPointError, match="iteration=0"):
+    with pytest.raises(InputError, match="not finite at iteration 0: loss_a nan"):
         gradients(net, batches, 2)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
@@ -142,3 +142,95 @@ def test_two_processes_of_two_batches_give_the_gradient_of_four_images(tmp_path:
     for rank in range(2):
         for expected, actual in zip(whole, torch.load(tmp_path / f"{rank}.pt"), strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+class Sampling(nn.Module):
+    """A model that draws random numbers in its forward pass, as proposals are sampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.drawn: list[float] = []
+
+    def forward(self, batch: list[dict[str, str]]) -> dict[str, Tensor]:
+        self.drawn.append(torch.rand(1).item())
+        return {"loss": self.weight * self.drawn[-1]}
+
+
+def drawn_in_steps(steps: range, accumulate_steps: int = 2, seed: int = 0) -> list[float]:
+    net = Sampling()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    batches = [[{"file_name": "a.jpg"}]] * 20
+    trainer = AccumulatingTrainer(net, batches, optimizer, accumulate_steps, seed=seed)
+    for trainer.iter in steps:
+        with EventStorage(trainer.iter):
+            trainer.run_step()
+    return net.drawn
+
+
+def test_what_a_step_draws_does_not_depend_on_the_steps_before_it() -> None:
+    whole = drawn_in_steps(range(5))
+    torch.rand(7)
+    assert drawn_in_steps(range(3, 5)) == whole[6:]
+    assert len(set(whole)) == 10
+    assert set(drawn_in_steps(range(5), seed=1)).isdisjoint(whole)
+
+
+class Exploding(nn.Module):
+    """Its second loss is not finite from a given call on; the gradient of one part is not."""
+
+    def __init__(self, last_finite: int) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
+        self.calls, self.last_finite = 0, last_finite
+
+    def forward(self, batch: list[dict[str, str]]) -> dict[str, Tensor]:
+        features = self.body(torch.ones(1, 2))
+        broken = torch.tensor(1.0 if self.calls < self.last_finite else torch.nan)
+        self.calls += 1
+        return {"loss_a": features.sum(), "loss_b": (self.head(features.detach()) * broken).sum()}
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_loss_that_is_not_finite_names_step_images_and_gradients(accumulate_steps: int) -> None:
+    net = Exploding(last_finite=2 * accumulate_steps)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    batches = [[{"file_name": f"{i}.jpg"}] for i in range(20)]
+    trainer = AccumulatingTrainer(net, batches, optimizer, accumulate_steps)
+    for trainer.iter in range(2):
+        with EventStorage(trainer.iter):
+            trainer.run_step()
+    before = copy.deepcopy(net.state_dict())
+    trainer.iter = 2
+    images = ", ".join(f"{i}.jpg" for i in range(2 * accumulate_steps, 3 * accumulate_steps))
+    message = (
+        rf"not finite at iteration 2: loss_a [-\d.]+, loss_b nan; images: {images}; "
+        r"largest gradients: head nan, body [\d.]+\. .*learning rate"
+    )
+    with EventStorage(2), pytest.raises(InputError, match=message):
+        trainer.run_step()
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_the_largest_gradients_are_by_part_and_unscaled() -> None:
+    net = nn.ModuleDict({"backbone": nn.ModuleDict({"res2": nn.Sequential(nn.Linear(2, 1))})})
+    net["head"] = nn.Linear(1, 1)
+    linear = net["backbone"]["res2"][0]
+    linear.weight.grad, linear.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
+    net["head"].weight.grad = torch.tensor([[2.0]])
+    assert largest_gradients(net, scale=0.5) == [("backbone.res2.0", 10.0), ("head", 4.0)]
+    assert largest_gradients(net, most=1) == [("backbone.res2.0", 5.0)]
+
+
+def test_shares_of_time_and_peak_memory_are_metrics() -> None:
+    net = model("GN")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    trainer = AccumulatingTrainer(net, [images()] * 2, optimizer)
+    with EventStorage() as storage:
+        for trainer.iter in range(2):
+            storage.iter = trainer.iter
+            trainer.run_step()
+        latest = {name: value for name, (value, _) in storage.latest().items()}
+    shares = [latest[f"share/{name}"] for name in ("data", "forward", "backward", "optimizer")]
+    assert all(share > 0 for share in shares) and sum(shares) == pytest.approx(1)
+    assert latest["peak_memory_mb"] > 50

@@ -1,0 +1,87 @@
+"""Objects of a COCO-format data set, cut out: a classification set of the same pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gn_det.data.coco import check_annotations, find_bad_images, read_coco
+from gn_det.data.seeding import seed_generators
+from gn_det.errors import InputError
+
+__all__ = ["ObjectCrops"]
+
+_CONTEXT = 1.25  # side of a crop in sides of its object
+
+
+class ObjectCrops(Dataset):
+    """Crops around the objects of a COCO-format data set, and their classes.
+
+    Item (epoch, i) is a (3, size, size) float32 BGR picture with values from 0 to 255, and the
+    index of its class. In training it is mirrored, shifted and scaled at random, by (seed, epoch,
+    i) alone. Crowds are left out.
+
+    Args:
+        json_file, image_root: the data set.
+        size: side of a picture in pixels.
+        seed: non-negative; None for crops that do not change.
+
+    Raises:
+        InputError: bad annotations or images, or no objects.
+    """
+
+    def __init__(
+        self, json_file: str | Path, image_root: str | Path, size: int, seed: int | None = None
+    ) -> None:
+        dataset = read_coco(json_file)
+        check_annotations(dataset, json_file, masks=False, evaluated=False)
+        bad = find_bad_images(dataset["images"], image_root)
+        if bad:
+            image, problem = bad[0]
+            raise InputError(
+                f"{json_file}: {len(bad)} images are unusable, {image['file_name']}: {problem}"
+            )
+        categories = sorted(dataset["categories"], key=lambda c: c["id"])
+        index_of = {category["id"]: i for i, category in enumerate(categories)}
+        files = {i["id"]: str(Path(image_root) / i["file_name"]) for i in dataset["images"]}
+        self.classes = [category["name"] for category in categories]
+        self.objects: list[tuple[str, list[float], int]] = [
+            (files[a["image_id"]], a["bbox"], index_of[a["category_id"]])
+            for a in dataset["annotations"]
+            if not a.get("iscrowd")
+        ]
+        if not self.objects:
+            raise InputError(f"{json_file} has no annotated object")
+        self.size = size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = item
+        file, (x, y, width, height), label = self.objects[index]
+        center, side = np.array([x + width / 2, y + height / 2]), _CONTEXT * max(width, height)
+        mirrored = False
+        if self.seed is not None:
+            seed_generators(self.seed, epoch, index)
+            center += np.random.uniform(-0.1, 0.1, 2) * side
+            side *= np.exp(np.random.uniform(-0.2, 0.2))
+            mirrored = np.random.uniform() < 0.5
+        scale = self.size / side
+        shift = self.size / 2 - scale * center
+        crop = cv2.warpAffine(
+            cv2.imread(file),
+            np.array([[scale, 0, shift[0]], [0, scale, shift[1]]]),
+            (self.size, self.size),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT,
+        )
+        if mirrored:
+            crop = crop[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))).float(), label

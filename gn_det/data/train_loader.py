@@ -1,0 +1,160 @@
+"""Training batches, each a function of the seed, the process and its number alone."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetFromList
+from detectron2.data.build import _train_loader_from_config
+from detectron2.data.samplers import GroupedBatchSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from gn_det.data.seeding import seed_generators
+from gn_det.errors import InputError
+
+__all__ = ["TrainLoader", "build_train_loader"]
+
+
+class TrainLoader:
+    """Endless batches of a process, from any of them on.
+
+    Detectron2's sampler and its grouping by aspect ratio decide which images make a batch. Both run
+    over indices alone, which takes no time, so a resumed run lets them pass what it has had. What
+    is random about a sample is seeded by (seed, rank, batch, place in the batch), so it does not
+    depend on workers, or on what was loaded before.
+
+    Args:
+        dataset: map-style.
+        mapper: from an item of the data set to a sample; None takes another item.
+        sampler: endless indices.
+        group_ids: of each item; a batch is of one group.
+        batch_size: images of a batch.
+        seed: non-negative.
+        num_workers: loading processes.
+        kwargs: for the DataLoader.
+
+    Attributes:
+        start: number of the first batch, 0 unless set before iterating.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        mapper: Callable[[Any], Any],
+        sampler: Sampler,
+        group_ids: Sequence[int],
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.samples = _Samples(dataset, mapper, seed)
+        self.sampler = sampler
+        self.group_ids = group_ids
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = 0
+        self._kwargs = {"num_workers": num_workers, **kwargs}
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        batches = enumerate(GroupedBatchSampler(self.sampler, self.group_ids, self.batch_size))
+        keys = (
+            [(number, place, index) for place, index in enumerate(indices)]
+            for number, indices in itertools.islice(batches, self.start, None)
+        )
+        return iter(
+            DataLoader(
+                self.samples, batch_sampler=keys, worker_init_fn=_set_up_worker, **self._kwargs
+            )
+        )
+
+
+class _Samples(Dataset):
+    """Samples by (number of the batch, place in it, index in the data set)."""
+
+    def __init__(self, dataset: Dataset, mapper: Callable[[Any], Any], seed: int) -> None:
+        self.dataset = dataset
+        self.mapper = mapper
+        self.seeds = seed, comm.get_rank()
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Any:
+        number, place, index = key
+        seed_generators(*self.seeds, number, 1 + place)
+        for _ in range(len(self.dataset)):
+            sample = self.mapper(self.dataset[index])
+            if sample is not None:
+                return sample
+            index = random.randrange(len(self.dataset))
+        raise InputError(f"the mapper made a sample of none of {len(self.dataset)} items")
+
+
+def _from_config(cfg: CfgNode, **kwargs: Any) -> dict[str, Any]:
+    # TrainingSampler takes its seed from NumPy's generator.
+    seed_generators(cfg.SEED)
+    return {**_train_loader_from_config(cfg, **kwargs), "seed": cfg.SEED}
+
+
+@configurable(from_config=_from_config)
+def build_train_loader(
+    dataset: list[dict[str, Any]] | Dataset,
+    *,
+    mapper: Callable[[Any], Any],
+    seed: int,
+    total_batch_size: int,
+    sampler: Sampler | None = None,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    **kwargs: Any,
+) -> TrainLoader:
+    """Detectron2's build_detection_train_loader, for batches that can be begun anywhere.
+
+    Called with a config whose SEED is not negative, or with explicit arguments.
+
+    Args:
+        dataset: dicts as Detectron2's catalog has them, or a map-style data set of such.
+        mapper: from such a dict to what the model takes.
+        seed: non-negative.
+        total_batch_size: images over all processes, which must divide them.
+        sampler: of indices, endless; a shuffled one by default.
+        aspect_ratio_grouping: whether a batch has upright or lying images only.
+        num_workers: loading processes.
+        collate_fn: makes a batch of samples; by default their list.
+        kwargs: for torch's DataLoader.
+
+    Raises:
+        InputError: the data set is empty, or iterable-style, which cannot be begun anywhere.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise InputError(
+            f"{type(dataset).__name__} can be read from its beginning only, so that a run could "
+            "not be resumed; make it a map-style data set"
+        )
+    if len(dataset) == 0:
+        raise InputError("the training data set is empty")
+    upright = [int(d["width"] <= d["height"]) if aspect_ratio_grouping else 0 for d in dataset]
+    return TrainLoader(
+        DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset,
+        mapper,
+        sampler or TrainingSampler(len(dataset), seed=seed),
+        upright,
+        total_batch_size // comm.get_world_size(),
+        seed,
+        num_workers,
+        collate_fn=collate_fn or list,
+        **kwargs,
+    )
+
+
+def _set_up_worker(worker: int) -> None:
+    # Schedulers send SIGTERM to every process of a job, and the trainer still needs its batches.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Where the trainer is killed, a worker may wait forever for it to empty a pipe.
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)

@@ -1,0 +1,60 @@
+"""Where the time of a step goes, and how much memory it took."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+
+import torch
+
+__all__ = ["Stopwatch", "peak_memory_mb"]
+
+Moment = float | torch.cuda.Event
+
+
+class Stopwatch:
+    """Time between moments of a device's work, read one round later so that nothing waits for it.
+
+    Args:
+        device: whose work is timed; a GPU by events in its stream, else the clock.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._round: list[tuple[str, Moment]] = []
+        self._last_round: list[tuple[str, Moment]] = []
+
+    def start(self) -> None:
+        """Begin a round."""
+        self._last_round = self._round
+        self._round = [("", self._now())]
+
+    def lap(self, name: str) -> None:
+        """End what has gone on since the last lap; laps of one name add up."""
+        self._round.append((name, self._now()))
+
+    def shares(self) -> dict[str, float]:
+        """Each name's part of the round before this one, from 0 to 1; empty in the first."""
+        seconds: Counter[str] = Counter()
+        for (_, begin), (name, end) in zip(self._last_round, self._last_round[1:], strict=False):
+            seconds[name] += _seconds(begin, end)
+        return {name: value / seconds.total() for name, value in seconds.items()}
+
+    def _now(self) -> Moment:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _seconds(begin: Moment, end: Moment) -> float:
+    return end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000
+
+
+def peak_memory_mb() -> float:
+    """The most memory so far in MiB: of PyTorch's allocations on the GPU, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux: in KiB

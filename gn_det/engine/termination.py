@@ -1,0 +1,89 @@
+"""SIGTERM, by which schedulers end a job: save a checkpoint and exit with a status of its own."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+
+from gn_det.checkpoint import Checkpointer
+
+__all__ = ["TERMINATED", "TerminationHook", "interruptible_evaluation"]
+
+# What a shell reports of a program that SIGTERM ended.
+TERMINATED = 128 + signal.SIGTERM
+
+
+class TerminationHook(HookBase):
+    """Ends training after the step in which any process got SIGTERM, with a checkpoint of it.
+
+    An evaluation is not waited for: the run that resumes goes on behind it.
+
+    Args:
+        checkpointer: of the run, also with the trainer's state.
+    """
+
+    def __init__(self, checkpointer: Checkpointer) -> None:
+        self._checkpointer = checkpointer
+        self._requested = False
+        self._at_once = False
+
+    def before_train(self) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def after_step(self) -> None:
+        if any(comm.all_gather(self._requested)):
+            self._requested = True
+            self._save()
+            comm.synchronize()  # where one process ends, the others are ended soon
+            self._exit()
+
+    def after_train(self) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def evaluating(self, evaluate: Callable[[], Any]) -> Any:
+        """Evaluate, but let SIGTERM end the process at once."""
+        if self._requested:
+            self._exit()
+        self._at_once = True
+        try:
+            return evaluate()
+        finally:
+            self._at_once = False
+
+    def _on_sigterm(self, number: int, frame: Any) -> None:
+        del number, frame
+        self._requested = True
+        if self._at_once:
+            self._at_once = False
+            self._save()
+            self._exit()
+
+    def _save(self) -> None:
+        iteration = self.trainer.iter
+        done = iteration >= self.trainer.max_iter - 1  # model_final.pth has it
+        if comm.is_main_process() and not done:
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+    def _exit(self) -> None:
+        logging.getLogger(__name__).warning("SIGTERM: training ends here; --resume goes on")
+        sys.exit(TERMINATED)
+
+
+def interruptible_evaluation(
+    checkpointer: Checkpointer, period: int, evaluate: Callable[[], Any]
+) -> list[HookBase]:
+    """Detectron2's EvalHook that SIGTERM interrupts, and the hook that it needs before it.
+
+    Args:
+        checkpointer: see :class:`TerminationHook`.
+        period: of evaluations, in iterations; 0 for the end alone.
+        evaluate: returns a nested dict of metrics.
+    """
+    termination = TerminationHook(checkpointer)
+    return [termination, hooks.EvalHook(period, lambda: termination.evaluating(evaluate))]

@@ -1,0 +1,288 @@
+"""Compare norms: train a matrix of recipes, images per GPU and seeds, and report AP and cost.
+
+The recipes must be equal in all but the norm. What is interrupted goes on when this is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from gn_det.analysis.comparison_report import (
+    Cost,
+    Outcome,
+    ap_table,
+    as_records,
+    cost_table,
+    outcomes_csv,
+    plot_ap,
+    plot_cost,
+    plot_curves_of,
+)
+from gn_det.analysis.curves import read_metrics
+from gn_det.analysis.step_cost import saved_bytes, step_seconds
+from gn_det.checkpoint import Checkpointer, check_weights_exist
+from gn_det.config import load_config
+from gn_det.data.datasets import register_folders
+from gn_det.data.train_loader import build_train_loader
+from gn_det.engine.command import run_command
+from gn_det.engine.comparison import (
+    Run,
+    check_comparable,
+    check_folders,
+    differences,
+    locked,
+    run_all,
+)
+from gn_det.engine.launch import check_processes
+from gn_det.engine.run_data import RunData, check_data, set_data
+from gn_det.engine.schedule import resolve_schedule
+from gn_det.engine.start import check_start
+from gn_det.errors import InputError
+from gn_det.utils import write_atomically
+from gn_det.version import __version__
+
+
+def main() -> int:
+    args = parse_arguments()
+    recipes = read_recipes(args.recipes, args.beside, args.opts)
+    compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
+    check_comparable(compared)
+    data = check_recipes(recipes, args)
+    runs = matrix(recipes, args, data)
+    with locked(args.output):
+        check_folders(runs)
+        failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
+        outcomes = [outcome(run, failures.get(run.name, "")) for run in runs]
+        costs = measure(runs, data)
+        report(args.output, compared, recipes, outcomes, costs)
+    return 1 if failures else 0
+
+
+def read_recipes(
+    compared: Sequence[str], beside: Sequence[str], overrides: Sequence[str]
+) -> dict[str, CfgNode]:
+    """Configs by the stem of their files."""
+    recipes: dict[str, CfgNode] = {}
+    for file in [*compared, *beside]:
+        name = Path(file).stem
+        if name in recipes:
+            raise InputError(f"two recipes are called {name}, and would share folders")
+        recipes[name] = load_config(file, overrides)
+    return recipes
+
+
+def check_recipes(recipes: dict[str, CfgNode], args: argparse.Namespace) -> RunData:
+    """Check devices, weights and data before anything trains."""
+    for cfg in recipes.values():
+        check_weights_exist(cfg.MODEL.WEIGHTS)
+        check_start(cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
+        for ims_per_gpu in args.ims_per_gpu:
+            check_processes(
+                cfg.MODEL.DEVICE, args, ims_per_gpu * args.num_gpus, amp=cfg.SOLVER.AMP.ENABLED
+            )
+    cfg = next(iter(recipes.values()))
+    return check_data(
+        args,
+        cfg.DATASETS.TRAIN,
+        cfg.DATASETS.TEST,
+        folders=cfg.DATASETS.COCO_FOLDERS,
+        categories=cfg.DATASETS.CATEGORIES,
+        masks=cfg.MODEL.MASK_ON,
+    )
+
+
+def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace, data: RunData) -> list[Run]:
+    """Every run, those of one seed beside each other."""
+    runs = []
+    for seed in args.seeds:
+        for ims_per_gpu in args.ims_per_gpu:
+            for name, recipe in recipes.items():
+                cfg = recipe.clone()
+                cfg.SOLVER.IMS_PER_GPU = ims_per_gpu
+                if args.quick:
+                    shorten(cfg)
+                cfg = resolve_schedule(cfg, args.num_gpus)
+                set_data(cfg, data)
+                cfg.SEED = seed
+                run = Run(name, ims_per_gpu, seed, cfg)
+                cfg.OUTPUT_DIR = str(args.output / "runs" / run.name)
+                runs.append(run)
+    return runs
+
+
+def shorten(cfg: CfgNode) -> None:
+    """A third of the iterations, the warm-up and the periods."""
+    solver = cfg.SOLVER
+    solver.MAX_ITER = max(1, solver.MAX_ITER // 3)
+    solver.STEPS = tuple(step // 3 for step in solver.STEPS)
+    solver.WARMUP_ITERS //= 3
+    solver.CHECKPOINT_PERIOD = max(1, solver.CHECKPOINT_PERIOD // 3)
+    cfg.TEST.EVAL_PERIOD //= 3
+
+
+def outcome(run: Run, failure: str) -> Outcome:
+    """What a run has left in metrics.json, by the images that it had seen."""
+    step = run.cfg.SOLVER.IMS_PER_BATCH * run.cfg.SOLVER.ACCUMULATE_STEPS
+    curves = {}
+    if (run.folder / "metrics.json").exists():
+        metrics = read_metrics(run.folder / "metrics.json")
+        for name in ("bbox/AP", "segm/AP", "total_loss"):
+            if name in metrics:
+                curves[name] = {
+                    min(iteration + 1, run.cfg.SOLVER.MAX_ITER) * step: value
+                    for iteration, value in sorted(metrics[name].items())
+                }
+    return Outcome(run.recipe, run.ims_per_gpu, run.seed, step, failure, curves)
+
+
+def measure(runs: Sequence[Run], data: RunData) -> list[Cost]:
+    """Cost of a step of every recipe as it ended, on the first images that the runs train on."""
+    register_folders(data.folders)
+    costs = []
+    for ims_per_gpu in dict.fromkeys(run.ims_per_gpu for run in runs):
+        models, batch = {}, None
+        for run in runs:
+            if run.ims_per_gpu != ims_per_gpu or run.recipe in models or not run.finished:
+                continue
+            cfg = run.cfg.clone()
+            cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = ims_per_gpu, 0
+            batch = batch or next(iter(build_train_loader(cfg)))
+            models[run.recipe] = build_model(cfg).train()
+            Checkpointer(models[run.recipe]).load(str(run.folder / "model_final.pth"))
+        seconds = step_seconds(models, batch)
+        costs += [
+            Cost(
+                name,
+                ims_per_gpu,
+                saved_bytes(model, batch) / 2**20 / ims_per_gpu,
+                seconds[name] / ims_per_gpu,
+            )
+            for name, model in models.items()
+        ]
+    return costs
+
+
+def report(
+    output: Path,
+    compared: dict[str, CfgNode],
+    recipes: dict[str, CfgNode],
+    outcomes: Sequence[Outcome],
+    costs: Sequence[Cost],
+) -> None:
+    """Write report.md, report.json, runs.csv and the pictures, and print the tables."""
+    plot_ap(outcomes, output / "ap.png")
+    plot_curves_of(outcomes, output / "curves.png")
+    plot_cost(costs, output / "cost.png")
+    write_atomically(output / "runs.csv", outcomes_csv(outcomes))
+    content = {
+        "gn_det": __version__,
+        "differences": differences(recipes),
+        "runs": as_records(outcomes),
+        "costs": as_records(costs),
+    }
+    write_atomically(output / "report.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(output / "report.md", report_text(compared, recipes, outcomes, costs))
+    print(f"\n{ap_table(outcomes, 'simple')}\n\n{cost_table(costs, 'simple')}\n")
+    print(f"The report is {output / 'report.md'}.")
+
+
+def report_text(
+    compared: dict[str, CfgNode],
+    recipes: dict[str, CfgNode],
+    outcomes: Sequence[Outcome],
+    costs: Sequence[Cost],
+) -> str:
+    """The report in Markdown."""
+    beside = [name for name in recipes if name not in compared]
+    seeds = sorted({o.seed for o in outcomes})
+    first = next(iter(compared.values()))
+    differing = "\n".join(
+        f"- `{key}`: " + ", ".join(f"{value!r} in {name}" for name, value in values.items())
+        for key, values in differences(recipes).items()
+    )
+    failed = "".join(
+        f"- {o.recipe}, {o.ims_per_gpu} at a time, seed {o.seed}: {o.failure}\n"
+        for o in outcomes
+        if o.failure
+    )
+    return f"""# Comparison of {", ".join(compared)}
+
+COCO AP on {", ".join(first.DATASETS.TEST)} after training, mean ± sample standard deviation over
+{len(seeds)} seed{"s" * (len(seeds) > 1)} ({", ".join(map(str, seeds))}), by images on a GPU.
+
+{ap_table(outcomes)}
+
+![AP](ap.png)
+
+![Curves](curves.png)
+
+Cost of a step on the {device_name(first)}, of the trained models on the same images: what the
+forward pass keeps for the backward pass, and the median time of both.
+
+{cost_table(costs)}
+
+![Cost](cost.png)
+
+## What was held equal
+
+Every setting of {", ".join(compared)} but those below: model, heads, data, augmentation, optimizer
+and schedule ({first.SOLVER.MAX_ITER} iterations of {first.SOLVER.IMS_PER_BATCH} images at a
+learning rate of {first.SOLVER.BASE_LR:g}; for other numbers of images the learning rate follows in
+proportion, and all see as many images). Runs of one seed see the same images in the same order.
+{"Shown beside, and not equal: " + ", ".join(beside) + "." if beside else ""}
+
+{differing}
+{chr(10) + "## What did not finish" + chr(10) * 2 + failed if failed else ""}"""
+
+
+def device_name(cfg: CfgNode) -> str:
+    """What the runs trained on, in words."""
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU ({torch.get_num_threads()} threads)"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Config overrides for every run, KEY VALUE ..., come last."
+    )
+    parser.add_argument("--recipes", nargs="+", required=True, help="config files to compare")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        help="config files to show that differ in more",
+    )
+    parser.add_argument("--ims-per-gpu", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--quick", action="store_true", help="the first seed alone, and a third of the iterations"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each run")
+    for flag in ("--train", "--val"):
+        parser.add_argument(flag, nargs=2, metavar=("JSON", "IMAGES_DIR"))
+    parser.add_argument("--skip-bad-images", action="store_true")
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    parser.set_defaults(num_machines=1, eval_only=False)
+    args = parser.parse_args()
+    if args.quick:
+        args.seeds = args.seeds[:1]
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    run_command(main)
