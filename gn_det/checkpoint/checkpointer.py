@@ -9,19 +9,17 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 
+from gn_det.checkpoint.weights_file import check_weights_exist
 from gn_det.errors import InputError
 from gn_det.layers import GNTower
 from gn_det.utils import whole_file, write_atomically
 
-__all__ = ["Checkpointer", "check_weights_exist"]
+__all__ = ["Checkpointer"]
 
 # What Detectron2, torch and pickle raise on files that are none of theirs.
 _UNREADABLE = (
@@ -36,26 +34,6 @@ _UNREADABLE = (
 )
 # Layers whose shape follows the number of classes: fine-tuning starts them anew.
 _CLASS_LAYERS = re.compile(r"predictor|cls_score|bbox_pred|score_lowres")
-
-
-def check_weights_exist(path: str) -> None:
-    """Check that a weights file is there, downloading what is a URL.
-
-    Raises:
-        InputError: it is not there, or cannot be downloaded.
-    """
-    if not path:
-        return
-    try:
-        file = urlparse(path)._replace(query="").geturl()  # Detectron2's ?matching_heuristics=True
-        found = Path(PathManager.get_local_path(file)).is_file()
-    except (OSError, URLError, KeyError, RuntimeError) as error:
-        raise InputError(
-            f"weights {path} cannot be fetched ({' '.join(str(error).split())}); download them "
-            "elsewhere and give the file as MODEL.WEIGHTS"
-        ) from error
-    if not found:
-        raise InputError(f"weights {path} do not exist")
 
 
 class Checkpointer(DetectionCheckpointer):

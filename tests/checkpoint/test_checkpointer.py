@@ -16,7 +16,7 @@ from helpers import ROOT
 from torch import nn
 
 from gn_det import InputError
-from gn_det.checkpoint import Checkpointer, check_weights_exist
+from gn_det.checkpoint import Checkpointer
 
 
 def model(classes: int = 3, width: int = 4) -> nn.Module:
@@ -156,14 +156,6 @@ def test_detectron2s_matching_heuristics_can_be_asked_for(tmp_path: Path) -> Non
     path = save(tmp_path / "weights.pth", saved.state_dict())
     Checkpointer(loaded).load(f"{path}?matching_heuristics=True")
     assert torch.equal(loaded["body"].weight, saved["body"].weight)
-
-
-def test_weights_must_exist(tmp_path: Path) -> None:
-    check_weights_exist("")
-    with pytest.raises(InputError, match=r"nowhere\.pth do not exist"):
-        check_weights_exist(str(tmp_path / "nowhere.pth"))
-    with pytest.raises(InputError, match=r"cannot be fetched.*download them elsewhere"):
-        check_weights_exist("http://127.0.0.1:9/weights.pkl")
 
 
 def saved(folder: Path) -> dict[str, bytes]:
