@@ -7,7 +7,7 @@ SHAPES ?=  # flags of tools/make_shapes.py
 TRITON_INTERPRET ?= 1
 OPTS ?=    # config overrides of the quickstart, KEY VALUE ...
 COMPARE ?= output/compare
-QUICK ?=   # --quick: one seed and a third of the steps
+QUICK ?=   # --quick: one seed and a quarter of the steps
 RUN = $(VENV)/bin/python
 
 .PHONY: help install quickstart compare test test-all test-kernels lint

@@ -121,13 +121,13 @@ def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace, data: RunData)
 
 
 def shorten(cfg: CfgNode) -> None:
-    """A third of the iterations, the warm-up and the periods."""
+    """A quarter of the iterations, the warm-up and the periods."""
     solver = cfg.SOLVER
-    solver.MAX_ITER = max(1, solver.MAX_ITER // 3)
-    solver.STEPS = tuple(step // 3 for step in solver.STEPS)
-    solver.WARMUP_ITERS //= 3
-    solver.CHECKPOINT_PERIOD = max(1, solver.CHECKPOINT_PERIOD // 3)
-    cfg.TEST.EVAL_PERIOD //= 3
+    solver.MAX_ITER = max(1, solver.MAX_ITER // 4)
+    solver.STEPS = tuple(step // 4 for step in solver.STEPS)
+    solver.WARMUP_ITERS //= 4
+    solver.CHECKPOINT_PERIOD = max(1, solver.CHECKPOINT_PERIOD // 4)
+    cfg.TEST.EVAL_PERIOD //= 4
 
 
 def outcome(run: Run, failure: str) -> Outcome:
@@ -266,7 +266,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ims-per-gpu", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--quick", action="store_true", help="the first seed alone, and a third of the iterations"
+        "--quick", action="store_true", help="the first seed alone, and a quarter of the iterations"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
