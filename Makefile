@@ -5,8 +5,9 @@ DATA ?= datasets/shapes
 OUTPUT ?= output/quickstart
 SHAPES ?=  # flags of tools/make_shapes.py
 TRITON_INTERPRET ?= 1
-OPTS ?=    # config overrides of the quickstart, KEY VALUE ...
+OPTS ?=    # config overrides of quickstart and compare, KEY VALUE ...
 COMPARE ?= output/compare
+OBJECTS ?= --num-train 4000  # flags of make_shapes.py for what the classifiers learn
 QUICK ?=   # --quick: one seed and a quarter of the steps
 RUN = $(VENV)/bin/python
 
@@ -41,17 +42,17 @@ quickstart: install
 
 # Classifiers of generated objects, which the compared detectors start from.
 datasets/classifiers/R-18-%.pth: | install
-	@$(RUN) tools/make_shapes.py datasets/shapes_for_classifiers --seed 1 --num-train 4000
+	@$(RUN) tools/make_shapes.py datasets/shapes_for_classifiers --seed 1 $(OBJECTS)
 	@$(RUN) tools/train_classifier.py $@ --norm $* \
 	  --train datasets/shapes_for_classifiers/train.json datasets/shapes_for_classifiers/images \
 	  --val datasets/shapes_for_classifiers/val.json datasets/shapes_for_classifiers/images
 
 compare: install datasets/classifiers/R-18-BN.pth datasets/classifiers/R-18-GN.pth
-	@$(RUN) tools/make_shapes.py $(DATA)
+	@$(RUN) tools/make_shapes.py $(DATA) $(SHAPES)
 	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output $(COMPARE) \
 	  --recipes $(addprefix configs/compare/,frozenbn.yaml bn.yaml frozenbn_gn_heads.yaml gn.yaml) \
 	  --beside configs/compare/scratch_gn.yaml \
-	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images
+	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images $(OPTS)
 
 test: install test-kernels
 	$(RUN) -m pytest -m "not slow"

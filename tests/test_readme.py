@@ -30,8 +30,10 @@ COMMANDS = [
 MASK_RCNN = "mask_rcnn_R_50_FPN_1x.yaml"
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PYTHON = [command for command in COMMANDS if command.startswith(".venv/bin/python ")]
-# Run by CI as they stand, quickstart in tests/tools/test_quickstart.py as well.
-MAKE = {"make install", "make quickstart", "make test", "make test-all", "make lint"}
+# Run by CI as they stand, quickstart in tests/tools/test_quickstart.py as well; compare below.
+MAKE = {
+    "make install", "make quickstart", "make compare", "make test", "make test-all", "make lint",
+}  # fmt: skip
 PIP = {"pip install -e ."}  # below
 
 
@@ -104,6 +106,26 @@ def test_train_a_lazy_config(home: Path) -> None:
     trained = run(command("lazyconfig_train_net.py"), home, *tiny)
     assert trained.returncode == 0, trained.stderr
     assert (home / "output/quickstart_lazy/results.json").exists()
+
+
+@pytest.mark.slow
+def test_compare_does_it_all(home: Path) -> None:
+    for name in ("Makefile", "setup.py"):
+        (home / name).symlink_to(ROOT / name)
+    options = "SOLVER.MAX_ITER 4 SOLVER.WARMUP_ITERS 0 TEST.EVAL_PERIOD 0"
+    done = subprocess.run(
+        [
+            "make", "compare", f"VENV={sys.prefix}", f"--assume-old={sys.prefix}/.installed",
+            "QUICK=--quick", "SHAPES=--num-train 6 --num-val 3", f"OPTS={options}",
+            "OBJECTS=--num-train 20 --num-val 3",
+        ],
+        cwd=home, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = (home / "output/compare/report.md").read_text()
+    assert "# Comparison of frozenbn, bn, frozenbn_gn_heads, gn\n" in report
+    assert "Shown beside, and not equal: scratch_gn." in report
+    assert (home / "output/compare/ap.png").exists()
 
 
 def test_demo(home: Path, call_main: Callable) -> None:

@@ -9,6 +9,7 @@ import argparse
 import copy
 import logging
 from collections import OrderedDict
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +168,15 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     if main:
         LazyConfig.save(resolved, str(Path(cfg.train.output_dir) / "config.yaml"))
     start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    if isinstance(loader, TrainLoader):
+    ours = isinstance(loader, TrainLoader)
+    if ours:
         loader.start = start_iter * accumulate_steps
     elif start_iter > 0:
         logging.getLogger("gn_det").warning(
             f"{type(loader).__name__} begins anew: this run is not what it had been uninterrupted"
         )
-    trainer.train(start_iter, cfg.train.max_iter)
+    with closing(loader) if ours else nullcontext():
+        trainer.train(start_iter, cfg.train.max_iter)
     return results
 
 

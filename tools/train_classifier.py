@@ -1,7 +1,7 @@
 """Train a ResNet to tell the objects of a COCO-format data set apart, as a detector's start.
 
-What it writes is a backbone that MODEL.WEIGHTS loads, with RESNETS.STRIDE_IN_1X1 False and
-PIXEL_STD as its settings, written beside it, say.
+It writes a backbone that MODEL.WEIGHTS loads, and beside it, as JSON, how it was trained and the
+settings that a detector has to share with it.
 """
 
 from __future__ import annotations

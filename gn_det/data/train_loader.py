@@ -21,6 +21,8 @@ from gn_det.errors import InputError
 
 __all__ = ["TrainLoader", "build_train_loader"]
 
+_SECONDS_AFTER_SIGTERM = 60
+
 
 class TrainLoader:
     """Endless batches of a process, from any of them on.
@@ -61,6 +63,7 @@ class TrainLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.start = 0
+        self._batches: Iterator[list[Any]] | None = None
         self._kwargs = {"num_workers": num_workers, **kwargs}
 
     def __iter__(self) -> Iterator[list[Any]]:
@@ -69,11 +72,18 @@ class TrainLoader:
             [(number, place, index) for place, index in enumerate(indices)]
             for number, indices in itertools.islice(batches, self.start, None)
         )
-        return iter(
+        self._batches = iter(
             DataLoader(
                 self.samples, batch_sampler=keys, worker_init_fn=_set_up_worker, **self._kwargs
             )
         )
+        return self._batches
+
+    def close(self) -> None:
+        """End the loading processes, which a process that fails would else wait for at its end."""
+        if self._kwargs["num_workers"] > 0 and self._batches is not None:
+            self._batches._shutdown_workers()
+        self._batches = None
 
 
 class _Samples(Dataset):
@@ -155,6 +165,6 @@ def build_train_loader(
 
 def _set_up_worker(worker: int) -> None:
     # Schedulers send SIGTERM to every process of a job, and the trainer still needs its batches.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
     # Where the trainer is killed, a worker may wait forever for it to empty a pipe.
     _prctl_pr_set_pdeathsig(signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class Trainer(DefaultTrainer):
             but the main one.
         """
         self.data_loader.start = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
-        super().train()
+        with closing(self.data_loader):
+            super().train()
         return self._last_eval_results
 
     def build_hooks(self) -> list[HookBase]:

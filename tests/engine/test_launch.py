@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils import comm
+from helpers import ROOT
 
 from gn_det import InputError
-from gn_det.engine.launch import check_processes, launch
+from gn_det.engine.launch import check_processes, launch, torchrun_rank, use_torchrun
+from gn_det.engine.termination import TERMINATED
 
 
 def check(
@@ -109,3 +116,49 @@ def test_mixed_precision_on_the_cpu_is_refused(two_gpus: None) -> None:
 def test_nonsense_is_refused(device: str, processes: int) -> None:
     with pytest.raises(InputError, match="gpu|at least 1"):
         check(device, processes, 1)
+
+
+def wait_for_sigterm(folder: Path) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    (folder / f"waiting{comm.get_rank()}").touch()
+    time.sleep(60)
+
+
+def test_sigterm_goes_on_to_all_processes_and_their_status_comes_back(tmp_path: Path) -> None:
+    code = (
+        "from argparse import Namespace\nfrom pathlib import Path\nimport test_launch as t\n"
+        "args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url='auto')\n"
+        "if __name__ == '__main__':\n"
+        f"    t.launch(t.wait_for_sigterm, 'cpu', args, Path({str(tmp_path)!r}))\n"
+    )
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests/engine:{ROOT}/tests"}
+    process = subprocess.Popen([sys.executable, program], cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 90
+    while len(list(tmp_path.glob("waiting*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait() == 143
+
+
+def test_torchruns_numbers_are_taken_where_it_started_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = Namespace(num_gpus=1, num_machines=1)
+    use_torchrun(args)
+    assert torchrun_rank() is None and (args.num_gpus, args.num_machines) == (1, 1)
+    names = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    use_torchrun(args)
+    assert torchrun_rank() == 5 and (args.num_gpus, args.num_machines) == (4, 2)
+
+
+def test_the_cpu_under_torchrun_needs_hidden_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+    with pytest.raises(InputError, match="hide them with CUDA_VISIBLE_DEVICES="):
+        launch(fail, "cpu", args, "unseen")

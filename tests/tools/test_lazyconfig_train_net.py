@@ -44,6 +44,42 @@ def test_trains_evaluates_resumes_and_evaluates_again(
     call_main(TOOL, *flags, "--eval-only", *tiny(run), weights)
 
 
+def test_a_run_resumed_from_its_middle_ends_with_the_same_weights(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    run = tmp_path / "run"
+    flags = [*CONFIG, *folder_flags(shapes)[:3]]
+    options = [*tiny(run), "train.max_iter=4", "train.checkpointer.period=2"]
+    call_main(TOOL, *flags, *options, "+train.accumulate_steps=2", "train.seed=-1")
+    whole = torch.load(run / "model_final.pth", weights_only=True)["model"]
+    (run / "model_final.pth").unlink()
+    (run / "last_checkpoint").write_text("model_0000001.pth")
+    call_main(TOOL, *flags, "--resume", *options, "+train.accumulate_steps=2", "train.seed=-1")
+    resumed = torch.load(run / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
+
+
+def test_a_loader_of_ones_own_is_left_alone_and_said_to_begin_anew(
+    shapes: Path, tmp_path: Path, call_main: Callable, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "own.py"
+    config.write_text(
+        "from detectron2.data import build_detection_train_loader\n"
+        "from gn_det.config import get_config\n"
+        "config = get_config('small/quickstart.py')\n"
+        "model, dataloader, optimizer = config.model, config.dataloader, config.optimizer\n"
+        "lr_multiplier, train = config.lr_multiplier, config.train\n"
+        "def own(**kwargs):\n"
+        "    return build_detection_train_loader(**kwargs)\n"
+        "dataloader.train._target_ = own\n"
+    )
+    run = tmp_path / "run"
+    flags = ["--config-file", config, *folder_flags(shapes)[:3]]
+    call_main(TOOL, *flags, *tiny(run), "train.max_iter=1")
+    call_main(TOOL, *flags, "--resume", *tiny(run))
+    assert "begins anew" in capfd.readouterr().out
+
+
 def test_the_classes_of_the_folder_reach_the_model(
     shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:

@@ -127,7 +127,7 @@ def test_sigterm_saves_the_step_and_its_status_says_so(
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait() == 143
     saved = (output / "last_checkpoint").read_text()
-    assert int(re.fullmatch(r"model_(\d+)\.pth", saved).group(1)) >= 4
+    assert int(re.fullmatch(r"model_(\d+)\.pth", saved).group(1)) >= 3
     assert start(output, "--resume").wait() == 0
     assert_equal(final_weights(output), uninterrupted)
 

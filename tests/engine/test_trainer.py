@@ -1,0 +1,57 @@
+"""What is done to a model before it trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import ResNet
+from detectron2.modeling.backbone.resnet import BasicStem
+from torch import Tensor, nn
+
+from gn_det import FusedGroupNorm, InputError, fuse
+from gn_det.engine.trainer import prepare_model
+
+
+class Model(nn.Module):
+    """A backbone and the sum of what it finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages = [ResNet.make_default_stages(18, norm=FusedGroupNorm)[0]]
+        self.backbone = fuse(ResNet(BasicStem(norm=FusedGroupNorm), stages, out_features=["res2"]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(images)["res2"].square().mean()
+
+
+def computed(model: nn.Module) -> list[Tensor]:
+    images = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    model.zero_grad()
+    loss = model(images)
+    loss.backward()
+    return [loss, *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_computes_the_same_under_the_same_names() -> None:
+    torch.manual_seed(0)
+    model = Model()
+    expected, names = computed(model), list(model.state_dict())
+    prepare_model(model, channels_last=False, compile_backbone=True)
+    assert list(model.state_dict()) == names
+    torch._dynamo.utils.counters.clear()
+    for ours, theirs in zip(computed(model), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # it did compile
+
+
+def test_channels_last_is_of_all_convolutions() -> None:
+    model = Model()
+    prepare_model(model, channels_last=True, compile_backbone=False)
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[-1] > 1]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+def test_a_model_without_a_backbone_cannot_have_it_compiled() -> None:
+    with pytest.raises(InputError, match="Linear has no backbone to compile"):
+        prepare_model(nn.Linear(1, 1), channels_last=False, compile_backbone=True)
