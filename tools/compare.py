@@ -64,7 +64,7 @@ def main() -> int:
         failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
         outcomes = [outcome(run, failures.get(run.name, "")) for run in runs]
         costs = measure(runs, data)
-        report(args.output, compared, recipes, outcomes, costs)
+        report(args.output, compared, recipes, held_out(data), outcomes, costs)
     return 1 if failures else 0
 
 
@@ -176,12 +176,14 @@ def report(
     output: Path,
     compared: dict[str, CfgNode],
     recipes: dict[str, CfgNode],
+    held_out: str,
     outcomes: Sequence[Outcome],
     costs: Sequence[Cost],
 ) -> None:
     """Write report.md, report.json, runs.csv and the pictures, and print the tables."""
-    plot_ap(outcomes, output / "ap.png")
-    plot_curves_of(outcomes, output / "curves.png")
+    beside = [name for name in recipes if name not in compared]
+    plot_ap(outcomes, output / "ap.png", beside)
+    plot_curves_of(outcomes, output / "curves.png", beside)
     plot_cost(costs, output / "cost.png")
     write_atomically(output / "runs.csv", outcomes_csv(outcomes))
     content = {
@@ -191,7 +193,9 @@ def report(
         "costs": as_records(costs),
     }
     write_atomically(output / "report.json", json.dumps(content, indent=1) + "\n")
-    write_atomically(output / "report.md", report_text(compared, recipes, outcomes, costs))
+    write_atomically(
+        output / "report.md", report_text(compared, recipes, held_out, outcomes, costs)
+    )
     print(f"\n{ap_table(outcomes, 'simple')}\n\n{cost_table(costs, 'simple')}\n")
     print(f"The report is {output / 'report.md'}.")
 
@@ -199,6 +203,7 @@ def report(
 def report_text(
     compared: dict[str, CfgNode],
     recipes: dict[str, CfgNode],
+    held_out: str,
     outcomes: Sequence[Outcome],
     costs: Sequence[Cost],
 ) -> str:
@@ -217,7 +222,7 @@ def report_text(
     )
     return f"""# Comparison of {", ".join(compared)}
 
-COCO AP on {", ".join(first.DATASETS.TEST)} after training, mean ± sample standard deviation over
+COCO AP on {held_out} after training, mean ± sample standard deviation over
 {len(seeds)} seed{"s" * (len(seeds) > 1)} ({", ".join(map(str, seeds))}), by images on a GPU.
 
 {ap_table(outcomes)}
@@ -243,6 +248,12 @@ proportion, and all see as many images). Runs of one seed see the same images in
 
 {differing}
 {chr(10) + "## What did not finish" + chr(10) * 2 + failed if failed else ""}"""
+
+
+def held_out(data: RunData) -> str:
+    """What was evaluated on: the JSON files of folders, names of other sets."""
+    files = {folder.name: folder.json_file for folder in data.folders}
+    return ", ".join(files.get(name, name) for name in data.test)
 
 
 def device_name(cfg: CfgNode) -> str:

@@ -102,8 +102,11 @@ def outcomes_csv(outcomes: Sequence[Outcome]) -> str:
     return text.getvalue()
 
 
-def plot_ap(outcomes: Sequence[Outcome], png: Path) -> None:
-    """AP against the images of a step, a line for each recipe, a bar for the spread over seeds."""
+def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) -> None:
+    """AP against the images of a step, a line for each recipe, a bar for the spread over seeds.
+
+    Recipes that are shown beside the comparison are dashed.
+    """
     metrics = _metrics(outcomes)
     figure = _figure(5.5 * len(metrics), 4)
     for axes, metric in zip(
@@ -120,6 +123,7 @@ def plot_ap(outcomes: Sequence[Outcome], png: Path) -> None:
                 [statistics.mean(points[place]) for place in places],
                 [_spread(points[place]) for place in places],
                 marker="o",
+                linestyle="--" if recipe in beside else "-",
                 capsize=3,
                 label=recipe,
             )
@@ -133,8 +137,11 @@ def plot_ap(outcomes: Sequence[Outcome], png: Path) -> None:
     figure.savefig(png, dpi=110)
 
 
-def plot_curves_of(outcomes: Sequence[Outcome], png: Path) -> None:
-    """AP and training loss against the images seen, means over the seeds, a row for each size."""
+def plot_curves_of(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) -> None:
+    """AP and training loss against the images seen, a row for each number of images a GPU.
+
+    Means over the seeds, their spread in a lighter tone; recipes beside the comparison are dashed.
+    """
     numbers = sorted({o.ims_per_gpu for o in outcomes})
     metrics = [*_metrics(outcomes), "total_loss"]
     figure = _figure(4.5 * len(metrics), 3.4 * len(numbers))
@@ -142,15 +149,12 @@ def plot_curves_of(outcomes: Sequence[Outcome], png: Path) -> None:
     for row, n in zip(grid, numbers, strict=True):
         for axes, metric in zip(row, metrics, strict=True):
             for recipe in _recipes(outcomes):
-                _plot_mean(
-                    axes, [o.curves.get(metric, {}) for o in _of(outcomes, recipe, n)], recipe
-                )
+                curves = [o.curves.get(metric, {}) for o in _of(outcomes, recipe, n)]
+                _plot_mean(axes, curves, recipe, "--" if recipe in beside else "-")
             title = _TASKS.get(metric, "training loss")
             axes.set(xlabel="images seen", ylabel=title, title=f"{n} image{'s' * (n > 1)} a GPU")
             axes.grid(alpha=0.3)
     grid[0, -1].legend(fontsize=8)
-    for axes in grid[:, -1]:
-        axes.set_yscale("log")
     figure.savefig(png, dpi=110)
 
 
@@ -213,7 +217,9 @@ def _spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _plot_mean(axes: Axes, curves: Sequence[Mapping[int, float]], label: str) -> None:
+def _plot_mean(
+    axes: Axes, curves: Sequence[Mapping[int, float]], label: str, linestyle: str
+) -> None:
     values: dict[int, list[float]] = {}
     for curve in curves:
         for place, value in curve.items():
@@ -221,7 +227,8 @@ def _plot_mean(axes: Axes, curves: Sequence[Mapping[int, float]], label: str) ->
     places = sorted(place for place, found in values.items() if len(found) == len(curves))
     means = [statistics.mean(values[place]) for place in places]
     spreads = [_spread(values[place]) for place in places]
-    (line,) = axes.plot(places, means, label=label, marker="o" if len(places) < 20 else None)
+    marker = "o" if len(places) < 20 else None
+    (line,) = axes.plot(places, means, label=label, marker=marker, linestyle=linestyle)
     low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
     high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
     axes.fill_between(places, low, high, alpha=0.15, color=line.get_color())

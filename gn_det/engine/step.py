@@ -6,7 +6,7 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from gn_det.data.seeding import seed_generators
 from gn_det.engine.stopwatch import Stopwatch, peak_memory_mb
 from gn_det.errors import InputError
 
-__all__ = ["AccumulatingTrainer", "amp_dtype", "largest_gradients"]
+__all__ = ["AccumulatingTrainer", "amp_dtype", "largest_norms"]
 
 
 class AccumulatingTrainer(SimpleTrainer):
@@ -48,7 +48,8 @@ class AccumulatingTrainer(SimpleTrainer):
         seed: non-negative.
 
     Raises:
-        InputError: from run_step, where a loss is not finite, before the weights change.
+        InputError: from run_step, where a loss is not finite, or proposals are not, before the
+            weights change.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class AccumulatingTrainer(SimpleTrainer):
                 self.model, DistributedDataParallel
             )
             with self.model.no_sync() if apart else nullcontext():
-                losses = self._losses(batch)
+                losses = self._losses(batch, images)
                 self._stopwatch.lap("forward")
                 self.grad_scaler.scale(sum(losses.values())).backward()
             self._stopwatch.lap("backward")
@@ -99,10 +100,14 @@ class AccumulatingTrainer(SimpleTrainer):
         self.grad_scaler.update()
         self._stopwatch.lap("optimizer")
 
-    def _losses(self, batch: Any) -> dict[str, torch.Tensor]:
+    def _losses(self, batch: list[Any], images: list[Any]) -> dict[str, torch.Tensor]:
         """The batch's share of the step's losses."""
-        with torch.autocast(self._device_type, self.dtype, enabled=self.dtype is not None):
-            losses = self.model(batch)
+        try:
+            with torch.autocast(self._device_type, self.dtype, enabled=self.dtype is not None):
+                losses = self.model(batch)
+        except FloatingPointError as error:  # Detectron2's, of proposals that are not finite
+            weights = largest_norms({n: p.data for n, p in self.model.named_parameters()})
+            raise self._diverged(str(error).rstrip("."), images, "weights", weights) from error
         return {name: loss / self.accumulate_steps for name, loss in losses.items()}
 
     def _check_finite(self, losses: dict[str, torch.Tensor], images: list[Any]) -> None:
@@ -110,16 +115,22 @@ class AccumulatingTrainer(SimpleTrainer):
         if all(map(math.isfinite, values.values())):
             return
         scale = self.grad_scaler.get_scale() if self.grad_scaler.is_enabled() else 1.0
-        gradients = largest_gradients(self.model, scale)
+        gradients = largest_norms(
+            {n: p.grad / scale for n, p in self.model.named_parameters() if p.grad is not None}
+        )
+        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise self._diverged(f"the loss is not finite: {told}", images, "gradients", gradients)
+
+    def _diverged(
+        self, problem: str, images: list[Any], what: str, norms: list[tuple[str, float]]
+    ) -> InputError:
         names = [
             str(image.get("file_name", "?")) if isinstance(image, dict) else "?" for image in images
         ]
-        raise InputError(
-            f"the loss is not finite at iteration {self.iter}: "
-            f"{', '.join(f'{name} {value:.4g}' for name, value in values.items())}; "
-            f"images: {', '.join(names)}; largest gradients: "
-            f"{', '.join(f'{name} {norm:.4g}' for name, norm in gradients)}. The last checkpoint "
-            "is as it was: lower the learning rate, warm up for longer or clip gradients "
+        return InputError(
+            f"iteration {self.iter}: {problem}; images: {', '.join(names)}; largest {what}: "
+            f"{', '.join(f'{name} {norm:.4g}' for name, norm in norms)}. The last checkpoint is as "
+            "it was: lower the learning rate, warm up for longer or clip gradients "
             "(SOLVER.CLIP_GRADIENTS), then --resume"
         )
 
@@ -149,27 +160,21 @@ def amp_dtype(enabled: bool) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def largest_gradients(
-    model: nn.Module, scale: float = 1.0, most: int = 5
-) -> list[tuple[str, float]]:
-    """The parts of a model, such as backbone.bottom_up.res4, with the largest gradients.
+def largest_norms(tensors: Mapping[str, torch.Tensor], most: int = 5) -> list[tuple[str, float]]:
+    """The parts of a model, such as backbone.bottom_up.res4, with the largest gradients or weights.
 
     Args:
-        model: after a backward pass; through DDP, too.
-        scale: by which its losses were multiplied.
+        tensors: by the name of their parameter, through DDP, too.
         most: how many parts.
 
     Returns:
-        (name, L2 norm of the gradient), those that are not finite first.
+        (name, L2 norm of the part's tensors), those that are not finite first.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
     squares: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            part = ".".join(name.split(".")[:-1][:3])
-            squares[part] += (parameter.grad.double() / scale).square().sum().item()
-    norms = [(part, math.sqrt(square)) for part, square in squares.items()]
+    for name, tensor in tensors.items():
+        part = ".".join(name.removeprefix("module.").split(".")[:-1][:3])
+        squares[part] += tensor.double().square().sum().item()
+    norms = {part: math.sqrt(square) for part, square in squares.items()}
     return heapq.nlargest(
-        most, norms, key=lambda item: math.inf if math.isnan(item[1]) else item[1]
+        most, norms.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1]
     )

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm, InputError, fuse
-from gn_det.engine.step import AccumulatingTrainer, largest_gradients
+from gn_det.engine.step import AccumulatingTrainer, largest_norms
 from gn_det.engine.trainer import wrap_ddp
 
 
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_takes_no_step() -> None:
     net = model("GN")
     before = copy.deepcopy(net.state_dict())
     batches = [images()[:1], torch.full_like(images()[:1], torch.nan)]
-    with pytest.raises(InputError, match="not finite at iteration 0: loss_a nan"):
+    with pytest.raises(InputError, match="iteration 0: the loss is not finite: loss_a nan"):
         gradients(net, batches, 2)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_names_step_images_and_gradients(accumulate_st
     trainer.iter = 2
     images = ", ".join(f"{i}.jpg" for i in range(2 * accumulate_steps, 3 * accumulate_steps))
     message = (
-        rf"not finite at iteration 2: loss_a [-\d.]+, loss_b nan; images: {images}; "
+        rf"iteration 2: the loss is not finite: loss_a [-\d.]+, loss_b nan; images: {images}; "
         r"largest gradients: head nan, body [\d.]+\. .*learning rate"
     )
     with EventStorage(2), pytest.raises(InputError, match=message):
@@ -212,14 +212,35 @@ def test_a_loss_that_is_not_finite_names_step_images_and_gradients(accumulate_st
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-def test_the_largest_gradients_are_by_part_and_unscaled() -> None:
-    net = nn.ModuleDict({"backbone": nn.ModuleDict({"res2": nn.Sequential(nn.Linear(2, 1))})})
-    net["head"] = nn.Linear(1, 1)
-    linear = net["backbone"]["res2"][0]
-    linear.weight.grad, linear.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
-    net["head"].weight.grad = torch.tensor([[2.0]])
-    assert largest_gradients(net, scale=0.5) == [("backbone.res2.0", 10.0), ("head", 4.0)]
-    assert largest_gradients(net, most=1) == [("backbone.res2.0", 5.0)]
+def test_proposals_that_are_not_finite_name_step_images_and_weights() -> None:
+    class Diverging(Exploding):
+        def forward(self, batch: list[dict[str, str]]) -> dict[str, Tensor]:
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+
+    net = Diverging(0)
+    nn.init.constant_(net.head.bias, torch.inf)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    trainer = AccumulatingTrainer(net, [[{"file_name": "a.jpg"}]], optimizer)
+    trainer.iter = 4
+    message = (
+        r"^iteration 4: Predicted boxes or scores contain Inf/NaN; images: a\.jpg; "
+        r"largest weights: head inf, body [\d.]+\."
+    )
+    with EventStorage(4), pytest.raises(InputError, match=message):
+        trainer.run_step()
+
+
+def test_the_largest_norms_are_by_part_and_what_is_not_finite_comes_first() -> None:
+    tensors = {
+        "module.backbone.res2.0.conv1.weight": torch.tensor([[3.0, 0.0]]),
+        "module.backbone.res2.0.conv2.weight": torch.tensor([4.0]),
+        "head.weight": torch.tensor([2.0, torch.nan]),
+        "neck.bias": torch.tensor([2.0]),
+    }
+    norms = largest_norms(tensors)
+    assert [name for name, _ in norms] == ["head", "backbone.res2.0", "neck"]
+    assert norms[1:] == [("backbone.res2.0", 5.0), ("neck", 2.0)]
+    assert [name for name, _ in largest_norms(tensors, most=1)] == ["head"]
 
 
 def test_shares_of_time_and_peak_memory_are_metrics() -> None:

@@ -156,4 +156,6 @@ def test_a_run_that_diverges_is_an_outcome(
     assert status == 1
     report = (output / "report.md").read_text()
     assert "0 of 1 finished" in report and "## What did not finish" in report
-    assert re.search(r"- frozenbn, 2 at a time, seed 0: error: .* not finite", report)
+    assert re.search(
+        r"- frozenbn, 2 at a time, seed 0: error: iteration \d: .*(not finite|NaN)", report
+    )
