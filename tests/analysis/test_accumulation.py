@@ -51,6 +51,7 @@ def model_and_pair(folder: Path, *overrides: object) -> tuple[nn.Module, list[Pa
     return build_model(cfg), pairs, resized
 
 
+@pytest.mark.slow
 def test_gn_accumulates_to_rounding_once_every_cause_is_gone(shapes: Path) -> None:
     model, pairs, resized = model_and_pair(shapes)
     weights = copy.deepcopy(model.state_dict())
@@ -70,6 +71,7 @@ def test_gn_accumulates_to_rounding_once_every_cause_is_gone(shapes: Path) -> No
     assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_bn_does_not(shapes: Path) -> None:
     rows = accumulation_rows(*model_and_pair(shapes, *OTHER_NORM, "BN"))
     assert rows[-1]["sampled anew"] < 1e-12 < 0.05 < rows[-1]["accumulated"]

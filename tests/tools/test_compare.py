@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from helpers import ROOT, folder_flags
+from helpers import ROOT, folder_flags, run_program
 
 from gn_det import InputError
 
@@ -41,14 +41,13 @@ def steps_of(output: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def compared(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison."""
-    from helpers import run_program
-
     output = tmp_path_factory.mktemp("comparison") / "output"
     done = run_program(PROGRAM, *flags(shapes, output))
     assert done.returncode == 0, done.stderr
     return output
 
 
+@pytest.mark.slow
 def test_every_run_of_the_matrix_is_there_and_in_the_report(compared: Path) -> None:
     names = {f"{r}-{n}ims-seed{s}" for r in ("bn", "gn") for n in (1, 2) for s in (0, 1)}
     assert {run.name for run in (compared / "runs").iterdir()} == names
@@ -60,6 +59,7 @@ def test_every_run_of_the_matrix_is_there_and_in_the_report(compared: Path) -> N
     assert places == {1: ["2", "4"], 2: ["2", "4"]}
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_equal_and_what_was_not(compared: Path) -> None:
     report = (compared / "report.md").read_text()
     assert "`MODEL.RESNETS.NORM`: 'BN' in bn, 'FrozenBN' in gn" in report
@@ -69,6 +69,7 @@ def test_the_report_says_what_was_equal_and_what_was_not(compared: Path) -> None
         assert cv2.imread(str(compared / picture)).std() > 5
 
 
+@pytest.mark.slow
 def test_memory_and_time_of_every_recipe_are_measured(compared: Path) -> None:
     costs = json.loads((compared / "report.json").read_text())["costs"]
     assert [(c["recipe"], c["ims_per_gpu"]) for c in costs] == [
@@ -77,6 +78,7 @@ def test_memory_and_time_of_every_recipe_are_measured(compared: Path) -> None:
     assert all(cost["activation_mb"] > 10 and cost["seconds"] > 0 for cost in costs)
 
 
+@pytest.mark.slow
 def test_comparing_again_trains_nothing_and_an_interrupted_run_goes_on(
     compared: Path, shapes: Path, call_main: Callable
 ) -> None:
@@ -91,6 +93,7 @@ def test_comparing_again_trains_nothing_and_an_interrupted_run_goes_on(
     assert (interrupted / "results.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

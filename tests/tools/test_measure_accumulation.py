@@ -24,6 +24,7 @@ def flags(folder: Path) -> list[object]:
     return ["--config-file", CONFIG, "--train", folder / "train.json", folder / "images"]
 
 
+@pytest.mark.slow
 def test_prints_both_tables_and_writes_them(
     shapes: Path,
     tmp_path: Path,
