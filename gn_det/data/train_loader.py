@@ -61,7 +61,6 @@ class TrainLoader:
         self.sampler = sampler
         self.group_ids = group_ids
         self.batch_size = batch_size
-        self.seed = seed
         self.start = 0
         self._batches: Iterator[list[Any]] | None = None
         self._kwargs = {"num_workers": num_workers, **kwargs}

@@ -26,6 +26,7 @@ from gn_det.engine.termination import interruptible_evaluation
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
 from gn_det.injection import audit
+from gn_det.layers import WeightStandardized
 
 __all__ = ["Trainer", "describe_model", "prepare_model", "wrap_ddp"]
 
@@ -98,6 +99,14 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = build_model(cfg)
+        if cfg.MODEL.GN.WEIGHT_STANDARDIZATION and not any(
+            isinstance(module, WeightStandardized) for module in model.modules()
+        ):
+            raise InputError(
+                "MODEL.GN.WEIGHT_STANDARDIZATION changes nothing: none of gn_det's components is "
+                f"in this config; MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
+                "GNGeneralizedRCNN would be one"
+            )
         prepare_model(
             model,
             channels_last=cfg.MODEL.CHANNELS_LAST,

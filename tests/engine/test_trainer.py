@@ -6,10 +6,13 @@ import pytest
 import torch
 from detectron2.modeling import ResNet
 from detectron2.modeling.backbone.resnet import BasicStem
+from helpers import ROOT
 from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm, InputError, fuse
-from gn_det.engine.trainer import prepare_model
+from gn_det.config import load_config
+from gn_det.engine.trainer import Trainer, prepare_model
+from gn_det.layers import WeightStandardized
 
 
 class Model(nn.Module):
@@ -50,6 +53,14 @@ def test_channels_last_is_of_all_convolutions() -> None:
     prepare_model(model, channels_last=True, compile_backbone=False)
     weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[-1] > 1]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+def test_weight_standardization_that_changes_nothing_is_an_error() -> None:
+    overrides = ["MODEL.DEVICE", "cpu", "MODEL.GN.WEIGHT_STANDARDIZATION", "True"]
+    with pytest.raises(InputError, match="changes nothing: .* is GeneralizedRCNN, GNGeneral"):
+        Trainer.build_model(load_config(ROOT / "configs/compare/frozenbn.yaml", overrides))
+    model = Trainer.build_model(load_config(ROOT / "configs/compare/gn.yaml", overrides))
+    assert any(isinstance(module, WeightStandardized) for module in model.modules())
 
 
 def test_a_model_without_a_backbone_cannot_have_it_compiled() -> None:
