@@ -1,4 +1,4 @@
-"""quickstart.yaml as a LazyConfig: the generated shapes, 2 images a step."""
+"""quickstart.yaml as a LazyConfig, without its clipping: the generated shapes, 2 images a step."""
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall
