@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
@@ -21,7 +22,6 @@ from gn_det.analysis.comparison_report import (
     Cost,
     Outcome,
     ap_table,
-    as_records,
     cost_table,
     outcomes_csv,
     plot_ap,
@@ -44,7 +44,7 @@ from gn_det.engine.comparison import (
     run_all,
 )
 from gn_det.engine.launch import check_processes
-from gn_det.engine.run_data import RunData, check_data, set_data
+from gn_det.engine.run_data import RunData, check_config_data, set_data
 from gn_det.engine.schedule import resolve_schedule
 from gn_det.engine.start import check_start
 from gn_det.errors import InputError
@@ -90,15 +90,7 @@ def check_recipes(recipes: dict[str, CfgNode], args: argparse.Namespace) -> RunD
             check_processes(
                 cfg.MODEL.DEVICE, args, ims_per_gpu * args.num_gpus, amp=cfg.SOLVER.AMP.ENABLED
             )
-    cfg = next(iter(recipes.values()))
-    return check_data(
-        args,
-        cfg.DATASETS.TRAIN,
-        cfg.DATASETS.TEST,
-        folders=cfg.DATASETS.COCO_FOLDERS,
-        categories=cfg.DATASETS.CATEGORIES,
-        masks=cfg.MODEL.MASK_ON,
-    )
+    return check_config_data(args, next(iter(recipes.values())))
 
 
 def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace, data: RunData) -> list[Run]:
@@ -189,8 +181,8 @@ def report(
     content = {
         "gn_det": __version__,
         "differences": differences(recipes),
-        "runs": as_records(outcomes),
-        "costs": as_records(costs),
+        "runs": [asdict(outcome) for outcome in outcomes],
+        "costs": [asdict(cost) for cost in costs],
     }
     write_atomically(output / "report.json", json.dumps(content, indent=1) + "\n")
     write_atomically(

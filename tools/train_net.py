@@ -27,7 +27,7 @@ from gn_det.engine.launch import (
     use_torchrun,
 )
 from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
-from gn_det.engine.run_data import check_data, set_data
+from gn_det.engine.run_data import check_config_data, set_data
 from gn_det.engine.schedule import resolve_schedule, schedule_table
 from gn_det.engine.start import check_start
 from gn_det.engine.trainer import Trainer
@@ -49,14 +49,7 @@ def main() -> None:
             check_weights_exist(cfg.MODEL.WEIGHTS)
             if not args.eval_only:
                 check_start(cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
-        data = check_data(
-            args,
-            cfg.DATASETS.TRAIN,
-            cfg.DATASETS.TEST,
-            folders=cfg.DATASETS.COCO_FOLDERS,
-            categories=cfg.DATASETS.CATEGORIES,
-            masks=cfg.MODEL.MASK_ON,
-        )
+        data = check_config_data(args, cfg)
         data.leave_out_bad_images(written_folder(output_dir, args))
         set_data(cfg, data)
         cfg.freeze()

@@ -6,16 +6,24 @@ import csv
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-__all__ = ["Cost", "Outcome", "ap_table", "cost_table", "plot_ap", "plot_cost", "plot_curves_of"]
+__all__ = [
+    "Cost",
+    "Outcome",
+    "ap_table",
+    "cost_table",
+    "outcomes_csv",
+    "plot_ap",
+    "plot_cost",
+    "plot_curves_of",
+]
 
 _TASKS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
 
@@ -238,8 +246,3 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def as_records(items: Sequence[Any]) -> list[dict[str, Any]]:
-    """Dataclasses as dicts, for JSON."""
-    return [asdict(item) for item in items]

@@ -63,7 +63,9 @@ class Run:
 
     @property
     def iterations_done(self) -> int:
-        """Iterations that metrics.json tells of."""
+        """Iterations that metrics.json tells of; all of a finished run."""
+        if self.finished:
+            return self.cfg.SOLVER.MAX_ITER
         try:
             lines = (self.folder / "metrics.json").read_text().splitlines()
             return min(json.loads(lines[-1])["iteration"] + 1, self.cfg.SOLVER.MAX_ITER)

@@ -14,7 +14,7 @@ from gn_det.data.datasets import CocoFolder, check_folder, check_registered, wit
 from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
 
-__all__ = ["RunData", "check_data", "set_data"]
+__all__ = ["RunData", "check_config_data", "check_data", "set_data"]
 
 _CUSTOM = {"train": "custom_train", "val": "custom_val"}
 
@@ -116,6 +116,18 @@ def check_data(
         else:
             _refuse(dataset, bad, by_name[name].json_file, "; --skip-bad-images goes on without")
     return data
+
+
+def check_config_data(args: argparse.Namespace, cfg: CfgNode) -> RunData:
+    """:func:`check_data` of the data sets that a YAML config names."""
+    return check_data(
+        args,
+        cfg.DATASETS.TRAIN,
+        cfg.DATASETS.TEST,
+        folders=cfg.DATASETS.COCO_FOLDERS,
+        categories=cfg.DATASETS.CATEGORIES,
+        masks=cfg.MODEL.MASK_ON,
+    )
 
 
 def set_data(cfg: CfgNode, data: RunData) -> None:
