@@ -41,13 +41,12 @@ quickstart: install
 	@$(RUN) tools/report_run.py $(OUTPUT)
 
 # Classifiers of generated objects, which the compared detectors start from.
-datasets/classifiers/R-18-%.pth: | install
+datasets/classifiers/R-18-%/backbone.pth: | install
 	@$(RUN) tools/make_shapes.py datasets/shapes_for_classifiers --seed 1 $(OBJECTS)
-	@$(RUN) tools/train_classifier.py $@ --norm $* \
-	  --train datasets/shapes_for_classifiers/train.json datasets/shapes_for_classifiers/images \
-	  --val datasets/shapes_for_classifiers/val.json datasets/shapes_for_classifiers/images
+	@$(RUN) tools/train_classifier.py $(@D) --resume --network resnet18 --norm $* \
+	  --data datasets/shapes_for_classifiers --epochs 1 --schedule cosine
 
-compare: install datasets/classifiers/R-18-BN.pth datasets/classifiers/R-18-GN.pth
+compare: install $(foreach norm,BN GN,datasets/classifiers/R-18-$(norm)/backbone.pth)
 	@$(RUN) tools/make_shapes.py $(DATA) $(SHAPES)
 	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output $(COMPARE) \
 	  --recipes $(addprefix configs/compare/,frozenbn.yaml bn.yaml frozenbn_gn_heads.yaml gn.yaml) \

@@ -1,86 +1,66 @@
-"""Train a ResNet to tell the objects of a COCO-format data set apart, as a detector's start.
+"""Train a classifier with any norm, by the Group Normalization paper's ImageNet recipe.
 
-It writes a backbone that MODEL.WEIGHTS loads, and beside it, as JSON, how it was trained and the
-settings that a detector has to share with it.
+It writes a backbone that MODEL.WEIGHTS loads, and beside it, as a config fragment, the settings
+that a detector has to share with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 
 # isort: split
-import torch
+from detectron2.utils import comm
 
-from gn_det.data.object_crops import ObjectCrops
-from gn_det.engine.classifier import (
-    NORMS,
-    PIXEL_MEAN,
-    PIXEL_STD,
-    accuracy,
-    build_classifier,
-    train_classifier,
-)
+from gn_det.engine.classifier import ClassifierRecipe, train_classifier
+from gn_det.engine.classifier_arguments import add_recipe_arguments, recipe_of
 from gn_det.engine.command import run_command
-from gn_det.errors import InputError
-from gn_det.utils import make_folder, whole_file, write_atomically
+from gn_det.engine.launch import check_processes, follow, launch, torchrun_rank, use_torchrun
+from gn_det.engine.run import run_folder, set_up_process
 
 
 def main() -> None:
     args = parse_arguments()
-    if args.output.exists():
-        raise InputError(f"{args.output} exists; remove it, or name another")
-    make_folder(args.output.parent)
-    torch.manual_seed(args.seed)
-    crops = ObjectCrops(*args.train, args.size, args.seed)
-    held_out = ObjectCrops(*args.val, args.size)
-    if held_out.classes != crops.classes:
-        raise InputError(f"--val has the classes {held_out.classes}, --train {crops.classes}")
-    model = build_classifier(args.depth, args.norm, len(crops.classes))
-    train_classifier(
-        model, crops, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed
+    use_torchrun(args)
+    recipe = recipe_of(args)
+    check_processes(
+        args.device, args, recipe.ims_per_gpu * args.num_gpus * args.num_machines, amp=recipe.amp
     )
-    settings = {
-        "norm": args.norm,
-        "depth": args.depth,
-        "classes": crops.classes,
-        "pictures": len(crops),
-        "size": args.size,
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
-        "lr": args.lr,
-        "seed": args.seed,
-        "held-out accuracy": accuracy(model, held_out),
-        "INPUT.FORMAT": "BGR",
-        "MODEL.PIXEL_MEAN": PIXEL_MEAN,
-        "MODEL.PIXEL_STD": PIXEL_STD,
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    }
-    print(f"{args.norm}: held-out accuracy {settings['held-out accuracy']:.1%}")
-    write_atomically(args.output.with_suffix(".json"), json.dumps(settings, indent=2) + "\n")
-    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("linear.")}
-    with whole_file(args.output) as file:
-        # Detectron2 then finds the backbone's place in a detector by the ends of the names.
-        torch.save({"model": weights, "matching_heuristics": True}, file)
+    print(json.dumps(asdict(recipe), indent=2))
+    with run_folder(str(args.output_dir), args):
+        launch(run, args.device, args, recipe, args)
+
+
+def run(recipe: ClassifierRecipe, args: argparse.Namespace) -> None:
+    """Train and evaluate in this process."""
+    set_up_process(args.output_dir, recipe.seed, cudnn_benchmark=True, resume=args.resume)
+    results = train_classifier(
+        recipe,
+        args.output_dir,
+        args.device,
+        resume=args.resume,
+        num_workers=args.num_workers,
+    )
+    if comm.is_main_process():
+        print(
+            f"{recipe.network} with {recipe.norm}: validation error {results['val_error']:.1f}%, "
+            f"training error {results['train_error']:.1f}%; {args.output_dir / 'backbone.pth'}"
+        )
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path, help="file of the weights, .pth")
-    for flag in ("--train", "--val"):
-        parser.add_argument(flag, nargs=2, metavar=("JSON", "IMAGES_DIR"), required=True)
-    parser.add_argument("--norm", choices=NORMS, required=True)
-    parser.add_argument("--depth", type=int, choices=(18, 34, 50, 101), default=18)
-    parser.add_argument("--size", type=int, default=48, help="side of the pictures in pixels")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=0.1, help="for 32 images a step")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("output_dir", type=Path, help="folder of the run")
+    add_recipe_arguments(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes")
+    parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto", eval_only=False)
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(follow if torchrun_rank() else main)

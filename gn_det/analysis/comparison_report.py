@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from tabulate import tabulate
+
+from gn_det.analysis.figures import csv_text, deviation, mean_and_deviation, new_figure, plot_mean
 
 __all__ = [
     "Cost",
@@ -100,14 +97,18 @@ def cost_table(costs: Sequence[Cost], tablefmt: str = "github") -> str:
 
 def outcomes_csv(outcomes: Sequence[Outcome]) -> str:
     """A line for each run."""
-    text = io.StringIO()
     metrics = _metrics(outcomes)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["recipe", "ims_per_gpu", "seed", "ims_per_step", *metrics, "failure"])
-    for o in outcomes:
-        aps = ["" if o.ap(m) is None else f"{o.ap(m):.4f}" for m in metrics]
-        writer.writerow([o.recipe, o.ims_per_gpu, o.seed, o.ims_per_step, *aps, o.failure])
-    return text.getvalue()
+    return csv_text(
+        ["recipe", "ims_per_gpu", "seed", "ims_per_step", *metrics, "failure"],
+        [
+            [
+                *(o.recipe, o.ims_per_gpu, o.seed, o.ims_per_step),
+                *("" if o.ap(m) is None else f"{o.ap(m):.4f}" for m in metrics),
+                o.failure,
+            ]
+            for o in outcomes
+        ],
+    )
 
 
 def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) -> None:
@@ -116,7 +117,7 @@ def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) 
     Recipes that are shown beside the comparison are dashed.
     """
     metrics = _metrics(outcomes)
-    figure = _figure(5.5 * len(metrics), 4)
+    figure = new_figure(5.5 * len(metrics), 4)
     for axes, metric in zip(
         figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
     ):
@@ -129,7 +130,7 @@ def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) 
             axes.errorbar(
                 [place * (1 + 0.012 * number) for place in places],  # bars beside each other
                 [statistics.mean(points[place]) for place in places],
-                [_spread(points[place]) for place in places],
+                [deviation(points[place]) for place in places],
                 marker="o",
                 linestyle="--" if recipe in beside else "-",
                 capsize=3,
@@ -152,13 +153,13 @@ def plot_curves_of(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str]
     """
     numbers = sorted({o.ims_per_gpu for o in outcomes})
     metrics = [*_metrics(outcomes), "total_loss"]
-    figure = _figure(4.5 * len(metrics), 3.4 * len(numbers))
+    figure = new_figure(4.5 * len(metrics), 3.4 * len(numbers))
     grid = figure.subplots(len(numbers), len(metrics), squeeze=False)
     for row, n in zip(grid, numbers, strict=True):
         for axes, metric in zip(row, metrics, strict=True):
             for recipe in _recipes(outcomes):
                 curves = [o.curves.get(metric, {}) for o in _of(outcomes, recipe, n)]
-                _plot_mean(axes, curves, recipe, "--" if recipe in beside else "-")
+                plot_mean(axes, curves, recipe, "--" if recipe in beside else "-")
             title = _TASKS.get(metric, "training loss")
             axes.set(xlabel="images seen", ylabel=title, title=f"{n} image{'s' * (n > 1)} a GPU")
             axes.grid(alpha=0.3)
@@ -168,7 +169,7 @@ def plot_curves_of(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str]
 
 def plot_cost(costs: Sequence[Cost], png: Path) -> None:
     """Bars of activation memory and time for each image."""
-    figure = _figure(11, 4)
+    figure = new_figure(11, 4)
     numbers = sorted({cost.ims_per_gpu for cost in costs})
     recipes = list(dict.fromkeys(cost.recipe for cost in costs))
     width = 0.8 / max(1, len(numbers))
@@ -212,37 +213,4 @@ def _of(outcomes: Sequence[Outcome], recipe: str, ims_per_gpu: int) -> list[Outc
 
 def _cell(outcomes: Sequence[Outcome], metric: str) -> str:
     values = [value for o in outcomes if (value := o.ap(metric)) is not None]
-    if not outcomes:
-        return ""
-    if not values:
-        return f"0 of {len(outcomes)} finished"
-    spread = f" ± {_spread(values):.1f}" if len(values) > 1 else ""
-    missing = f" ({len(values)} of {len(outcomes)} finished)" if len(values) < len(outcomes) else ""
-    return f"{statistics.mean(values):.1f}{spread}{missing}"
-
-
-def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _plot_mean(
-    axes: Axes, curves: Sequence[Mapping[int, float]], label: str, linestyle: str
-) -> None:
-    values: dict[int, list[float]] = {}
-    for curve in curves:
-        for place, value in curve.items():
-            values.setdefault(place, []).append(value)
-    places = sorted(place for place, found in values.items() if len(found) == len(curves))
-    means = [statistics.mean(values[place]) for place in places]
-    spreads = [_spread(values[place]) for place in places]
-    marker = "o" if len(places) < 20 else None
-    (line,) = axes.plot(places, means, label=label, marker=marker, linestyle=linestyle)
-    low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
-    high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
-    axes.fill_between(places, low, high, alpha=0.15, color=line.get_color())
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return mean_and_deviation(values, len(outcomes))

@@ -7,9 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from detectron2.data.detection_utils import read_image
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from gn_det.analysis.figures import new_figure
 from gn_det.analysis.overlay import draw_objects
 from gn_det.data.coco import read_coco
 from gn_det.errors import InputError
@@ -54,8 +53,7 @@ def contact_sheet(
     count = min(num_images, len(dataset["images"]))
     chosen = [dataset["images"][i * len(dataset["images"]) // count] for i in range(count)]
     rows = (count + 1) // 2
-    figure = Figure(figsize=(16, 4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(16, 4 * rows)
     grid = figure.subplots(rows, 4, squeeze=False).reshape(-1, 2)
     for axes in grid.ravel():
         axes.axis("off")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from gn_det.analysis.figures import new_figure
 from gn_det.errors import InputError
 
 __all__ = ["plot_curves", "read_metrics"]
@@ -37,8 +35,7 @@ def read_metrics(metrics_file: str | Path) -> dict[str, dict[int, float]]:
 def plot_curves(metrics_file: str | Path, png: str | Path) -> None:
     """Draw the losses, and AP where it was evaluated, against the iteration."""
     metrics = read_metrics(metrics_file)
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4)
     losses, aps = figure.subplots(1, 2)
     for name in sorted(metrics, key=lambda name: name != "total_loss"):
         if "loss" in name:

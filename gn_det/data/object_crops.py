@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from gn_det.data.coco import check_annotations, find_bad_images, read_coco
-from gn_det.data.seeding import seed_generators
+from gn_det.data.samples import sample
 from gn_det.errors import InputError
 
 __all__ = ["ObjectCrops"]
@@ -22,21 +21,19 @@ _CONTEXT = 1.25  # side of a crop in sides of its object
 class ObjectCrops(Dataset):
     """Crops around the objects of a COCO-format data set, and their classes.
 
-    Item (epoch, i) is a (3, size, size) float32 BGR picture with values from 0 to 255, and the
-    index of its class. In training it is mirrored, shifted and scaled at random, by (seed, epoch,
-    i) alone. Crowds are left out.
+    Samples are as in :mod:`gn_det.data.samples`. Crowds are left out.
 
     Args:
         json_file, image_root: the data set.
         size: side of a picture in pixels.
-        seed: non-negative; None for crops that do not change.
+        augmented: whether a crop is mirrored, shifted and scaled at random, by NumPy's generator.
 
     Raises:
         InputError: bad annotations or images, or no objects.
     """
 
     def __init__(
-        self, json_file: str | Path, image_root: str | Path, size: int, seed: int | None = None
+        self, json_file: str | Path, image_root: str | Path, size: int, *, augmented: bool
     ) -> None:
         dataset = read_coco(json_file)
         check_annotations(dataset, json_file, masks=False, evaluated=False)
@@ -58,18 +55,16 @@ class ObjectCrops(Dataset):
         if not self.objects:
             raise InputError(f"{json_file} has no annotated object")
         self.size = size
-        self.seed = seed
+        self.augmented = augmented
 
     def __len__(self) -> int:
         return len(self.objects)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = item
+    def __getitem__(self, index: int) -> dict[str, Any]:
         file, (x, y, width, height), label = self.objects[index]
         center, side = np.array([x + width / 2, y + height / 2]), _CONTEXT * max(width, height)
         mirrored = False
-        if self.seed is not None:
-            seed_generators(self.seed, epoch, index)
+        if self.augmented:
             center += np.random.uniform(-0.1, 0.1, 2) * side
             side *= np.exp(np.random.uniform(-0.2, 0.2))
             mirrored = np.random.uniform() < 0.5
@@ -84,4 +79,4 @@ class ObjectCrops(Dataset):
         )
         if mirrored:
             crop = crop[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))).float(), label
+        return sample(crop, label, file)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from gn_det.errors import InputError
 from gn_det.utils import make_folder
 
-__all__ = ["CATEGORIES", "draw_image", "generate_shapes"]
+__all__ = ["CATEGORIES", "draw_image", "draw_object", "generate_shapes"]
 
 CATEGORIES = ("circle", "triangle", "square")
 
@@ -116,6 +116,19 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any
         if crowd is not None:
             annotations.append(crowd)
     return _finish(rng, image), annotations
+
+
+def draw_object(rng: np.random.Generator, size: int) -> tuple[np.ndarray, int]:
+    """Draw a picture of one object.
+
+    Returns:
+        (size, size, 3) uint8 BGR image, and the object's place in CATEGORIES.
+    """
+    image = _texture(rng, size, size, rng.uniform(30, 225, 3), contrast=rng.uniform(4, 22))
+    category = int(rng.integers(1, len(CATEGORIES) + 1))
+    mask = _shape_mask(rng, category, size, size, radius=size * rng.uniform(0.2, 0.4))
+    _paint(rng, image, mask, category)
+    return _finish(rng, image), category - 1
 
 
 def _write_split(

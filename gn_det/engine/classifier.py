@@ -1,122 +1,307 @@
-"""Training a Detectron2 ResNet as a classifier, as the backbone that a detector starts from."""
+"""Training classifiers of any norm, as the Group Normalization paper trains its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import statistics
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from detectron2.modeling.backbone.resnet import BasicStem, ResNet
+from detectron2.data.samplers import InferenceSampler, TrainingSampler
+from detectron2.engine import HookBase, hooks
+from detectron2.evaluation import inference_context
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter
+from fvcore.common.param_scheduler import (
+    CosineParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+)
+from torch.utils.data import DataLoader, Dataset
 
-from gn_det.data.object_crops import ObjectCrops
+from gn_det.analysis.curves import read_metrics
+from gn_det.checkpoint import Checkpointer
+from gn_det.checkpoint.backbone_file import write_backbone
+from gn_det.data.pictures import load_pictures
+from gn_det.data.train_loader import TrainLoader
+from gn_det.engine.step import AccumulatingTrainer, amp_dtype
+from gn_det.engine.termination import interruptible_evaluation
+from gn_det.engine.trainer import wrap_ddp
+from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
-from gn_det.injection import fuse
-from gn_det.layers import FusedGroupNorm
+from gn_det.modeling.classifiers import PIXEL_MEAN, PIXEL_STD, Classifier, build_classifier
+from gn_det.utils import write_atomically
 
-__all__ = ["NORMS", "accuracy", "build_classifier", "train_classifier"]
+__all__ = [
+    "SCHEDULES",
+    "ClassifierRecipe",
+    "check_recipe",
+    "error_rate",
+    "read_classifier",
+    "train_classifier",
+]
 
-NORMS = {"BN": "BN", "GN": FusedGroupNorm}
+SCHEDULES: dict[str, ParamScheduler] = {
+    "steps": MultiStepParamScheduler([1, 0.1, 0.01, 0.001], 100, [30, 60, 90]),
+    "cosine": WarmupParamScheduler(
+        CosineParamScheduler(1, 0), warmup_factor=0.01, warmup_length=0.1
+    ),
+}
+_RECIPE = "recipe.json"
+_LAST_EPOCHS = 5
 
-# Of Detectron2's models that start from scratch, BGR.
-PIXEL_MEAN = (103.53, 116.28, 123.675)
-PIXEL_STD = (57.375, 57.12, 58.395)
 
+@dataclass(frozen=True)
+class ClassifierRecipe:
+    """What a classifier's training depends on; the defaults are Wu & He 2018, section 4.1.
 
-def build_classifier(depth: int, norm: str, num_classes: int) -> ResNet:
-    """Detectron2's ResNet with a linear classifier, its stride in the 3×3 convolutions.
+    SGD with momentum 0.9, and a weight decay of 1e-4 on all parameters, γ and β as well.
 
-    Args:
-        depth: 18, 34, 50 or 101.
-        norm: a key of NORMS.
-        num_classes: outputs.
+    Attributes:
+        data, size: for :func:`gn_det.data.pictures.load_pictures`.
+        network, norm, num_groups, channels_per_group: for
+            :func:`gn_det.modeling.classifiers.build_classifier`.
+        epochs: passes over the training pictures.
+        ims_per_gpu: pictures a process has in a step.
+        lr: at 32 of them, in proportion for others.
+        schedule: of the learning rate: "steps" divides it by 10 after 30%, 60% and 90% of the
+            epochs; "cosine" warms up in a tenth of them and ends at 0.
+        amp: whether in mixed precision.
+        seed: non-negative.
     """
-    bottleneck = {"stride_in_1x1": False} if depth >= 50 else {}
-    stages = ResNet.make_default_stages(depth, norm=NORMS[norm], **bottleneck)
-    features = ["res5", "linear"]  # by the former Detectron2 knows how many stages to keep
-    resnet = ResNet(BasicStem(norm=NORMS[norm]), stages, num_classes, out_features=features)
-    return fuse(resnet) if norm == "GN" else resnet
+
+    data: str
+    network: str = "resnet50"
+    norm: str = "GN"
+    num_groups: int | None = None
+    channels_per_group: int | None = None
+    size: int | None = None
+    epochs: int = 100
+    ims_per_gpu: int = 32
+    lr: float = 0.1
+    schedule: str = "steps"
+    amp: bool = False
+    seed: int = 0
+
+    def build(self, num_classes: int) -> Classifier:
+        """The classifier, at its random start."""
+        return build_classifier(
+            self.network, self.norm, num_classes, self.num_groups, self.channels_per_group
+        )
 
 
 def train_classifier(
-    model: nn.Module,
-    crops: ObjectCrops,
+    recipe: ClassifierRecipe,
+    output_dir: Path,
+    device: str = "cpu",
     *,
-    epochs: int,
-    batch_size: int = 32,
-    lr: float = 0.1,
-    seed: int = 0,
+    resume: bool = False,
     num_workers: int = 0,
-) -> None:
-    """Train with SGD, weight decay on every parameter, a warm-up and a cosine schedule.
+    quiet: bool = False,
+    more_hooks: Sequence[HookBase] = (),
+) -> dict[str, float]:
+    """Train a classifier in this process, one of several perhaps, and write what comes of it.
 
-    The learning rate is the paper's for 32 images (Wu & He 2018, section 4.1), in proportion for
-    others.
+    output_dir gets ``recipe.json``, checkpoints, ``metrics.json`` with ``error/train`` and
+    ``error/val`` in percent after each epoch, ``backbone.pth`` and ``backbone.yaml`` for detectors,
+    and ``results.json``.
 
     Args:
-        model: from normalised pictures to {"linear": scores}, changed in place.
-        crops: what to learn.
-        epochs: passes over them; each leaves out a last batch that is not full.
-        batch_size: images a step.
-        lr: for 32 images.
-        seed: of the order.
+        recipe: what to train.
+        output_dir: a folder that exists.
+        device: "cpu" or "cuda".
+        resume: whether to go on from the last checkpoint, where there is one.
         num_workers: loading processes.
+        quiet: whether to write nothing but metrics.json of the metrics.
+        more_hooks: besides Detectron2's usual.
+
+    Returns:
+        ``val_error``, the median of the last five epochs (as in the paper), and ``train_error`` of
+        the last epoch, in percent; on the main process.
 
     Raises:
-        InputError: fewer crops than a batch has, or a loss that is not finite.
+        InputError: bad data, too few pictures for a step, a loss that is not finite, or a folder
+            with another recipe.
     """
-    steps = len(crops) // batch_size
+    if recipe.epochs < 1 or recipe.ims_per_gpu < 1 or recipe.lr <= 0 or recipe.seed < 0:
+        raise InputError(
+            f"epochs {recipe.epochs}, ims_per_gpu {recipe.ims_per_gpu}, lr {recipe.lr} and seed "
+            f"{recipe.seed}: the first two are at least 1, lr above 0, seed at least 0"
+        )
+    train, val = load_pictures(recipe.data, recipe.size)
+    ims_per_step = recipe.ims_per_gpu * comm.get_world_size()
+    steps = len(train) // ims_per_step
     if steps == 0:
-        raise InputError(f"{len(crops)} objects do not make a batch of {batch_size}")
-    lr = lr * batch_size / 32
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
-    schedule = WarmupParamScheduler(
-        CosineParamScheduler(start_value=lr, end_value=0.0),
-        warmup_factor=0.01,
-        warmup_length=0.1,
+        raise InputError(f"{len(train)} pictures do not make a step of {ims_per_step}")
+    torch.manual_seed(recipe.seed)
+    classifier = recipe.build(len(train.classes)).to(device)
+    optimizer = torch.optim.SGD(
+        classifier.parameters(),
+        lr=recipe.lr * recipe.ims_per_gpu / 32,
+        momentum=0.9,
+        weight_decay=1e-4,
     )
-    loader = DataLoader(
-        crops, batch_sampler=_epochs(len(crops), batch_size, epochs, seed), num_workers=num_workers
+    loader = TrainLoader(
+        train,
+        _as_it_is,
+        TrainingSampler(len(train), seed=recipe.seed),
+        [0] * len(train),
+        recipe.ims_per_gpu,
+        recipe.seed,
+        num_workers,
+        collate_fn=list,
     )
-    model.train()
-    progress = tqdm(loader, total=steps * epochs, desc="classifier", unit="step")
-    for step, (pictures, labels) in enumerate(progress):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(step / (steps * epochs))
-        loss = F.cross_entropy(model(normalized(pictures))["linear"], labels)
-        if not loss.isfinite():
-            raise InputError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
+    model = wrap_ddp(classifier, device)
+    trainer = AccumulatingTrainer(model, loader, optimizer, 1, amp_dtype(recipe.amp), recipe.seed)
+    checkpointer = Checkpointer(model, str(output_dir), trainer=trainer)
+
+    def evaluate() -> dict[str, float]:
+        errors = {"error/val": error_rate(classifier, val, num_workers=num_workers)}
+        history = trainer.storage.histories().get("batch_error")
+        if history is not None:  # a run that is resumed at its very end has made no step
+            errors["error/train"] = history.avg(steps)
+        return errors
+
+    check_recipe(recipe, output_dir)
+    max_iter = steps * recipe.epochs
+    main = comm.is_main_process()
+    if main:
+        write_atomically(output_dir / _RECIPE, json.dumps(asdict(recipe), indent=2) + "\n")
+        writers = (
+            [JSONWriter(str(output_dir / "metrics.json"))]
+            if quiet
+            else build_writers(str(output_dir), max_iter)
+        )
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=SCHEDULES[recipe.schedule]),
+            hooks.PeriodicCheckpointer(checkpointer, steps, max_iter, max_to_keep=1)
+            if main
+            else None,
+            *interruptible_evaluation(checkpointer, steps, evaluate),
+            *more_hooks,
+            # Of what an epoch has measured, each writing takes the last.
+            hooks.PeriodicWriter(writers, min(20, steps)) if main else None,
+        ]
+    )
+    checkpointer.resume_or_load("", resume=resume)
+    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    loader.start = start_iter
+    with closing(loader):
+        trainer.train(start_iter, max_iter)
+    return _write_outcome(recipe, output_dir, classifier) if main else {}
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, crops: ObjectCrops, batch_size: int = 100) -> float:
-    """Part of crops whose class has the highest score, from 0 to 1."""
-    model.eval()
-    places = [(0, i) for i in range(len(crops))]
-    batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
-    right = 0
-    for pictures, labels in DataLoader(crops, batch_sampler=batches):
-        right += (model(normalized(pictures))["linear"].argmax(1) == labels).sum().item()
-    return right / len(crops)
+def error_rate(
+    classifier: Classifier, pictures: Dataset, batch_size: int = 100, num_workers: int = 0
+) -> float:
+    """Percentage of pictures whose class has not the highest score, over all processes.
+
+    Args:
+        classifier: evaluated in eval mode, and left in the mode that it was in.
+        pictures: as :mod:`gn_det.data.pictures` has them.
+        batch_size: of the evaluation.
+        num_workers: loading processes.
+    """
+    wrong = total = 0
+    loader = DataLoader(
+        pictures,
+        batch_size,
+        sampler=InferenceSampler(len(pictures)),
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    with inference_context(classifier):
+        for samples in loader:
+            scores = classifier.scores(torch.stack([sample["image"] for sample in samples]))
+            labels = torch.tensor([sample["label"] for sample in samples], device=scores.device)
+            wrong += (scores.argmax(1) != labels).sum().item()
+            total += len(labels)
+    counts = comm.all_gather((wrong, total))
+    return 100 * sum(w for w, _ in counts) / sum(t for _, t in counts)
 
 
-def normalized(pictures: Tensor) -> Tensor:
-    """(N, 3, H, W) BGR pictures with values from 0 to 255, as a detector normalises them."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    return (pictures - mean) / std
+def check_recipe(recipe: ClassifierRecipe, folder: Path) -> None:
+    """Check that the run in a folder, if there is one, began with this recipe.
+
+    Raises:
+        InputError: it did not, naming the settings that differ.
+    """
+    file = folder / _RECIPE
+    if not file.exists():
+        return
+    before, now = json.loads(file.read_text()), asdict(recipe)
+    changed = ", ".join(
+        f"{key} {before.get(key)} ({now[key]} now)" for key in now if now[key] != before.get(key)
+    )
+    if changed:
+        raise InputError(f"{folder} began with {changed}; leave it so, or name another folder")
 
 
-def _epochs(size: int, batch_size: int, epochs: int, seed: int) -> Iterator[list[tuple[int, int]]]:
-    generator = torch.Generator().manual_seed(seed)
-    for epoch in range(epochs):
-        order = torch.randperm(size, generator=generator).tolist()
-        for start in range(0, size - batch_size + 1, batch_size):
-            yield [(epoch, i) for i in order[start : start + batch_size]]
+def read_classifier(folder: Path) -> tuple[ClassifierRecipe, Classifier]:
+    """A trained classifier and its recipe, from the folder of :func:`train_classifier`.
+
+    Raises:
+        InputError: there is no finished classifier.
+    """
+    try:
+        recipe = ClassifierRecipe(**json.loads((folder / _RECIPE).read_text()))
+        results = json.loads((folder / "results.json").read_text())
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{folder} has no finished classifier of tools/train_classifier.py"
+        ) from error
+    classifier = recipe.build(results["num_classes"])
+    Checkpointer(classifier).load(str(folder / "model_final.pth"))
+    return recipe, classifier
+
+
+def _as_it_is(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample
+
+
+def _write_outcome(
+    recipe: ClassifierRecipe, output_dir: Path, classifier: Classifier
+) -> dict[str, float]:
+    metrics = read_metrics(output_dir / "metrics.json")
+    errors = [value for _, value in sorted(metrics["error/val"].items())]
+    results = {
+        "val_error": statistics.median(errors[-_LAST_EPOCHS:]),
+        "train_error": metrics["error/train"][max(metrics["error/train"])],
+        "num_classes": classifier.backbone.linear.out_features,
+    }
+    weights = {
+        key: value
+        for key, value in classifier.backbone.state_dict().items()
+        if not key.startswith("linear.")
+    }
+    backbone = output_dir / "backbone.pth"
+    backbone.unlink(missing_ok=True)  # of this run, killed before its results were written
+    backbone.with_suffix(".yaml").unlink(missing_ok=True)
+    write_backbone(backbone, weights, _detector_config(recipe))
+    write_atomically(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _detector_config(recipe: ClassifierRecipe) -> dict[str, Any]:
+    """What a detector has to share with the classifier."""
+    config: dict[str, Any] = {
+        "INPUT.FORMAT": "BGR",
+        "MODEL.PIXEL_MEAN": list(PIXEL_MEAN),
+        "MODEL.PIXEL_STD": list(PIXEL_STD),
+    }
+    if recipe.network in ("resnet18", "resnet34", "resnet50", "resnet101"):
+        depth = int(recipe.network.removeprefix("resnet"))
+        config |= {
+            "MODEL.RESNETS.DEPTH": depth,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if depth < 50 else 256,
+            "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        }
+    return config

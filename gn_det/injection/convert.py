@@ -23,9 +23,9 @@ from gn_det.injection.weight_standardization import check_standardizable, standa
 from gn_det.layers import (
     FusedGroupNorm,
     FusedGroupNormAct,
-    default_num_groups,
     give_norm,
     insert_norm,
+    num_groups_of,
 )
 from gn_det.utils import nearest
 
@@ -154,14 +154,10 @@ def _what_is_there(model: nn.Module, there: Counter[str]) -> str:
 def _norm_for(slot: Slot, num_groups: int | None, channels_per_group: int | None) -> FusedGroupNorm:
     old, conv = slot.norm, slot.conv
     channels = conv.out_channels if old is None else num_channels(old)
-    if channels_per_group is not None:
-        groups = channels // default_num_groups(channels, at_most=channels_per_group)
-    elif num_groups is not None:
-        groups = default_num_groups(channels, at_most=num_groups)
-    elif isinstance(old, nn.GroupNorm):
+    if isinstance(old, nn.GroupNorm) and num_groups is None and channels_per_group is None:
         groups = old.num_groups
     else:
-        groups = default_num_groups(channels)
+        groups = num_groups_of(channels, num_groups, channels_per_group)
     tensors = chain.from_iterable(
         (*module.parameters(), *module.buffers()) for module in (conv, old) if module is not None
     )

@@ -1,7 +1,7 @@
 """nn.Modules over gn_det.ops. Those for Detectron2's blocks are in detectron2_blocks.py."""
 
 from .conv_norm import FusedReLU, give_norm
-from .group_norm import FusedGroupNorm, FusedGroupNormAct, default_num_groups
+from .group_norm import FusedGroupNorm, FusedGroupNormAct, default_num_groups, num_groups_of
 from .tower import GNTower, insert_norm
 from .weight_standardization import WeightStandardized
 
@@ -14,4 +14,5 @@ __all__ = [
     "default_num_groups",
     "give_norm",
     "insert_norm",
+    "num_groups_of",
 ]

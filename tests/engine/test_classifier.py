@@ -1,72 +1,151 @@
-"""Classifiers whose backbone a detector starts from."""
+"""Training classifiers by the paper's recipe."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from detectron2.engine import HookBase
 from torch.utils.data import Dataset
 
-from gn_det import FusedGroupNorm, InputError
-from gn_det.engine.classifier import accuracy, build_classifier, normalized, train_classifier
+from gn_det import InputError
+from gn_det.analysis.curves import read_metrics
+from gn_det.engine import classifier as engine
+from gn_det.engine.classifier import (
+    SCHEDULES,
+    ClassifierRecipe,
+    error_rate,
+    read_classifier,
+    train_classifier,
+)
+from gn_det.engine.termination import TERMINATED
+from gn_det.modeling.classifiers import build_classifier
+
+SMALL = {"data": "colours", "network": "resnet8", "norm": "GN", "epochs": 3, "ims_per_gpu": 8}
 
 
-class Coloured(Dataset):
-    """Pictures of one of two colours, which is their class."""
+class Colours(Dataset):
+    """Pictures of one of two colours, which is their class; noisy in training."""
+
+    classes = ("dark", "bright")
+
+    def __init__(self, size: int, length: int = 44) -> None:
+        self.size = size
+        self.length = length
 
     def __len__(self) -> int:
-        return 40
+        return self.length
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        label = item[1] % 2
-        return torch.full((3, 8, 8), 200.0 if label else 50.0), label
-
-
-class Linear(nn.Module):
-    """Scores from the mean of each channel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores = nn.Linear(3, 2)
-
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        return {"linear": self.scores(pictures.mean((2, 3)))}
+    def __getitem__(self, index: int) -> dict:
+        label = index % 2
+        image = torch.full((3, self.size, self.size), 200.0 if label else 50.0)
+        return {"image": image + torch.randn(()), "label": label, "file_name": f"{index}"}
 
 
-def test_what_can_be_told_apart_is_learnt_and_again_the_same() -> None:
-    weights = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        model = Linear()
-        train_classifier(model, Coloured(), epochs=3, batch_size=4, lr=0.8)
-        assert accuracy(model, Coloured(), batch_size=7) == 1.0
-        weights.append(model.scores.weight)
-    assert torch.equal(*weights)
+@pytest.fixture(autouse=True)
+def colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        engine, "load_pictures", lambda data, size: (Colours(size or 8), Colours(size or 8, 7))
+    )
 
 
-def test_too_few_pictures_and_a_loss_that_is_not_finite_are_errors() -> None:
-    with pytest.raises(InputError, match="40 objects do not make a batch of 64"):
-        train_classifier(Linear(), Coloured(), epochs=1, batch_size=64)
-    broken = Linear()
-    nn.init.constant_(broken.scores.bias, torch.nan)
-    with pytest.raises(InputError, match="the loss is nan at step 0"):
-        train_classifier(broken, Coloured(), epochs=1, batch_size=4)
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "model_final.pth", weights_only=True)["model"]
 
 
-@pytest.mark.parametrize(("depth", "norms"), [(18, 20), (50, 53)])
-@pytest.mark.parametrize("norm", ["BN", "GN"])
-def test_the_networks_are_detectron2s_with_their_norm(depth: int, norms: int, norm: str) -> None:
-    model = build_classifier(depth, norm, num_classes=3)
-    kinds = [type(m) for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]
-    assert len(kinds) == norms
-    assert (kinds[0] is FusedGroupNorm) == (norm == "GN")
-    assert model.eval()(torch.zeros(1, 3, 32, 32))["linear"].shape == (1, 3)
-    if depth == 50:  # as FAIR's GN models have it
-        assert model.res3[0].conv2.stride == (2, 2)
+def test_what_can_be_told_apart_is_learnt_and_again_the_same(tmp_path: Path) -> None:
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+        results = train_classifier(ClassifierRecipe(**SMALL), tmp_path / name, quiet=True)
+        assert results["val_error"] == 0 and results["train_error"] < 50
+    once, again = weights_of(tmp_path / "once"), weights_of(tmp_path / "again")
+    assert all(torch.equal(value, again[key]) for key, value in once.items())
+    errors = read_metrics(tmp_path / "once" / "metrics.json")
+    assert len(errors["error/val"]) == len(errors["error/train"]) == 3
+    _, loaded = read_classifier(tmp_path / "once")
+    assert error_rate(loaded, Colours(8)) == 0
 
 
-def test_pictures_are_normalised_as_a_detectors(tmp_path: Path) -> None:
-    picture = torch.tensor([103.53, 116.28, 123.675]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
-    torch.testing.assert_close(normalized(picture), torch.zeros(1, 3, 2, 2), atol=1e-6, rtol=0)
+class Terminate(HookBase):
+    """SIGTERM in a step."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    recipe = ClassifierRecipe(**SMALL)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    train_classifier(recipe, tmp_path / "whole", quiet=True)
+    with pytest.raises(SystemExit) as ended:
+        train_classifier(recipe, tmp_path / "parts", quiet=True, more_hooks=[Terminate(6)])
+    assert ended.value.code == TERMINATED and not (tmp_path / "parts/results.json").exists()
+    train_classifier(recipe, tmp_path / "parts", quiet=True, resume=True)
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+def test_a_run_goes_on_with_its_own_recipe_alone(tmp_path: Path) -> None:
+    train_classifier(ClassifierRecipe(**{**SMALL, "epochs": 1}), tmp_path, quiet=True)
+    with pytest.raises(InputError, match=r"began with epochs 1 \(3 now\), lr 0.1 \(0.2 now\)"):
+        train_classifier(ClassifierRecipe(**SMALL, lr=0.2), tmp_path, quiet=True, resume=True)
+
+
+def test_the_learning_rate_is_the_papers(tmp_path: Path) -> None:
+    steps = SCHEDULES["steps"]
+    factors = [steps(epoch / 100) for epoch in (0, 29, 30, 59, 60, 89, 90, 99)]
+    assert factors == [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    assert SCHEDULES["cosine"](0.1) == pytest.approx(math.cos(math.pi * 0.05) ** 2)
+    train_classifier(ClassifierRecipe(**{**SMALL, "epochs": 1}), tmp_path, quiet=True)
+    lr = read_metrics(tmp_path / "metrics.json")["lr"]
+    assert max(lr.values()) <= 0.1 * 8 / 32
+
+
+def test_every_parameter_decays_as_the_papers_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *a, **k: seen.append(sgd(*a, **k)) or seen[-1])
+    train_classifier(ClassifierRecipe(**{**SMALL, "epochs": 1}), tmp_path, quiet=True)
+    (group,) = seen[0].param_groups
+    assert group["weight_decay"] == 1e-4
+    assert len(group["params"]) == len([*build_classifier("resnet8", "GN", 2).parameters()])
+
+
+def test_the_error_is_the_median_of_the_last_five_epochs(tmp_path: Path) -> None:
+    recipe = ClassifierRecipe(**{**SMALL, "epochs": 7, "ims_per_gpu": 22})
+    results = train_classifier(recipe, tmp_path, quiet=True)
+    errors = [e for _, e in sorted(read_metrics(tmp_path / "metrics.json")["error/val"].items())]
+    assert len(errors) == 7 and results["val_error"] == sorted(errors[2:])[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ims_per_gpu": 64}, "44 pictures do not make a step of 64"),
+        ({"epochs": 0}, "epochs 0, ims_per_gpu 8"),
+        ({"lr": 1e9}, "the loss is not finite"),
+        ({"norm": "BN", "num_groups": 4}, "num_groups 4"),
+    ],
+)
+def test_what_cannot_be_trained_is_an_error(change: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        train_classifier(ClassifierRecipe(**{**SMALL, **change}), tmp_path, quiet=True)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_what_is_not_finished_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(json.dumps({"data": "digits"}))
+    with pytest.raises(InputError, match="has no finished classifier of tools/train_classifier"):
+        read_classifier(tmp_path)

@@ -9,19 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
-from helpers import ROOT, folder_flags
+from helpers import ROOT, run_program
 
 from gn_det import InputError
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
+from gn_det.engine.classifier import read_classifier
 
 PROGRAM = "tools/train_classifier.py"
 
 
 def flags(shapes: Path, output: Path, norm: str) -> list[object]:
     return [
-        output, "--norm", norm, *folder_flags(shapes),
-        "--size", 32, "--batch-size", 4, "--lr", 0.01,
+        output, "--network", "resnet18", "--norm", norm, "--data", shapes,
+        "--size", 32, "--ims-per-gpu", 4, "--lr", 0.08, "--epochs", 1, "--schedule", "cosine",
     ]  # fmt: skip
 
 
@@ -29,23 +30,55 @@ def flags(shapes: Path, output: Path, norm: str) -> list[object]:
 def test_a_detector_starts_from_every_tensor_of_the_backbone(
     norm: str, recipe: str, shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:
-    output = tmp_path / "weights.pth"
-    call_main(PROGRAM, *flags(shapes, output, norm))
-    model = build_model(load_config(ROOT / f"configs/compare/{recipe}.yaml"))
+    call_main(PROGRAM, *flags(shapes, tmp_path / "run", norm))
+    backbone = tmp_path / "run" / "backbone.pth"
+    both = tmp_path / "both.yaml"
+    both.write_text(f"_BASE_: [{ROOT}/configs/compare/{recipe}.yaml, run/backbone.yaml]\n")
+    cfg = load_config(both)
+    assert cfg.MODEL.WEIGHTS == str(backbone)
+    model = build_model(cfg)
     Checkpointer(model, trainer=torch.optim.SGD(model.parameters(), lr=1.0)).load(
-        str(output), checkpointables=[]
+        cfg.MODEL.WEIGHTS, checkpointables=[]
     )
-    written = torch.load(output, weights_only=True)["model"]
+    written = torch.load(backbone, weights_only=True)["model"]
     body = model.backbone.bottom_up.state_dict()
     assert body.keys() <= written.keys()
     assert all(torch.equal(value, written[key]) for key, value in body.items())
-    settings = json.loads(output.with_suffix(".json").read_text())
-    assert settings["norm"] == norm and 0 <= settings["held-out accuracy"] <= 1
+    assert json.loads((tmp_path / "run/recipe.json").read_text())["norm"] == norm
+    assert 0 <= json.loads((tmp_path / "run/results.json").read_text())["val_error"] <= 100
 
 
-def test_weights_that_are_there_are_kept(shapes: Path, tmp_path: Path, call_main: Callable) -> None:
-    output = tmp_path / "weights.pth"
-    output.write_text("mine")
-    with pytest.raises(InputError, match=r"weights\.pth exists; remove it"):
-        call_main(PROGRAM, *flags(shapes, output, "GN"))
-    assert output.read_text() == "mine"
+def test_a_finished_run_is_kept(shapes: Path, tmp_path: Path, call_main: Callable) -> None:
+    call_main(PROGRAM, *flags(shapes, tmp_path / "run", "GN"))
+    before = (tmp_path / "run" / "model_final.pth").read_bytes()
+    with pytest.raises(InputError, match="holds a run already; --resume goes on"):
+        call_main(PROGRAM, *flags(shapes, tmp_path / "run", "BN"))
+    with pytest.raises(InputError, match=r"began with norm GN \(BN now\)"):
+        call_main(PROGRAM, *flags(shapes, tmp_path / "run", "BN"), "--resume")
+    assert (tmp_path / "run" / "model_final.pth").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_processes_share_the_pictures_and_synchronise_what_is_to_be(tmp_path: Path) -> None:
+    done = run_program(
+        PROGRAM, tmp_path / "run", "--data", "digits", "--network", "resnet8", "--norm", "SyncBN",
+        "--epochs", 1, "--num-gpus", 2, "--device", "cpu", "--num-workers", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "resnet8 with SyncBN: validation error" in done.stdout
+    iterations = [
+        json.loads(line)["iteration"]
+        for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()
+    ]
+    assert max(iterations) in (1437 // 64 - 1, 1437 // 64)
+    read_classifier(tmp_path / "run")
+
+
+def test_mixed_precision_on_the_cpu_and_a_missing_gpu_are_one_line(tmp_path: Path) -> None:
+    for more, message in (
+        (["--amp"], "mixed precision needs a GPU"),
+        (["--device", "cuda:7"], "device cuda:7 is asked for"),
+    ):
+        done = run_program(PROGRAM, tmp_path / "run", "--data", "digits", "--device", "cpu", *more)
+        assert done.returncode == 2 and message in done.stderr
+        assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

@@ -1,0 +1,76 @@
+"""What the pictures and files of numbers have in common."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+__all__ = ["csv_text", "deviation", "mean_and_deviation", "new_figure", "plot_mean"]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure that needs no display; width and height are in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Comma-separated values, a line for each row."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def mean_and_deviation(values: Sequence[float], runs: int) -> str:
+    """Mean ± sample standard deviation over those of some runs that finished.
+
+    Args:
+        values: of the runs that did.
+        runs: how many there are.
+    """
+    if not runs:
+        return ""
+    if not values:
+        return f"0 of {runs} finished"
+    bounds = f" ± {deviation(values):.1f}" if len(values) > 1 else ""
+    missing = f" ({len(values)} of {runs} finished)" if len(values) < runs else ""
+    return f"{statistics.mean(values):.1f}{bounds}{missing}"
+
+
+def plot_mean(
+    axes: Axes, curves: Sequence[Mapping[int, float]], label: str, linestyle: str
+) -> None:
+    """Draw the mean of curves where all have a value, and their deviation in a lighter tone.
+
+    Args:
+        axes: to draw into.
+        curves: value by place, one for each seed.
+        label, linestyle: of the line.
+    """
+    values: dict[int, list[float]] = {}
+    for curve in curves:
+        for place, value in curve.items():
+            values.setdefault(place, []).append(value)
+    places = sorted(place for place, found in values.items() if len(found) == len(curves))
+    means = [statistics.mean(values[place]) for place in places]
+    spreads = [deviation(values[place]) for place in places]
+    marker = "o" if len(places) < 20 else None
+    (line,) = axes.plot(places, means, label=label, marker=marker, linestyle=linestyle)
+    low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
+    high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+    axes.fill_between(places, low, high, alpha=0.15, color=line.get_color())

@@ -1,0 +1,160 @@
+"""Training several classifiers, and going on with what was interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from detectron2.engine import HookBase
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
+from tqdm import tqdm
+
+from gn_det.analysis.sweep_report import Trained, read_error_curves
+from gn_det.data.pictures import load_pictures
+from gn_det.engine.classifier import ClassifierRecipe, check_recipe, train_classifier
+from gn_det.engine.comparison import locked
+from gn_det.engine.launch import check_device
+from gn_det.errors import InputError
+from gn_det.utils import make_folder
+
+__all__ = ["add_sweep_arguments", "run_sweep"]
+
+
+def no_hooks(folder: Path) -> tuple[HookBase, ...]:
+    """None besides the usual."""
+    return ()
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --output, --seeds and --jobs."""
+    parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, which share the cores of the CPU"
+    )
+
+
+def run_sweep(
+    recipes: Mapping[str, ClassifierRecipe],
+    args: argparse.Namespace,
+    hooks_of: Callable[[Path], Sequence[HookBase]] = no_hooks,
+) -> list[Trained]:
+    """Train classifiers, each in a folder of ``output/runs``; finished ones are not trained again.
+
+    Args:
+        recipes: by the name of their run.
+        args: with output, which one sweep at a time may use, jobs, device and num_workers.
+        hooks_of: by the folder of a run, what hooks it has besides the usual.
+
+    Returns:
+        What each reached, or why it did not finish, as where its loss was not finite.
+
+    Raises:
+        InputError: bad data or recipes, another sweep is at work in the folder, or a process was
+            killed.
+    """
+    output, jobs = args.output, args.jobs
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: at least 1")
+    check_device(args.device)
+    first = next(iter(recipes.values()))
+    print(json.dumps(asdict(first), indent=2))
+    num_classes = len(load_pictures(first.data, first.size)[0].classes)
+    for recipe in recipes.values():
+        recipe.build(num_classes)
+    outcomes: dict[str, dict[str, float] | str] = {}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with locked(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
+        waiting = []
+        for name, recipe in recipes.items():
+            results = output / "runs" / name / "results.json"
+            if results.exists():
+                outcomes[name] = _finished(results, recipe)
+                progress.update()
+            else:
+                waiting.append((name, recipe))
+        # Fresh processes, as one that has used a GPU or many threads cannot be forked.
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_the_sweep) as pool:
+            futures = {
+                pool.submit(_train, recipe, output / "runs" / name, threads, args, hooks_of): name
+                for name, recipe in waiting
+            }
+            try:
+                for future in as_completed(futures):
+                    name = futures[future]
+                    outcomes[name] = future.result()
+                    if isinstance(outcomes[name], str):
+                        progress.write(f"{name} failed: {outcomes[name]}")
+                    progress.update()
+            except BrokenProcessPool as error:
+                raise InputError(
+                    "a process was killed, often for want of memory; with fewer --jobs this goes "
+                    "on where it was interrupted"
+                ) from error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return [
+        _trained(recipe, outcomes[name], output / "runs" / name) for name, recipe in recipes.items()
+    ]
+
+
+def _end_with_the_sweep() -> None:
+    """Let a process save a checkpoint and end where the one that has started it is killed."""
+    _prctl_pr_set_pdeathsig(signal.SIGTERM)
+
+
+def _finished(results: Path, recipe: ClassifierRecipe) -> dict[str, float]:
+    check_recipe(recipe, results.parent)
+    return json.loads(results.read_text())
+
+
+def _train(
+    recipe: ClassifierRecipe,
+    folder: Path,
+    threads: int,
+    args: argparse.Namespace,
+    hooks_of: Callable[[Path], Sequence[HookBase]],
+) -> dict[str, float] | str:
+    torch.set_num_threads(threads)
+    logging.getLogger("detectron2").addHandler(logging.NullHandler())  # the outcome says it
+    make_folder(folder)
+    try:
+        return train_classifier(
+            recipe,
+            folder,
+            args.device,
+            resume=True,
+            num_workers=args.num_workers,
+            quiet=True,
+            more_hooks=hooks_of(folder),
+        )
+    except InputError as error:
+        return str(error)
+
+
+def _trained(recipe: ClassifierRecipe, outcome: dict[str, float] | str, folder: Path) -> Trained:
+    reached = (
+        {"failure": outcome}
+        if isinstance(outcome, str)
+        else {name: outcome[name] for name in ("val_error", "train_error")}
+    )
+    return Trained(
+        recipe.norm,
+        recipe.num_groups,
+        recipe.channels_per_group,
+        recipe.ims_per_gpu,
+        recipe.seed,
+        curves=read_error_curves(folder),
+        **reached,
+    )

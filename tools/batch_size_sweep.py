@@ -1,0 +1,62 @@
+"""Error against images a step for several norms (Wu & He 2018, figure 1 and table 2).
+
+Every norm trains at every number of images with every seed; all see each picture as often, at a
+learning rate in proportion. What is interrupted goes on when this is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
+from gn_det.analysis.sweep_report import (
+    describe_degradation,
+    error_table,
+    plot_error_by_batch,
+    plot_error_curves,
+    trained_csv,
+)
+from gn_det.engine.classifier_arguments import add_recipe_arguments, recipe_of
+from gn_det.engine.command import run_command
+from gn_det.engine.sweep import add_sweep_arguments, run_sweep
+from gn_det.modeling.classifiers import NORMS
+from gn_det.utils import write_atomically
+
+
+def main() -> int:
+    args = parse_arguments()
+    recipes = {
+        f"{norm}-{ims_per_gpu}ims-seed{seed}": recipe_of(
+            args,
+            norm=norm,
+            ims_per_gpu=ims_per_gpu,
+            seed=seed,
+            **({} if norm == "GN" else {"num_groups": None, "channels_per_group": None}),
+        )
+        for seed in args.seeds
+        for ims_per_gpu in args.ims_per_gpu
+        for norm in args.norms
+    }
+    trained = run_sweep(recipes, args)
+    write_atomically(args.output / "errors.csv", trained_csv(trained))
+    plot_error_by_batch(trained, args.output / "error_by_batch.png")
+    plot_error_curves(trained, args.output / "error_curves.png")
+    table = error_table(trained, lambda t: t.norm, lambda t: t.ims_per_gpu, "images a step")
+    print(f"\nValidation error in percent:\n\n{table}\n\n{describe_degradation(trained)}\n")
+    print(f"{args.output}: errors.csv, error_by_batch.png, error_curves.png")
+    return 1 if any(t.failure for t in trained) else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--norms", nargs="+", choices=NORMS, default=["BN", "LN", "IN", "GN"])
+    parser.add_argument("--ims-per-gpu", nargs="+", type=int, default=[32, 16, 8, 4, 2])
+    add_sweep_arguments(parser)
+    add_recipe_arguments(parser, varied=["norm", "ims_per_gpu", "seed"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)

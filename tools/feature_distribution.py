@@ -1,0 +1,125 @@
+"""Percentiles of a layer's values over training, without a norm, with BN and with GN.
+
+By default of VGG-16's conv5_3, before its norm and ReLU (Wu & He 2018, figure 6); with --recipes,
+of any module of detectors. What is interrupted goes on when this is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils.logger import setup_logger
+
+from gn_det.analysis.feature_report import features_csv, plot_features, read_features
+from gn_det.checkpoint import check_weights_exist
+from gn_det.config import load_config
+from gn_det.data.datasets import register_folders
+from gn_det.data.seeding import seed_generators
+from gn_det.engine.classifier_arguments import add_recipe_arguments, recipe_of
+from gn_det.engine.command import run_command
+from gn_det.engine.feature_distribution import FeatureDistribution
+from gn_det.engine.launch import check_processes
+from gn_det.engine.run_data import check_config_data, set_data
+from gn_det.engine.schedule import resolve_schedule
+from gn_det.engine.start import check_start
+from gn_det.engine.sweep import run_sweep
+from gn_det.engine.trainer import Trainer
+from gn_det.errors import InputError
+from gn_det.modeling.classifiers import NORMS
+from gn_det.utils import make_folder, write_atomically
+
+FEATURES = "features.json"
+
+HooksOf = Callable[[Path], Sequence[HookBase]]
+
+
+def main() -> None:
+    args = parse_arguments()
+    train = train_detectors if args.recipes else train_classifiers
+    names = train(args, partial(recorders, module=args.module, records=args.records))
+    features = {name: read_features(args.output / "runs" / name / FEATURES) for name in names}
+    write_atomically(args.output / "features.csv", features_csv(features))
+    plot_features(features, args.module, args.output / "features.png")
+    print(f"{args.output}: features.csv, features.png")
+
+
+def recorders(folder: Path, module: str, records: int) -> list[HookBase]:
+    """What a run in a folder records."""
+    return [FeatureDistribution(folder / FEATURES, module, records)]
+
+
+def train_classifiers(args: argparse.Namespace, hooks_of: HooksOf) -> list[str]:
+    """Train a classifier for each norm; the names of the runs."""
+    if args.data is None:
+        raise InputError("say what to learn: --data digits, generated or a folder, or --recipes")
+    recipes = {norm: recipe_of(args, norm=norm) for norm in args.norms}
+    failed = [t for t in run_sweep(recipes, args, hooks_of) if t.failure]
+    if failed:
+        raise InputError("; ".join(f"{t.norm}: {t.failure}" for t in failed))
+    return args.norms
+
+
+def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> list[str]:
+    """Train a detector for each recipe, one after the other; the names of the runs."""
+    recipes: dict[str, CfgNode] = {}
+    for file in args.recipes:
+        cfg = resolve_schedule(load_config(file, args.opts), 1)
+        cfg.SEED = args.seed
+        cfg.OUTPUT_DIR = str(args.output / "runs" / Path(file).stem)
+        check_processes(
+            cfg.MODEL.DEVICE, args, cfg.SOLVER.IMS_PER_BATCH, amp=cfg.SOLVER.AMP.ENABLED
+        )
+        check_weights_exist(cfg.MODEL.WEIGHTS)
+        check_start(cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
+        data = check_config_data(args, cfg)
+        set_data(cfg, data)
+        recipes[Path(file).stem] = cfg
+    register_folders(data.folders)
+    for name in ("detectron2", "gn_det"):
+        setup_logger(name=name)
+    for cfg in recipes.values():
+        folder = Path(cfg.OUTPUT_DIR)
+        make_folder(folder)
+        if not (folder / "model_final.pth").exists():
+            seed_generators(cfg.SEED)
+            trainer = Trainer(cfg)
+            trainer.register_hooks(hooks_of(folder))
+            trainer.resume_or_load(resume=True)
+            trainer.train()
+    return [*recipes]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Config overrides for the --recipes, KEY VALUE ..., come last."
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
+    parser.add_argument("--norms", nargs="+", choices=NORMS, default=["none", "BN", "GN"])
+    parser.add_argument("--recipes", nargs="+", help="config files of detectors, in place of norms")
+    parser.add_argument(
+        "--module",
+        default="backbone.features.conv5_3",
+        help="whose output is recorded (default: %(default)s)",
+    )
+    parser.add_argument("--records", type=int, default=100, help="over the training")
+    for flag in ("--train", "--val"):
+        parser.add_argument(flag, nargs=2, metavar=("JSON", "IMAGES_DIR"), help="of --recipes")
+    parser.add_argument("--jobs", type=int, default=1, help="classifiers at a time")
+    add_recipe_arguments(parser, varied=["norm"], required=False)
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    parser.set_defaults(
+        network="vgg16", num_gpus=1, num_machines=1, eval_only=False, skip_bad_images=False
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,62 @@
+"""What BN makes of held-out pictures in training and in testing, beside GN, and under shifts.
+
+In training BN normalises by the batch, in testing by running averages of the training set; where
+the pictures shift, the two differ. GN computes the same in both (Wu & He 2018, section 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
+import torch
+
+from gn_det.analysis.shifts import gap_csv, gap_table, plot_gap, shifted_errors
+from gn_det.data.pictures import load_pictures
+from gn_det.engine.classifier import read_classifier
+from gn_det.engine.command import run_command
+from gn_det.engine.launch import check_device
+from gn_det.errors import InputError
+from gn_det.utils import make_folder, write_atomically
+
+
+def main() -> None:
+    args = parse_arguments()
+    if min(args.batch_sizes) < 1:
+        raise InputError(f"--batch-sizes {args.batch_sizes}: at least 1")
+    device = check_device(args.device)
+    make_folder(args.output)
+    errors = {}
+    for folder in args.classifiers:
+        recipe, classifier = read_classifier(folder)
+        name = f"{recipe.network} with {recipe.norm}"
+        if name in errors:
+            raise InputError(f"two of the classifiers are a {name}; give one of each norm")
+        print(f"{folder}: {name}, trained on {recipe.data} with seed {recipe.seed}")
+        _, held_out = load_pictures(recipe.data, recipe.size)
+        errors[name] = shifted_errors(classifier.to(device), held_out, args.batch_sizes)
+    write_atomically(args.output / "gap.csv", gap_csv(errors))
+    plot_gap(errors, args.output / "gap.png")
+    print(f"\nError in percent:\n\n{gap_table(errors)}\n\n{args.output}: gap.csv, gap.png")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "classifiers", nargs="+", type=Path, help="folders of train_classifier.py, or of a sweep"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of table and picture")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: %(default)s",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)
