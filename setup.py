@@ -34,6 +34,7 @@ setup(
             "packaging",
             "Pillow",
             "pycocotools>=2.0.2",
+            "safetensors",
             "setuptools<81",  # Detectron2 imports pkg_resources
             "tensorboard",
             "termcolor",
