@@ -88,7 +88,7 @@ def _pickled(weights: dict[str, Tensor]) -> dict[str, Any]:
 
 def _fragment(file: Path, config: Mapping[str, Any]) -> str:
     nested: dict[str, Any] = {}
-    for key, value in {**config, "MODEL.WEIGHTS": str(file)}.items():
+    for key, value in {**config, "MODEL.WEIGHTS": str(file), "VERSION": 2}.items():
         *parents, last = key.split(".")
         node = nested
         for parent in parents:

@@ -17,7 +17,7 @@ from gn_det.errors import InputError
 __all__ = ["read_weights"]
 
 
-def read_weights(file: str | Path) -> dict[str, Any]:
+def read_weights(file: str | Path, *, wrapped: bool = False) -> dict[str, Any]:
     """Read a weights file as Detectron2's checkpointer does, but for that nothing in it can run.
 
     ``.pkl`` is a file of Detectron2's model zoo, or of Detectron's (Caffe2), ``.pyth`` one of
@@ -26,6 +26,7 @@ def read_weights(file: str | Path) -> dict[str, Any]:
 
     Args:
         file: a local file.
+        wrapped: whether weights may also lie under "state_dict", where other programs put them.
 
     Returns:
         ``"model"``: tensors by name; ``"matching_heuristics"``: True where
@@ -40,6 +41,8 @@ def read_weights(file: str | Path) -> dict[str, Any]:
     read = {".pkl": _read_pkl, ".pyth": _read_pyth, ".safetensors": _read_safetensors}
     loaded = read.get(file.suffix, _read_pth)(file)
     model = loaded["model"]
+    if wrapped and isinstance(model, dict) and "state_dict" in model:
+        model = loaded["model"] = model["state_dict"]
     if not isinstance(model, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()
     ):

@@ -74,6 +74,7 @@ def test_the_fragment_is_plain_yaml_that_detectron2_takes_alone(
         "  PIXEL_STD: [58.395, 57.12, 57.375]\n"
         "  WEIGHTS: out/r18.pth\n"
         "INPUT: {FORMAT: RGB}\n"
+        "VERSION: 2\n"
     )
     assert yaml.safe_load(text)["MODEL"]["WEIGHTS"] == "out/r18.pth"
     cfg = get_cfg()
