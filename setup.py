@@ -35,6 +35,7 @@ setup(
             "Pillow",
             "pycocotools>=2.0.2",
             "scikit-learn",  # its handwritten digits
+            "safetensors",
             "setuptools<81",  # Detectron2 imports pkg_resources
             "tensorboard",
             "termcolor",

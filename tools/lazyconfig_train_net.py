@@ -28,6 +28,7 @@ from torch import nn
 from gn_det.checkpoint import Checkpointer, check_weights_exist
 from gn_det.config import load_lazy_config
 from gn_det.data.datasets import register_folders
+from gn_det.data.proposals import check_proposals
 from gn_det.data.train_loader import TrainLoader, build_train_loader
 from gn_det.engine.arguments import argument_parser
 from gn_det.engine.command import run_command
@@ -94,6 +95,8 @@ def run(args: argparse.Namespace, data: RunData) -> None:
     cfg = resolve_lazy_schedule(cfg, comm.get_world_size())
     set_data(cfg, data)
     register_folders(data.folders)
+    for loader in (cfg.dataloader.train, cfg.dataloader.test):
+        check_proposals(loader.dataset.get("proposal_files") or [])
     cfg.train.seed = set_up_process(
         written_folder(cfg.train.output_dir, args), cfg.train.get("seed", -1), resume=args.resume
     )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
+from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.weights_file import check_weights_exist
 from gn_det.errors import InputError
 from gn_det.layers import GNTower
@@ -21,17 +23,6 @@ from gn_det.utils import whole_file, write_atomically
 
 __all__ = ["Checkpointer"]
 
-# What Detectron2, torch and pickle raise on files that are none of theirs.
-_UNREADABLE = (
-    AttributeError,
-    EOFError,
-    ImportError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
 # Layers whose shape follows the number of classes: fine-tuning starts them anew.
 _CLASS_LAYERS = re.compile(r"predictor|cls_score|bbox_pred|score_lowres")
 
@@ -46,11 +37,14 @@ class Checkpointer(DetectionCheckpointer):
     tensor of the model and nothing else. For the start of a training
     (``load(path, checkpointables=[])``, as Detectron2 has it), what fits is taken, what did not
     come from the file is said, and a file is refused of which nothing fits or whose tensors have
-    other shapes (but for the layers that follow the number of classes).
+    other shapes (but for the layers that follow the number of classes). Files are read by
+    :func:`gn_det.checkpoint.reading.read_weights`, so nothing in them runs, and where one is
+    refused the model stays as it was.
 
     Raises:
-        InputError: from load, naming how many keys do not match and the first of them; from save,
-            where the file cannot be written, or the weights are not finite.
+        InputError: from load, naming what a file asked for beside tensors, or how many keys do not
+            match and the first of them; from save, where the file cannot be written, or the weights
+            are not finite.
     """
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -93,22 +87,21 @@ class Checkpointer(DetectionCheckpointer):
             raise InputError("there are no weights to load: set MODEL.WEIGHTS")
         check_weights_exist(path)
         self._path = path
-        return super().load(path, checkpointables, **kwargs)
+        try:
+            with _as_it_was_on_failure(self.model):
+                return super().load(path, checkpointables, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # which Detectron2 leaves after a failure
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
-            loaded = super()._load_file(filename)
-        except _UNREADABLE as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise InputError(f"{filename} cannot be read as weights: {first}") from error
-        model = loaded["model"]
-        if not isinstance(model, dict) or not all(
-            isinstance(value, (torch.Tensor, np.ndarray)) for value in model.values()
-        ):
-            found = _first(map(str, model)) if isinstance(model, dict) else type(model).__name__
+        loaded = read_weights(filename)
+        queries = parse_qs(self._parsed_url_during_load.query)
+        if queries.pop("matching_heuristics", ["False"]) == ["True"]:
+            loaded["matching_heuristics"] = True
+        if queries:
             raise InputError(
-                f"{filename} holds no weights under 'model' nor at its top, but {found}; save the "
-                "model's state_dict alone"
+                f"{self._path}: ?{self._parsed_url_during_load.query} is not known; "
+                "?matching_heuristics=True is"
             )
         return loaded
 
@@ -117,7 +110,12 @@ class Checkpointer(DetectionCheckpointer):
         for name, module in self.model.named_modules():
             if isinstance(module, GNTower):
                 module.remap(checkpoint["model"], f"{name}.")
-        return super()._load_model(checkpoint)
+        try:
+            return super()._load_model(checkpoint)
+        except (AssertionError, RuntimeError, ValueError) as error:  # of names that are ambiguous
+            raise InputError(
+                f"{self._path} does not fit the model: {' '.join(str(error).split())}"
+            ) from error
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         unexpected = incompatible.unexpected_keys
@@ -147,6 +145,20 @@ class Checkpointer(DetectionCheckpointer):
                 f"At their random start: {_by_part([*missing, *shapes])}. "
                 f"Not used: {_by_part(unexpected)}."
             )
+
+
+@contextmanager
+def _as_it_was_on_failure(model: nn.Module) -> Iterator[None]:
+    """Give a model its state back where loading fails.
+
+    What fits cannot be told before: modules fill in keys of their own while they load.
+    """
+    before = {key: value.to("cpu", copy=True) for key, value in model.state_dict().items()}
+    try:
+        yield
+    except BaseException:
+        model.load_state_dict(before)
+        raise
 
 
 def _first(keys: Iterable[str], most: int = 3) -> str:

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from gn_det.data.proposals import check_config_proposals
 from gn_det.data.seeding import seed_generators
 from gn_det.errors import InputError
 
@@ -105,6 +106,7 @@ class _Samples(Dataset):
 
 
 def _from_config(cfg: CfgNode, **kwargs: Any) -> dict[str, Any]:
+    check_config_proposals(cfg, "TRAIN", cfg.DATASETS.TRAIN)
     # TrainingSampler takes its seed from NumPy's generator.
     seed_generators(cfg.SEED)
     return {**_train_loader_from_config(cfg, **kwargs), "seed": cfg.SEED}

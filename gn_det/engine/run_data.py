@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from gn_det.data.datasets import CocoFolder, check_folder, check_registered, without_images
+from gn_det.data.proposals import check_config_proposals
 from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
 
@@ -119,8 +120,8 @@ def check_data(
 
 
 def check_config_data(args: argparse.Namespace, cfg: CfgNode) -> RunData:
-    """:func:`check_data` of the data sets that a YAML config names."""
-    return check_data(
+    """:func:`check_data` of the data sets that a YAML config names, and its proposals."""
+    data = check_data(
         args,
         cfg.DATASETS.TRAIN,
         cfg.DATASETS.TEST,
@@ -128,6 +129,10 @@ def check_config_data(args: argparse.Namespace, cfg: CfgNode) -> RunData:
         categories=cfg.DATASETS.CATEGORIES,
         masks=cfg.MODEL.MASK_ON,
     )
+    if not args.eval_only:
+        check_config_proposals(cfg, "TRAIN", data.train)
+    check_config_proposals(cfg, "TEST", data.test)
+    return data
 
 
 def set_data(cfg: CfgNode, data: RunData) -> None:

@@ -16,9 +16,11 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
+from torch.utils.data import DataLoader
 
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
+from gn_det.data.proposals import check_config_proposals
 from gn_det.data.train_loader import TrainLoader, build_train_loader
 from gn_det.engine.evaluation import build_evaluator
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
@@ -95,6 +97,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        check_config_proposals(cfg, "TEST", cfg.DATASETS.TEST)
+        return super().build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -158,6 +158,39 @@ def test_detectron2s_matching_heuristics_can_be_asked_for(tmp_path: Path) -> Non
     assert torch.equal(loaded["body"].weight, saved["body"].weight)
 
 
+def test_other_queries_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "weights.pth", model().state_dict())
+    with pytest.raises(InputError, match=r"\?heuristics=True is not known; \?matching_heuristics"):
+        Checkpointer(model()).load(f"{path}?heuristics=True")
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("missing", ["", "box_predictor.bias"])
+def test_a_file_that_does_not_fit_leaves_every_tensor_as_it_was(
+    tmp_path: Path, training: bool, missing: str
+) -> None:
+    other, kept = model(width=8), model()
+    state = {**model().state_dict(), "body.weight": other.state_dict()["body.weight"]}
+    state.pop(missing, None)
+    path = save(tmp_path / "weights.pth", state)
+    before = {key: value.clone() for key, value in kept.state_dict().items()}
+    checkpointer = Checkpointer(kept, **({"trainer": Trainer()} if training else {}))
+    with pytest.raises(InputError, match=r"body\.weight is \(8, 2\) in the file"):
+        checkpointer.resume_or_load(path, resume=False)
+    assert all(torch.equal(value, before[key]) for key, value in kept.state_dict().items())
+    checkpointer.resume_or_load(save(tmp_path / "good.pth", model().state_dict()), resume=False)
+    assert not torch.equal(kept["body"].weight, before["body.weight"])
+
+
+def test_names_that_fit_several_places_leave_every_tensor_as_it_was(tmp_path: Path) -> None:
+    kept = nn.ModuleDict({"a": model(), "b": model()})
+    before = {key: value.clone() for key, value in kept.state_dict().items()}
+    path = save(tmp_path / "weights.pth", model().state_dict())
+    with pytest.raises(InputError, match="one checkpoint key to multiple keys"):
+        Checkpointer(kept).load(f"{path}?matching_heuristics=True")
+    assert all(torch.equal(value, before[key]) for key, value in kept.state_dict().items())
+
+
 def saved(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.is_symlink()}
 

@@ -1,0 +1,233 @@
+"""ResNets of torchvision, timm, Detectron and Detectron2, told apart and renamed by their keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
+from torch import Tensor
+
+from gn_det.errors import InputError
+
+__all__ = ["ResNetBody", "build_body", "resnet_body", "to_detectron"]
+
+# The name by which a layout is known; a body may lie below others.
+_ANCHORS = {"torchvision": "layer1.0.conv1.weight", "Detectron2": "res2.0.conv1.weight"}
+# Whether blocks are bottlenecks, and blocks per stage.
+_DEPTHS = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+_EPS = 1e-5  # of BN in all of the layouts
+_BRANCHES = {"conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c", "shortcut": "branch1"}
+
+
+@dataclass(frozen=True)
+class ResNetBody:
+    """A ResNet without its classifier, as Detectron2 names and configures it.
+
+    Attributes:
+        layout: what it was written for: "torchvision" (timm's is the same), "Detectron" or
+            "Detectron2".
+        weights: by Detectron2's names.
+        resnets: by keys below MODEL.RESNETS, all that follows from names and shapes: the stride's
+            place in a bottleneck and the groups of GN do not.
+        dropped: names of the file that the body has no use for.
+    """
+
+    layout: str
+    weights: dict[str, Tensor]
+    resnets: dict[str, Any]
+    dropped: list[str]
+
+
+def resnet_body(checkpoint: Mapping[str, Any], prefix: str | None = None) -> ResNetBody:
+    """Find the ResNet in a checkpoint, and what Detectron2 must be told of it.
+
+    Args:
+        checkpoint: from :func:`gn_det.checkpoint.reading.read_weights`.
+        prefix: of the body's names, such as ``"encoder_q."``, where several are there.
+
+    Raises:
+        InputError: there is no ResNet of a known layout, several without a prefix, or one that
+            Detectron2's cannot hold, with the first names of what stands against it.
+    """
+    weights = checkpoint["model"]
+    detectron = checkpoint.get("__author__") == "Caffe2"
+    has_gn = any(name.endswith("_gn_s") for name in weights)
+    if detectron:
+        weights, _ = convert_c2_detectron_names(weights)
+    layout, prefix = _find(weights, prefix)
+    body, dropped = {}, []
+    for name, value in weights.items():
+        below = name.removeprefix(prefix)
+        if not name.startswith(prefix) or re.match(r"fc\.|.*num_batches_tracked$", below):
+            dropped.append(name)
+        elif layout == "torchvision":
+            body[_from_torchvision(below) or below] = value
+        elif re.match(r"(stem|res\d)\.", below):
+            body[below] = value
+        else:
+            dropped.append(name)
+    if detectron and not has_gn:
+        _add_statistics(body)
+    resnets = _inferred(body)
+    _check(body, resnets)
+    return ResNetBody("Detectron" if detectron else layout, body, resnets, dropped)
+
+
+def build_body(resnets: Mapping[str, Any]) -> ResNet:
+    """Detectron2's ResNet with outputs "res2" to "res5".
+
+    Args:
+        resnets: by keys below MODEL.RESNETS; others are Detectron2's defaults.
+    """
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    for key, value in resnets.items():
+        cfg.MODEL.RESNETS[key] = value
+    return build_resnet_backbone(cfg, ShapeSpec(channels=3))
+
+
+def to_detectron(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A body's weights by the blob names of FAIR's files (``conv1_w``, ``res2_0_branch2a_bn_s``).
+
+    As in these, a BN is a scale and a bias into which its statistics are folded; a GN keeps its
+    own.
+
+    Args:
+        weights: by Detectron2's names.
+    """
+    norm = "bn" if any(name.endswith("running_var") for name in weights) else "gn"
+    blobs = {}
+    for name, value in weights.items():
+        place, tensor = name.rsplit(".", 1)
+        if not place.endswith(".norm"):
+            blobs[f"{_blob(place)}_w"] = value
+        elif tensor == "weight":
+            blob = _blob(place.removesuffix(".norm"))
+            if blob == "conv1" and norm == "bn":
+                blob = "res_conv1"
+            scale, bias = value, weights[f"{place}.bias"]
+            if norm == "bn":
+                variance = weights[f"{place}.running_var"].double()
+                exact = value.double() / (variance + _EPS).sqrt()
+                mean = weights[f"{place}.running_mean"].double()
+                scale, bias = exact.to(value.dtype), (bias.double() - mean * exact).to(value.dtype)
+            blobs |= {f"{blob}_{norm}_s": scale, f"{blob}_{norm}_b": bias}
+    return blobs
+
+
+def _find(weights: Mapping[str, Tensor], prefix: str | None) -> tuple[str, str]:
+    """Layout and prefix of the only body, or of the one below prefix."""
+    found = {
+        name.removesuffix(anchor): layout
+        for layout, anchor in _ANCHORS.items()
+        for name in weights
+        if f".{name}".endswith(f".{anchor}")
+    }
+    if not found:
+        raise InputError(
+            f"no name of the weights ends in {' or '.join(_ANCHORS.values())}, as those of a "
+            f"ResNet would; they are {_first(weights)}"
+        )
+    if prefix is None and len(found) == 1:
+        (prefix,) = found
+    if prefix not in found:
+        asked = "there are several ResNets" if prefix is None else f"none is below {prefix!r}"
+        raise InputError(f"{asked}; name one with --prefix: {', '.join(map(repr, found))}")
+    return found[prefix], prefix
+
+
+def _from_torchvision(name: str) -> str | None:
+    """Detectron2's name, or None where there is none."""
+    pattern = r"(?:layer(\d)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.(\w+)"
+    match = re.fullmatch(pattern, name)
+    if match is None:
+        return None
+    stage, block, kind, number, tensor = match.groups()
+    place = f"res{int(stage) + 1}.{block}" if stage else "stem"
+    if kind == "downsample.":
+        norms = {"0": "", "1": ".norm"}
+        return f"{place}.shortcut{norms[number]}.{tensor}" if number in norms else None
+    return f"{place}.conv{number}{'.norm' if kind == 'bn' else ''}.{tensor}"
+
+
+def _add_statistics(body: dict[str, Tensor]) -> None:
+    """Give affine layers, which FAIR's BN is, the statistics with which FrozenBN is the same."""
+    for name, scale in list(body.items()):
+        if name.endswith(".norm.weight"):
+            place = name.removesuffix("weight")
+            body.setdefault(f"{place}running_mean", torch.zeros_like(scale))
+            body.setdefault(f"{place}running_var", torch.ones_like(scale) - _EPS)
+
+
+def _inferred(body: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What names and shapes say, by keys below MODEL.RESNETS."""
+    blocks = [
+        {m.group(1) for m in (re.match(rf"res{stage}\.(\d+)\.", name) for name in body) if m}
+        for stage in (2, 3, 4, 5)
+    ]
+    bottleneck = "res2.0.conv3.weight" in body
+    counts = tuple(map(len, blocks))
+    depth = _DEPTHS.get((bottleneck, counts))
+    if depth is None:
+        known = ", ".join(str(depth) for depth in _DEPTHS.values())
+        kind = "bottlenecks" if bottleneck else "basic blocks"
+        raise InputError(f"{counts} {kind} in res2 to res5 are no ResNet of depth {known}")
+    last, middle = ("conv3", body.get("res2.0.conv2.weight")) if bottleneck else ("conv2", None)
+    width = 64 if middle is None else middle.shape[1]
+    groups = 1 if middle is None else middle.shape[0] // width
+    norm = "FrozenBN" if any(name.endswith("running_mean") for name in body) else "GN"
+    return {
+        "DEPTH": depth,
+        "NORM": norm,
+        "NUM_GROUPS": groups,
+        "WIDTH_PER_GROUP": width,
+        "RES2_OUT_CHANNELS": body[f"res2.0.{last}.weight"].shape[0],
+    }
+
+
+def _check(body: Mapping[str, Tensor], resnets: Mapping[str, Any]) -> None:
+    with torch.device("meta"):
+        expected = build_body(resnets).state_dict()
+    shapes = [
+        f"{name} of {tuple(value.shape)} for {tuple(expected[name].shape)}"
+        for name, value in body.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
+    faults = [
+        ("has", [name for name in body if name not in expected]),
+        ("lacks", [name for name in expected if name not in body]),
+        ("has", shapes),
+    ]
+    described = [f"it {verb} {_first(names)}" for verb, names in faults if names]
+    if described:
+        raise InputError(
+            f"Detectron2's ResNet-{resnets['DEPTH']} cannot hold this one: {'; '.join(described)} "
+            "(deep stems, average pooling in shortcuts, squeeze-and-excitation and the like are "
+            "not in it)"
+        )
+
+
+def _blob(place: str) -> str:
+    """FAIR's name of a convolution: conv1, res2_0_branch2a."""
+    if place == "stem.conv1":
+        return "conv1"
+    stage, block, conv = place.split(".")
+    return f"{stage}_{block}_{_BRANCHES[conv]}"
+
+
+def _first(names: Any, most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

@@ -1,0 +1,116 @@
+"""Unpickling arrays and plain containers, and nothing that could run."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gn_det.errors import InputError
+
+__all__ = ["unpickle"]
+
+_KINDS = "?biufcSU"
+
+
+def unpickle(file: Path) -> Any:
+    """What a pickle holds, written by Python 3 or 2.
+
+    It may hold numbers, strings, bytes, lists, tuples, dicts, OrderedDicts, sets, and numpy's
+    arrays and scalars of numbers and strings. NumPy's own functions are not called on what the
+    file says: a forged dtype would make NumPy follow pointers from the file.
+
+    Args:
+        file: a local file.
+
+    Raises:
+        InputError: it asks for anything else, which is named (``posix.system``), or is no pickle.
+    """
+    try:
+        with open(file, "rb") as stream:
+            return _Unpickler(stream, encoding="latin1").load()
+    except _RefusedError as refused:
+        raise InputError(
+            f"{file} is refused: it asks for {refused}, and pickles are read that hold arrays "
+            "and plain containers only"
+        ) from refused
+    except Exception as error:  # whatever operands out of place make of pickle and NumPy
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{file} cannot be read as a pickle: {reason}") from error
+
+
+class _RefusedError(Exception):
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ADMITTED[module, name]
+        except KeyError:
+            raise _RefusedError(f"{module}.{name}") from None
+
+
+class _Dtype:
+    """np.dtype, whose state can say no more than the order of its bytes."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
+        if not isinstance(code, str) or np.dtype(code).kind not in _KINDS:
+            raise _RefusedError(f"numpy.dtype({str(code)[:20]!r})")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, order, *more = state
+        own = self.dtype.itemsize, self.dtype.alignment  # written for strings alone
+        if more not in ([None] * 3 + [*sizes, self.dtype.flags] for sizes in (own, (-1, -1))):
+            raise _RefusedError(f"numpy.dtype with the state {str(state)[:80]}")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array(np.ndarray):
+    """np.ndarray, whose dtype comes as one of the above."""
+
+    def __setstate__(self, state: tuple) -> None:
+        *version, shape, dtype, fortran, data = state
+        super().__setstate__((*version, shape, dtype.dtype, fortran, data))
+
+
+def _reconstruct(kind: type, shape: tuple, code: object) -> _Array:
+    if kind is not _Array or shape != (0,):
+        raise _RefusedError(f"an array of the shape {shape} before its content")
+    return _Array(shape, np.int8)
+
+
+def _frombuffer(data: bytes | bytearray, dtype: _Dtype, shape: tuple, order: str) -> _Array:
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).view(_Array)
+
+
+def _scalar(dtype: _Dtype, data: bytes | str) -> np.generic:
+    data = data.encode("latin1") if isinstance(data, str) else data
+    (scalar,) = np.frombuffer(data, dtype.dtype)
+    return scalar
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise _RefusedError(f"the encoding {encoding}")
+    return text.encode("latin1")
+
+
+_ADMITTED = {
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+}
+for _builtins in ("builtins", "__builtin__"):
+    _ADMITTED |= {(_builtins, kind.__name__): kind for kind in (bytes, frozenset, set)}
+for _core in ("numpy.core", "numpy._core"):
+    _ADMITTED |= {
+        (f"{_core}.multiarray", "_reconstruct"): _reconstruct,
+        (f"{_core}.multiarray", "scalar"): _scalar,
+        (f"{_core}.numeric", "_frombuffer"): _frombuffer,
+    }

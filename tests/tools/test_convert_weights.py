@@ -1,0 +1,350 @@
+"""tools/convert_weights.py: what it writes computes what the source computed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import build_resnet_backbone
+from helpers import ROOT
+from hostile import REFUSED, write_hostile
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gn_det import InputError
+from gn_det.checkpoint import Checkpointer
+from gn_det.checkpoint.backbone_file import write_backbone
+from gn_det.checkpoint.reading import read_weights
+from gn_det.checkpoint.resnet_layouts import build_body
+from gn_det.config import load_config
+
+PROGRAM = "tools/convert_weights.py"
+STAGES = ["res2", "res3", "res4", "res5"]
+BGR_MEAN, NO_STD = [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """With norms whose parameters and statistics all show, for inference."""
+    for module in model.modules():
+        for name in ("weight", "running_var"):
+            if module is not model and "Norm" in type(module).__name__ and hasattr(module, name):
+                nn.init.uniform_(getattr(module, name), 0.5, 1.5)
+        for name in ("bias", "running_mean"):
+            if "Norm" in type(module).__name__ and hasattr(module, name):
+                nn.init.normal_(getattr(module, name), std=0.1)
+    return model.eval()
+
+
+def their_features(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Of the four stages, in torchvision and timm."""
+    x = model.maxpool((model.relu if hasattr(model, "relu") else model.act1)(
+        model.bn1(model.conv1(x))
+    ))  # fmt: skip
+    features = []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        x = stage(x)
+        features.append(x)
+    return features
+
+
+def our_features(fragment: Path, x: Tensor, checkpointer: type = Checkpointer) -> list[Tensor]:
+    """Of Detectron2's ResNet with nothing but the fragment and what it names."""
+    cfg = load_config(fragment)
+    cfg.MODEL.RESNETS.OUT_FEATURES = STAGES
+    body = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    checkpointer(body).load(cfg.MODEL.WEIGHTS)
+    return [body(x)[stage] for stage in STAGES]
+
+
+@torch.no_grad()
+def same(expected: list[Tensor], actual: list[Tensor], tolerance: float = 1e-5) -> bool:
+    return all(
+        theirs.shape == ours.shape and (theirs - ours).norm() <= tolerance * theirs.norm()
+        for theirs, ours in zip(expected, actual, strict=True)
+    )
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(1, 3, 64, 96)
+
+
+SOURCES = {
+    "torchvision resnet18": lambda: torchvision.models.resnet18(weights=None),
+    "torchvision resnet50": lambda: torchvision.models.resnet50(weights=None),
+    "torchvision resnext50_32x4d": lambda: torchvision.models.resnext50_32x4d(weights=None),
+    "torchvision wide_resnet50_2": lambda: torchvision.models.wide_resnet50_2(weights=None),
+    "timm resnet50_gn": lambda: timm.create_model("resnet50_gn", pretrained=False),
+    "timm resnet34": lambda: timm.create_model("resnet34", pretrained=False),
+}
+SHAPES = {  # depth, norm, groups, width, channels of res2
+    "torchvision resnet18": (18, "FrozenBN", 1, 64, 64),
+    "torchvision resnet50": (50, "FrozenBN", 1, 64, 256),
+    "torchvision resnext50_32x4d": (50, "FrozenBN", 32, 4, 256),
+    "torchvision wide_resnet50_2": (50, "FrozenBN", 1, 128, 256),
+    "timm resnet50_gn": (50, "GN", 1, 64, 256),
+    "timm resnet34": (34, "FrozenBN", 1, 64, 64),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@torch.no_grad()
+def test_features_are_those_of_the_source(
+    name: str, ending: str, x: Tensor, tmp_path: Path, call_main: Callable,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source = randomized(SOURCES[name]())
+    file, output = tmp_path / f"theirs{ending}", tmp_path / f"ours{ending}"
+    state = source.state_dict()
+    save_file(state, file) if ending == ".safetensors" else torch.save(state, file)
+    call_main(PROGRAM, file, output)
+
+    cfg = load_config(output.with_suffix(".yaml"))
+    resnets = cfg.MODEL.RESNETS
+    assert SHAPES[name] == (
+        resnets.DEPTH, resnets.NORM, resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP,
+        resnets.RES2_OUT_CHANNELS,
+    )  # fmt: skip
+    assert (resnets.STRIDE_IN_1X1, cfg.INPUT.FORMAT) == (False, "RGB")
+    assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
+    assert same(their_features(source, x), our_features(output.with_suffix(".yaml"), x))
+
+    printed = capsys.readouterr().out
+    assert "torchvision (or timm)" in printed and "fc 2" in printed
+    assert "_BASE_: [recipe.yaml, ours.yaml]" in printed
+
+
+@torch.no_grad()
+def test_a_recipe_with_the_fragment_normalises_pictures_as_the_source_does(
+    tmp_path: Path, call_main: Callable
+) -> None:
+    torch.save(SOURCES["timm resnet50_gn"]().state_dict(), tmp_path / "theirs.pth")
+    call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.safetensors")
+    recipe = ROOT / "configs/coco/mask_rcnn_R_50_FPN_gn_1x.yaml"
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"_BASE_: [{recipe}, ours.yaml]\n")
+    cfg = load_config(config, ["MODEL.DEVICE", "cpu"])
+    model = build_model(cfg)
+    trainer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Checkpointer(model, trainer=trainer).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    body = model.backbone.bottom_up.state_dict()
+    written = read_weights(tmp_path / "ours.safetensors")["model"]
+    assert body.keys() == written.keys()
+    assert all(torch.equal(value, written[key]) for key, value in body.items())
+
+    rgb = torch.rand(3, 32, 32)
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
+    theirs = (rgb - mean) / std
+    ours = model.preprocess_image([{"image": rgb * 255}]).tensor[0]
+    assert cfg.INPUT.FORMAT == "RGB" and torch.allclose(theirs, ours, atol=1e-5)
+
+
+WRAPPED = {
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3, "arch": "resnet18"},
+    "model": lambda s: {"model": s, "iteration": 3},
+    "DDP": lambda s: {f"module.{key}": value for key, value in s.items()},
+    "MoCo": lambda s: {
+        "state_dict": {f"module.encoder_q.{key}": value for key, value in s.items()}
+        | {"module.queue": torch.ones(2)}
+    },
+    "detector": lambda s: (
+        {f"backbone.{key}": value for key, value in s.items()}
+        | {"neck.conv1.weight": torch.ones(2)}
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WRAPPED)
+@torch.no_grad()
+def test_wrappers_and_prefixes_are_seen_through(
+    way: str, x: Tensor, tmp_path: Path, call_main: Callable
+) -> None:
+    source = randomized(SOURCES["torchvision resnet18"]())
+    torch.save(WRAPPED[way](source.state_dict()), tmp_path / "theirs.pt")
+    call_main(PROGRAM, tmp_path / "theirs.pt", tmp_path / "ours.pth")
+    assert same(their_features(source, x), our_features(tmp_path / "ours.yaml", x))
+
+
+@torch.no_grad()
+def test_of_several_resnets_one_has_to_be_named(
+    x: Tensor, tmp_path: Path, call_main: Callable
+) -> None:
+    source, other = (randomized(SOURCES["torchvision resnet18"]()) for _ in range(2))
+    state = {f"q.{key}": value for key, value in source.state_dict().items()}
+    state |= {f"k.{key}": value for key, value in other.state_dict().items()}
+    torch.save(state, tmp_path / "theirs.pth")
+    arguments = [PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.pth"]
+    with pytest.raises(InputError, match=r"several ResNets; name one with --prefix: 'q\.', 'k\.'"):
+        call_main(*arguments)
+    with pytest.raises(InputError, match=r"none is below 'z\.'; name one"):
+        call_main(*arguments, "--prefix", "z.")
+    call_main(*arguments, "--prefix", "q.")
+    assert same(their_features(source, x), our_features(tmp_path / "ours.yaml", x))
+
+
+FAIR = [
+    ({"DEPTH": 50, "NORM": "GN", "STRIDE_IN_1X1": False}, []),
+    ({"DEPTH": 50, "NORM": "FrozenBN", "STRIDE_IN_1X1": True}, ["--stride-in-1x1", "true"]),
+    ({"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8, "STRIDE_IN_1X1": False}, []),
+    ({"DEPTH": 18, "NORM": "FrozenBN", "RES2_OUT_CHANNELS": 64}, []),
+]
+
+
+@pytest.mark.parametrize(("resnets", "flags"), FAIR, ids=["R-50-GN", "R-50", "X-50", "R-18"])
+@torch.no_grad()
+def test_there_and_back_through_fairs_layout_the_features_stay(
+    resnets: dict, flags: list[str], x: Tensor, tmp_path: Path, call_main: Callable
+) -> None:
+    source = randomized(build_body(resnets))
+    expected = list(source(x).values())
+    config = {f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}
+    write_backbone(tmp_path / "ours.pth", source.state_dict(), config)
+    trained = ["--input-format", "BGR", "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD]
+    stride = ["--stride-in-1x1", str(resnets.get("STRIDE_IN_1X1", False)).lower()]
+    fair = tmp_path / "fair.pkl"
+    call_main(
+        PROGRAM, tmp_path / "ours.pth", fair, "--layout", "detectron", *trained, *stride
+    )  # fmt: skip
+    # Detectron2 gives FAIR's affine layers a variance of 1, and FrozenBN adds its epsilon to that:
+    # 5e-6 a layer.
+    tolerance = 1e-3 if resnets.get("NORM") != "GN" else 1e-5
+    for checkpointer in (Checkpointer, DetectionCheckpointer):
+        actual = our_features(tmp_path / "fair.yaml", x, checkpointer)
+        assert same(expected, actual, tolerance)
+
+    back = tmp_path / "back.safetensors"
+    call_main(PROGRAM, fair, back, *flags)
+    cfg = load_config(tmp_path / "back.yaml")
+    assert cfg.INPUT.FORMAT == "BGR" and cfg.MODEL.PIXEL_MEAN == BGR_MEAN
+    assert cfg.MODEL.PIXEL_STD == NO_STD
+    assert resnets.items() <= dict(cfg.MODEL.RESNETS).items()
+    assert same(expected, our_features(tmp_path / "back.yaml", x))
+
+
+def test_the_blobs_are_named_as_in_fairs_files(tmp_path: Path, call_main: Callable) -> None:
+    for norm, resnets in (("gn", FAIR[0][0]), ("bn", FAIR[1][0])):
+        file = tmp_path / f"ours_{norm}.pkl"
+        write_backbone(file, build_body(resnets).state_dict(), {})
+        output = tmp_path / f"fair_{norm}.pkl"
+        call_main(
+            PROGRAM, file, output, "--layout", "detectron", "--input-format", "BGR",
+            "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD, "--stride-in-1x1", "false",
+        )  # fmt: skip
+        blobs = pickle.loads(output.read_bytes())["blobs"]
+        stem = {"gn": "conv1_gn", "bn": "res_conv1_bn"}[norm]
+        assert {
+            "conv1_w", f"{stem}_s", f"{stem}_b", "res2_0_branch1_w", f"res2_0_branch1_{norm}_s",
+            "res2_0_branch2a_w", f"res2_0_branch2a_{norm}_b", f"res5_2_branch2c_{norm}_s",
+        } <= blobs.keys()  # fmt: skip
+        assert len(blobs) == 53 * 3  # a weight, a scale and a bias for each convolution
+        assert all(isinstance(blob, np.ndarray) for blob in blobs.values())
+
+
+@torch.no_grad()
+def test_a_file_as_fair_wrote_it_is_converted(
+    x: Tensor, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = randomized(build_body(FAIR[0][0]))
+    write_backbone(tmp_path / "ours.pkl", source.state_dict(), {})
+    trained = ["--input-format", "BGR", "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD]
+    call_main(
+        PROGRAM, tmp_path / "ours.pkl", tmp_path / "fair.pkl", "--layout", "detectron", *trained,
+        "--stride-in-1x1", "false",
+    )  # fmt: skip
+    content = pickle.loads((tmp_path / "fair.pkl").read_bytes())
+    blobs = content["blobs"]
+    blobs |= {f"{name}_momentum": value for name, value in blobs.items()}
+    blobs |= {"pred_w": np.ones((1000, 2048), np.float32), "pred_b": np.ones(1000, np.float32)}
+    (tmp_path / "R-50-GN.pkl").write_bytes(pickle.dumps({**content, "cfg": "MODEL: {}"}, 2))
+    call_main(PROGRAM, tmp_path / "R-50-GN.pkl", tmp_path / "back.pth")
+    assert "2 (linear 2)" in capsys.readouterr().out
+    assert same(list(source(x).values()), our_features(tmp_path / "back.yaml", x))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet50d", r"ResNet-50 cannot hold this one: it has conv1\.0\.weight"),
+        ("seresnet50", r"it has layer1\.0\.se\.fc1\.weight, .* and 61 more"),
+        ("ecaresnet50t", "cannot hold"),
+        ("resnet26", r"\(2, 2, 2, 2\) bottlenecks in res2 to res5 are no ResNet of depth 18, 34"),
+        ("densenet121", r"no name of the weights ends in layer1\.0\.conv1\.weight or res2\.0"),
+    ],
+)
+def test_what_detectron2_cannot_hold_is_told(
+    name: str, message: str, tmp_path: Path, call_main: Callable
+) -> None:
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "theirs.pth")
+    with pytest.raises(InputError, match=message):
+        call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth"]
+
+
+def test_missing_and_misshapen_tensors_are_told(tmp_path: Path, call_main: Callable) -> None:
+    state = SOURCES["torchvision resnet18"]().state_dict()
+    del state["layer3.1.bn2.running_var"]
+    state["conv1.weight"] = torch.ones(64, 1, 7, 7)
+    torch.save(state, tmp_path / "theirs.pth")
+    message = (
+        r"it lacks res4\.1\.conv2\.norm\.running_var; "
+        r"it has stem\.conv1\.weight of \(64, 1, 7, 7\) for \(64, 3, 7, 7\)"
+    )
+    with pytest.raises(InputError, match=message):
+        call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.pth")
+
+
+def test_what_weights_do_not_show_has_to_be_given(tmp_path: Path, call_main: Callable) -> None:
+    affine = {"DEPTH": 50, "NORM": "FrozenBN"}
+    write_backbone(tmp_path / "ours.pth", build_body(affine).state_dict(), {})
+    arguments = [PROGRAM, tmp_path / "ours.pth", tmp_path / "fair.pkl", "--layout", "detectron"]
+    with pytest.raises(InputError, match="give --input-format, --pixel-mean, --pixel-std, --str"):
+        call_main(*arguments)
+    trained = ["--input-format", "BGR", "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD]
+    call_main(*arguments, *trained, "--stride-in-1x1", "true")
+    with pytest.raises(InputError, match=r"weights of Detectron do not .*; give --stride-in-1x1"):
+        call_main(PROGRAM, tmp_path / "fair.pkl", tmp_path / "back.pth")
+
+
+def test_other_statistics_and_colours_are_written(tmp_path: Path, call_main: Callable) -> None:
+    torch.save(SOURCES["torchvision resnet18"]().state_dict(), tmp_path / "theirs.pth")
+    halves = ["--pixel-mean", 127.5, 127.5, 127.5, "--pixel-std", 127.5, 127.5, 127.5]
+    call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "halves.pth", *halves)
+    assert load_config(tmp_path / "halves.yaml").MODEL.PIXEL_STD == [127.5] * 3
+    call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "bgr.pth", "--input-format", "BGR")
+    cfg = load_config(tmp_path / "bgr.yaml")
+    assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN) == ("BGR", BGR_MEAN)
+    with pytest.raises(InputError, match="are for pixels from 0 to 255, not to 1"):
+        call_main(
+            PROGRAM, tmp_path / "theirs.pth", tmp_path / "ones.pth", "--pixel-mean", 0.5, 0.5, 0.5
+        )
+
+
+def test_files_are_refused_that_could_not_be_read_or_written(
+    tmp_path: Path, call_main: Callable
+) -> None:
+    mark = tmp_path / "mark"
+    for ending in (".pkl", ".pth"):
+        write_hostile(tmp_path / f"theirs{ending}", mark, {})
+        with pytest.raises(InputError, match=REFUSED):
+            call_main(PROGRAM, tmp_path / f"theirs{ending}", tmp_path / "ours.pth")
+    assert not mark.exists()
+    with pytest.raises(InputError, match=r"nowhere\.pth do not exist"):
+        call_main(PROGRAM, tmp_path / "nowhere.pth", tmp_path / "ours.pth")
+    with pytest.raises(InputError, match=r"ours\.pth is none"):
+        call_main(PROGRAM, tmp_path / "x.pth", tmp_path / "ours.pth", "--layout", "detectron")
+    (tmp_path / "mine.yaml").touch()
+    with pytest.raises(InputError, match=r"mine\.yaml exists"):
+        call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "mine.pth")

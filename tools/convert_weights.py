@@ -1,0 +1,142 @@
+"""Convert a ResNet of torchvision, timm, Detectron or Detectron2 for MODEL.WEIGHTS.
+
+It writes Detectron2's names (or, with --layout detectron, those of FAIR's .pkl files), and beside
+the weights a config fragment with what a detector has to share with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+
+from gn_det.checkpoint import check_weights_exist
+from gn_det.checkpoint.backbone_file import check_backbone_file, write_backbone
+from gn_det.checkpoint.reading import read_weights
+from gn_det.checkpoint.resnet_layouts import ResNetBody, resnet_body, to_detectron
+from gn_det.engine.command import run_command
+from gn_det.errors import InputError
+
+# ImageNet's, from 0 to 255, in the order R, G, B.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+NO_STD = (1.0, 1.0, 1.0)
+
+
+def main() -> None:
+    args = parse_arguments()
+    check_backbone_file(args.output)
+    if args.layout == "detectron" and args.output.suffix != ".pkl":
+        raise InputError(f"Detectron's layout is one of .pkl files, and {args.output} is none")
+    check_weights_exist(args.input)
+    checkpoint = read_weights(PathManager.get_local_path(args.input), wrapped=True)
+    body = resnet_body(checkpoint, args.prefix)
+    config = shared_config(body, checkpoint, args)
+    weights = to_detectron(body.weights) if args.layout == "detectron" else body.weights
+    write_backbone(args.output, weights, config)
+    print(summary(body, config, args.output))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("input", help="weights: .pth, .pt, .safetensors or .pkl, or a name that MODEL.WEIGHTS has")
+    add("output", type=Path, help=".pth, .safetensors or .pkl; the fragment ends in .yaml")
+    add(
+        "--layout",
+        choices=("detectron2", "detectron"),
+        default="detectron2",
+        help="names to write; default: %(default)s",
+    )
+    add("--prefix", help="of the names to take, where the file has several ResNets")
+    what = "of the pictures that it was trained on, from 0 to 255, in the order of INPUT.FORMAT"
+    for flag in ("--pixel-mean", "--pixel-std"):
+        add(flag, nargs=3, type=float, metavar=("C1", "C2", "C3"), help=what)
+    add("--input-format", choices=("RGB", "BGR"), help="order of the colours that it takes")
+    add(
+        "--stride-in-1x1",
+        choices=("true", "false"),
+        help="where bottlenecks have their stride: in the first 1x1 convolution, or in the 3x3",
+    )
+    return parser.parse_args()
+
+
+def shared_config(
+    body: ResNetBody, checkpoint: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """What a detector has to share with the weights, by whole config keys.
+
+    The layout tells what names and shapes do not; flags go first.
+
+    Raises:
+        InputError: neither does; with the flags to give.
+    """
+    resnets = body.resnets
+    order, stride, mean, std = None, None, None, None
+    if body.layout == "torchvision" or checkpoint.get("__author__") == "torchvision":
+        order, stride, mean, std = "RGB", False, MEAN, STD
+    elif body.layout == "Detectron":  # as detectron2.checkpoint.catalog has it of FAIR's files
+        order, mean, std = "BGR", MEAN[::-1], NO_STD
+        if resnets["NORM"] == "GN" or resnets["NUM_GROUPS"] > 1:
+            stride = False
+    if resnets["DEPTH"] < 50:
+        stride = False  # there is no 1x1
+    if args.input_format and args.input_format != order and mean:
+        mean, std = mean[::-1], std[::-1]
+    config = {
+        "INPUT.FORMAT": args.input_format or order,
+        "MODEL.PIXEL_MEAN": args.pixel_mean or mean,
+        "MODEL.PIXEL_STD": args.pixel_std or std,
+        "MODEL.RESNETS.STRIDE_IN_1X1": {"true": True, "false": False, None: stride}[
+            args.stride_in_1x1
+        ],
+    }
+    flags = ("--input-format", "--pixel-mean", "--pixel-std", "--stride-in-1x1 true or false")
+    unknown = [flag for flag, value in zip(flags, config.values(), strict=True) if value is None]
+    if unknown:
+        raise InputError(
+            f"{args.input}: weights of {body.layout} do not show all that a detector has to share "
+            f"with them; give {', '.join(unknown)} (the values of the config they were trained by)"
+        )
+    if 0 < max(config["MODEL.PIXEL_MEAN"]) < 1 or max(config["MODEL.PIXEL_STD"]) < 1:
+        raise InputError("--pixel-mean and --pixel-std are for pixels from 0 to 255, not to 1")
+    return {**{f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}, **config}
+
+
+def summary(body: ResNetBody, config: dict[str, Any], output: Path) -> str:
+    """What was taken and dropped, and how to use what was written."""
+    parts = Counter(
+        "num_batches_tracked" if name.endswith("num_batches_tracked") else name.split(".")[0]
+        for name in body.dropped
+    )
+    dropped = ", ".join(f"{part} {count}" for part, count in parts.items())
+    groups, width = body.resnets["NUM_GROUPS"], body.resnets["WIDTH_PER_GROUP"]
+    norm = "GN, taken to have 32 groups" if body.resnets["NORM"] == "GN" else "BN, as FrozenBN"
+    fragment = output.with_suffix(".yaml")
+    rows = [
+        ("layout", body.layout + (" (or timm)" if body.layout == "torchvision" else "")),
+        ("depth", body.resnets["DEPTH"]),
+        ("groups x width", f"{groups} x {width}"),
+        ("norm", norm),
+        ("stride in 1x1", config["MODEL.RESNETS.STRIDE_IN_1X1"]),
+        ("input", f"{config['INPUT.FORMAT']}, mean {list(config['MODEL.PIXEL_MEAN'])}, "
+                  f"std {list(config['MODEL.PIXEL_STD'])}"),
+        ("tensors taken", len(body.weights)),
+        ("tensors dropped", f"{len(body.dropped)} ({dropped})" if dropped else 0),
+        ("weights", output),
+        ("fragment", fragment),
+    ]  # fmt: skip
+    use = f"A config takes both: _BASE_: [recipe.yaml, {fragment.name}]"
+    return f"{tabulate(rows, tablefmt='plain')}\n{use}"
+
+
+if __name__ == "__main__":
+    run_command(main)
