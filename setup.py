@@ -34,8 +34,8 @@ setup(
             "packaging",
             "Pillow",
             "pycocotools>=2.0.2",
-            "scikit-learn",  # its handwritten digits
             "safetensors",
+            "scikit-learn",  # its handwritten digits
             "setuptools<81",  # Detectron2 imports pkg_resources
             "tensorboard",
             "termcolor",
