@@ -68,7 +68,9 @@ def our_features(fragment: Path, x: Tensor, checkpointer: type = Checkpointer) -
 @torch.no_grad()
 def same(expected: list[Tensor], actual: list[Tensor], tolerance: float = 1e-5) -> bool:
     return all(
-        theirs.shape == ours.shape and (theirs - ours).norm() <= tolerance * theirs.norm()
+        theirs.shape == ours.shape
+        and 0 < theirs.norm()
+        and (theirs - ours).norm() <= tolerance * theirs.norm()
         for theirs, ours in zip(expected, actual, strict=True)
     )
 
