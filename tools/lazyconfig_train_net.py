@@ -95,8 +95,8 @@ def run(args: argparse.Namespace, data: RunData) -> None:
     cfg = resolve_lazy_schedule(cfg, comm.get_world_size())
     set_data(cfg, data)
     register_folders(data.folders)
-    for loader in (cfg.dataloader.train, cfg.dataloader.test):
-        check_proposals(loader.dataset.get("proposal_files") or [])
+    for split in ("test",) if args.eval_only else ("train", "test"):
+        check_proposals(cfg.dataloader[split].dataset.get("proposal_files") or [])
     cfg.train.seed = set_up_process(
         written_folder(cfg.train.output_dir, args), cfg.train.get("seed", -1), resume=args.resume
     )

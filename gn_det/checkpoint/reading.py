@@ -142,5 +142,5 @@ def _tensors(blobs: Any, file: Path) -> Any:
 
 
 def _first(names: dict, most: int = 3) -> str:
-    shown = list(map(str, names))
+    shown = [ascii(str(name))[1:-1] for name in names]
     return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")

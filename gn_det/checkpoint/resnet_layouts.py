@@ -185,22 +185,34 @@ def _inferred(body: Mapping[str, Tensor]) -> dict[str, Any]:
         known = ", ".join(str(depth) for depth in _DEPTHS.values())
         kind = "bottlenecks" if bottleneck else "basic blocks"
         raise InputError(f"{counts} {kind} in res2 to res5 are no ResNet of depth {known}")
-    last, middle = ("conv3", body.get("res2.0.conv2.weight")) if bottleneck else ("conv2", None)
-    width = 64 if middle is None else middle.shape[1]
-    groups = 1 if middle is None else middle.shape[0] // width
+    if bottleneck:
+        channels, width = _conv_shape(body, "res2.0.conv2")[:2]
+        if channels % width:
+            raise InputError(f"no groups take res2.0.conv2 from {width} channels to {channels}")
+    groups, width = (channels // width, width) if bottleneck else (1, 64)
     norm = "FrozenBN" if any(name.endswith("running_mean") for name in body) else "GN"
     return {
         "DEPTH": depth,
         "NORM": norm,
         "NUM_GROUPS": groups,
         "WIDTH_PER_GROUP": width,
-        "RES2_OUT_CHANNELS": body[f"res2.0.{last}.weight"].shape[0],
+        "RES2_OUT_CHANNELS": _conv_shape(body, f"res2.0.conv{3 if bottleneck else 2}")[0],
     }
 
 
+def _conv_shape(body: Mapping[str, Tensor], place: str) -> torch.Size:
+    weight = body.get(f"{place}.weight")
+    if weight is None or weight.dim() != 4 or not weight.numel():
+        raise InputError(f"{place} is no convolution, as it would be in a ResNet")
+    return weight.shape
+
+
 def _check(body: Mapping[str, Tensor], resnets: Mapping[str, Any]) -> None:
-    with torch.device("meta"):
-        expected = build_body(resnets).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = build_body(resnets).state_dict()
+    except (AssertionError, ValueError) as error:  # channels that its blocks do not take
+        raise InputError(f"Detectron2's ResNet cannot be {dict(resnets)}: {error}") from error
     shapes = [
         f"{name} of {tuple(value.shape)} for {tuple(expected[name].shape)}"
         for name, value in body.items()

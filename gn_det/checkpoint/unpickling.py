@@ -34,12 +34,17 @@ def unpickle(file: Path) -> Any:
             return _Unpickler(stream, encoding="latin1").load()
     except _RefusedError as refused:
         raise InputError(
-            f"{file} is refused: it asks for {refused}, and pickles are read that hold arrays "
-            "and plain containers only"
+            f"{file} is refused: it asks for {_printable(refused)}, and pickles are read that hold "
+            "arrays and plain containers only"
         ) from refused
     except Exception as error:  # whatever operands out of place make of pickle and NumPy
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = _printable(error) or type(error).__name__
         raise InputError(f"{file} cannot be read as a pickle: {reason}") from error
+
+
+def _printable(error: Exception) -> str:
+    """What it says, in one line whatever names the file made up."""
+    return ascii(str(error))[1:-1]
 
 
 class _RefusedError(Exception):

@@ -104,6 +104,12 @@ def test_names_that_are_not_admitted_are_told(tmp_path: Path, content: bytes, na
         unpickle(written(tmp_path, content))
 
 
+def test_names_made_up_to_disturb_a_terminal_are_escaped(tmp_path: Path) -> None:
+    content = b"\x80\x04\x8c\x02a\n\x8c\x05\x1b[31m\x93."
+    with pytest.raises(InputError, match=r"it asks for a\\n\.\\x1b\[31m, and"):
+        unpickle(written(tmp_path, content))
+
+
 def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
     whole = pickle.dumps(CONTENT, 2)
     ends = [position for _, _, position in pickletools.genops(whole)]

@@ -15,7 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
-from helpers import ROOT
+from helpers import ROOT, TINY, folder_flags
 from hostile import REFUSED, write_hostile
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -68,7 +68,9 @@ def our_features(fragment: Path, x: Tensor, checkpointer: type = Checkpointer) -
 @torch.no_grad()
 def same(expected: list[Tensor], actual: list[Tensor], tolerance: float = 1e-5) -> bool:
     return all(
-        theirs.shape == ours.shape and (theirs - ours).norm() <= tolerance * theirs.norm()
+        theirs.shape == ours.shape
+        and 0 < theirs.norm()
+        and (theirs - ours).norm() <= tolerance * theirs.norm()
         for theirs, ours in zip(expected, actual, strict=True)
     )
 
@@ -150,6 +152,23 @@ def test_a_recipe_with_the_fragment_normalises_pictures_as_the_source_does(
     theirs = (rgb - mean) / std
     ours = model.preprocess_image([{"image": rgb * 255}]).tensor[0]
     assert cfg.INPUT.FORMAT == "RGB" and torch.allclose(theirs, ours, atol=1e-5)
+
+
+def test_a_detector_trains_from_what_was_converted(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    source = timm.create_model("resnet18", pretrained=False, norm_layer=timm.layers.GroupNorm)
+    save_file(source.state_dict(), tmp_path / "theirs.safetensors")
+    call_main(PROGRAM, tmp_path / "theirs.safetensors", tmp_path / "r18.pth")
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"_BASE_: [{ROOT / 'configs/small/quickstart.yaml'}, r18.yaml]\n")
+    call_main(
+        "tools/train_net.py", "--config-file", config, *folder_flags(shapes)[:3],
+        "OUTPUT_DIR", tmp_path / "run", *TINY,
+    )  # fmt: skip
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "60 of 112" in log and "tensors come from" in log and "Not used: none" in log
+    assert (tmp_path / "run" / "model_final.pth").exists()
 
 
 WRAPPED = {
@@ -302,6 +321,25 @@ def test_missing_and_misshapen_tensors_are_told(tmp_path: Path, call_main: Calla
         r"it lacks res4\.1\.conv2\.norm\.running_var; "
         r"it has stem\.conv1\.weight of \(64, 1, 7, 7\) for \(64, 3, 7, 7\)"
     )
+    with pytest.raises(InputError, match=message):
+        call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update({"layer1.0.conv2.weight": torch.ones(64)}), "conv2 is no convolution"),
+        (lambda s: s.update({"layer1.0.conv2.weight": torch.ones(32, 64, 3, 3)}), "groups|cannot"),
+        (lambda s: s.pop("layer1.0.conv2.weight"), "conv2 is no convolution"),
+    ],
+)
+@pytest.mark.parametrize("depth", [18, 50])
+def test_shapes_of_no_resnet_are_told(
+    depth: int, change: Callable, message: str, tmp_path: Path, call_main: Callable
+) -> None:
+    state = SOURCES[f"torchvision resnet{depth}"]().state_dict()
+    change(state)
+    torch.save(state, tmp_path / "theirs.pth")
     with pytest.raises(InputError, match=message):
         call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.pth")
 
