@@ -25,7 +25,7 @@ from gn_det.data.datasets import register_folders
 from gn_det.data.seeding import seed_generators
 from gn_det.engine.classifier_arguments import add_recipe_arguments, recipe_of
 from gn_det.engine.command import run_command
-from gn_det.engine.feature_distribution import FeatureDistribution
+from gn_det.engine.feature_distribution import FEATURES, feature_recorders
 from gn_det.engine.launch import check_processes
 from gn_det.engine.run_data import check_config_data, set_data
 from gn_det.engine.schedule import resolve_schedule
@@ -36,24 +36,17 @@ from gn_det.errors import InputError
 from gn_det.modeling.classifiers import NORMS
 from gn_det.utils import make_folder, write_atomically
 
-FEATURES = "features.json"
-
 HooksOf = Callable[[Path], Sequence[HookBase]]
 
 
 def main() -> None:
     args = parse_arguments()
     train = train_detectors if args.recipes else train_classifiers
-    names = train(args, partial(recorders, module=args.module, records=args.records))
+    names = train(args, partial(feature_recorders, module=args.module, records=args.records))
     features = {name: read_features(args.output / "runs" / name / FEATURES) for name in names}
     write_atomically(args.output / "features.csv", features_csv(features))
     plot_features(features, args.module, args.output / "features.png")
     print(f"{args.output}: features.csv, features.png")
-
-
-def recorders(folder: Path, module: str, records: int) -> list[HookBase]:
-    """What a run in a folder records."""
-    return [FeatureDistribution(folder / FEATURES, module, records)]
 
 
 def train_classifiers(args: argparse.Namespace, hooks_of: HooksOf) -> list[str]:

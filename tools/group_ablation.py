@@ -29,7 +29,9 @@ def main() -> int:
     for norm, difference in differences_at_the_ends().items():
         print(f"GN is {norm}: the largest difference is {difference:.1e}")
     recipes = {
-        f"{kind}-{number}-seed{seed}": recipe_of(args, norm="GN", seed=seed, **{kind: number})
+        f"{kind}-{number}-seed{seed}": recipe_of(
+            args, norm="GN", seed=seed, **{**dict.fromkeys(_KINDS), kind: number}
+        )
         for seed in args.seeds
         for kind in _KINDS
         for number in getattr(args, kind)

@@ -140,7 +140,7 @@ def plot_error_by_batch(trained: Sequence[Trained], png: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     axes.minorticks_off()
-    axes.invert_xaxis()
+    axes.set_xlim(sizes[0] * 1.2, sizes[-1] / 1.2)
     axes.set(xlabel="images a step", ylabel="validation error (%)")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -159,8 +159,7 @@ def plot_error_curves(trained: Sequence[Trained], png: Path) -> None:
             runs = [t for t in trained if (t.norm, t.ims_per_gpu) == (norm, most)]
             plot_mean(axes, [t.curves.get(metric, {}) for t in runs], norm, "-")
         axes.set(xlabel="epoch", ylabel=f"{title} error (%)", title=f"{title}, {most} a step")
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
     grid[0].legend()
     figure.savefig(png, dpi=110)
 

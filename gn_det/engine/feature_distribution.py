@@ -15,7 +15,9 @@ from gn_det.analysis.feature_report import PERCENTILES
 from gn_det.errors import InputError
 from gn_det.utils import nearest
 
-__all__ = ["FeatureDistribution"]
+__all__ = ["FEATURES", "FeatureDistribution", "feature_recorders"]
+
+FEATURES = "features.json"  # in the folder of a run
 
 
 class FeatureDistribution(HookBase):
@@ -72,3 +74,8 @@ class FeatureDistribution(HookBase):
         record = dict(zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True))
         with open(self._file, "a") as file:
             file.write(json.dumps({"iteration": self.trainer.iter, **record}) + "\n")
+
+
+def feature_recorders(folder: Path, module: str, records: int) -> list[HookBase]:
+    """The hook of a run that writes into its folder."""
+    return [FeatureDistribution(folder / FEATURES, module, records)]

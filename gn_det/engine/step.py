@@ -128,7 +128,8 @@ class AccumulatingTrainer(SimpleTrainer):
             str(image.get("file_name", "?")) if isinstance(image, dict) else "?" for image in images
         ]
         return InputError(
-            f"iteration {self.iter}: {problem}; images: {', '.join(names)}; largest {what}: "
+            f"iteration {self.iter}: {problem}; images: {', '.join(names[:16])}"
+            f"{f' and {len(names) - 16} more' if names[16:] else ''}; largest {what}: "
             f"{', '.join(f'{name} {norm:.4g}' for name, norm in norms)}. The last checkpoint is as "
             "it was: lower the learning rate, warm up for longer or clip gradients "
             "(SOLVER.CLIP_GRADIENTS), then --resume"

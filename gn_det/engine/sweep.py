@@ -141,6 +141,8 @@ def _train(
         )
     except InputError as error:
         return str(error)
+    except SystemExit as ended:  # by SIGTERM; the pool would keep the process for more
+        os._exit(ended.code)
 
 
 def _trained(recipe: ClassifierRecipe, outcome: dict[str, float] | str, folder: Path) -> Trained:

@@ -25,7 +25,7 @@ from gn_det.layers import FusedGroupNorm, num_groups_of
 
 __all__ = ["NETWORKS", "NORMS", "PIXEL_MEAN", "PIXEL_STD", "Classifier", "build_classifier"]
 
-NETWORKS = ("resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "vgg16")
+NETWORKS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "vgg16")
 NORMS = ("none", "BN", "SyncBN", "LN", "IN", "GN")
 
 # Of Detectron2's models that start from scratch, BGR.
@@ -79,9 +79,8 @@ def build_classifier(
     """A classifier with a norm behind every convolution.
 
     ResNets have their stride in the 3×3 convolutions, and γ = 0 in the last norm of each block (Wu
-    & He 2018, section 4.1). "resnet8" is for pictures of 8 to 32 pixels: three stages of one basic
-    block with 32, 64 and 128 channels behind a 3×3 convolution (He et al. 2016, section 4.2, at
-    twice the width).
+    & He 2018, section 4.1). "resnet10" is for pictures of 8 to 32 pixels: four stages of one basic
+    block with 32 to 256 channels behind a 3×3 convolution, 8 pixels to one at the end.
 
     Args:
         network: one of NETWORKS.
@@ -132,7 +131,7 @@ def _norm_layer(norm: str, num_groups: int | None, channels_per_group: int | Non
 
 
 def _resnet(depth: int, norm: Norm, num_classes: int) -> ResNet:
-    if depth == 8:
+    if depth == 10:
         stem = SmallStem(norm)
         stages = [
             ResNet.make_stage(
@@ -143,14 +142,14 @@ def _resnet(depth: int, norm: Norm, num_classes: int) -> ResNet:
                 stride_per_block=[1 if channels == 32 else 2],
                 norm=norm,
             )
-            for channels in (32, 64, 128)
+            for channels in (32, 64, 128, 256)
         ]
     else:
         stem = BasicStem(norm=norm)
         bottleneck = {"stride_in_1x1": False} if depth >= 50 else {}
         stages = ResNet.make_default_stages(depth, norm=norm, **bottleneck)
     # By the former Detectron2 knows how many stages to keep.
-    resnet = ResNet(stem, stages, num_classes, out_features=[f"res{1 + len(stages)}", "linear"])
+    resnet = ResNet(stem, stages, num_classes, out_features=["res5", "linear"])
     for block in resnet.modules():
         if isinstance(block, (BasicBlock, BottleneckBlock)):
             last = block.conv3 if isinstance(block, BottleneckBlock) else block.conv2

@@ -51,14 +51,14 @@ def test_batch_statistics_are_the_training_mode_of_bn_alone_and_leave_no_trace()
 
 def test_gn_computes_the_same_in_both_modes_and_at_any_batch_size() -> None:
     torch.manual_seed(0)
-    errors = shifted_errors(build_classifier("resnet8", "GN", 2), Pictures(), [1, 5, 12])
+    errors = shifted_errors(build_classifier("resnet10", "GN", 2), Pictures(), [1, 5, 12])
     for shift in SHIFTS:
         assert len({errors[shift, mode, n] for mode in MODES for n in (1, 5, 12)}) == 1
 
 
 def test_bn_differs_where_its_averages_are_not_the_batch() -> None:
     torch.manual_seed(0)
-    classifier = build_classifier("resnet8", "BN", 2)
+    classifier = build_classifier("resnet10", "BN", 2)
     for norm in classifier.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -73,17 +73,18 @@ def test_bn_differs_where_its_averages_are_not_the_batch() -> None:
 
 
 def test_where_bn_is_undefined_the_table_says_so(tmp_path: Path) -> None:
-    errors = {"vgg16 with BN": shifted_errors(build_classifier("vgg16", "BN", 2), Large(), [1, 4])}
-    assert errors["vgg16 with BN"]["none", MODES[1], 1] is None
-    assert errors["vgg16 with BN"]["none", MODES[1], 4] is not None
+    classifier = build_classifier("resnet18", "BN", 2)
+    errors = {"resnet18 with BN": shifted_errors(classifier, Large(), [1, 4])}
+    assert errors["resnet18 with BN"]["none", MODES[1], 1] is None
+    assert errors["resnet18 with BN"]["none", MODES[1], 4] is not None
     assert "undefined" in gap_table(errors)
-    assert "vgg16 with BN,none,batch statistics,1,\n" in gap_csv(errors)
+    assert "resnet18 with BN,none,batch statistics,1,\n" in gap_csv(errors)
     plot_gap(errors, tmp_path / "gap.png")
     assert Image.open(tmp_path / "gap.png").width > 500
 
 
 class Large(Pictures):
-    """Pictures whose features at VGG-16's end are single values."""
+    """Pictures whose features at ResNet-18's end are single values."""
 
     def __len__(self) -> int:
         return 4

@@ -26,7 +26,7 @@ from gn_det.engine.classifier import (
 from gn_det.engine.termination import TERMINATED
 from gn_det.modeling.classifiers import build_classifier
 
-SMALL = {"data": "colours", "network": "resnet8", "norm": "GN", "epochs": 3, "ims_per_gpu": 8}
+SMALL = {"data": "colours", "network": "resnet10", "norm": "GN", "epochs": 3, "ims_per_gpu": 8}
 
 
 class Colours(Dataset):
@@ -120,7 +120,7 @@ def test_every_parameter_decays_as_the_papers_do(
     train_classifier(ClassifierRecipe(**{**SMALL, "epochs": 1}), tmp_path, quiet=True)
     (group,) = seen[0].param_groups
     assert group["weight_decay"] == 1e-4
-    assert len(group["params"]) == len([*build_classifier("resnet8", "GN", 2).parameters()])
+    assert len(group["params"]) == len([*build_classifier("resnet10", "GN", 2).parameters()])
 
 
 def test_the_error_is_the_median_of_the_last_five_epochs(tmp_path: Path) -> None:

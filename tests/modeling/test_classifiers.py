@@ -20,7 +20,7 @@ KINDS = {
     "GN": FusedGroupNorm,
 }
 COUNTS = {
-    "resnet8": 9,
+    "resnet10": 12,
     "resnet18": 20,
     "resnet34": 36,
     "resnet50": 53,
@@ -86,7 +86,7 @@ def test_fusion_changes_no_score() -> None:
 
 
 def test_pictures_are_normalised_as_a_detectors() -> None:
-    classifier = build_classifier("resnet8", "GN", 3)
+    classifier = build_classifier("resnet10", "GN", 3)
     seen = []
     classifier.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     classifier.scores(torch.tensor([103.53, 116.28, 123.675]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
@@ -96,7 +96,7 @@ def test_pictures_are_normalised_as_a_detectors() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"network": "resnet20"}, "network 'resnet20'.*resnet8, resnet18"),
+        ({"network": "resnet20"}, "network 'resnet20'.*resnet10, resnet18"),
         ({"norm": "gn"}, "norm 'gn'.*none, BN, SyncBN"),
         ({"norm": "BN", "num_groups": 8}, "num_groups 8 .* are of GN, and the norm is BN"),
         ({"num_groups": 8, "channels_per_group": 4}, "two ways to say the same"),
@@ -104,4 +104,4 @@ def test_pictures_are_normalised_as_a_detectors() -> None:
 )
 def test_what_cannot_be_built_is_an_error(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        build_classifier(**{"network": "resnet8", "norm": "GN", "num_classes": 3, **arguments})
+        build_classifier(**{"network": "resnet10", "norm": "GN", "num_classes": 3, **arguments})

@@ -21,7 +21,8 @@ from torch.utils.data import Subset
 from gn_det import InputError
 from gn_det.data import pictures
 
-DIGITS = ["--data", "digits", "--network", "resnet8", "--epochs", 1, "--device", "cpu"]
+GN_UNSHIFTED = ("resnet10 with GN", "none")
+DIGITS = ["--data", "digits", "--network", "resnet10", "--epochs", 1, "--device", "cpu"]
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -44,17 +45,17 @@ def test_error_against_batch_size_and_the_gap_of_its_classifiers(
 ) -> None:
     sweep = [
         *DIGITS, "--output", tmp_path, "--norms", "BN", "GN",
-        "--ims-per-gpu", 64, 32, "--seeds", 0, 1,
+        "--ims-per-gpu", 64, 32, "--seeds", 0, "--jobs", 2,
     ]  # fmt: skip
     printed = programs("batch_size_sweep", *sweep)
     assert '"seed": 0' in printed and "| images a step" in printed
-    assert "BN: from 64 to 32 images a step the error changes by" in printed
+    assert "BN: too few runs finished to say." in printed
     errors = rows(tmp_path / "errors.csv")
-    assert len(errors) == 8 and all(0 <= float(row["val_error"]) <= 100 for row in errors)
+    assert len(errors) == 4 and all(0 <= float(row["val_error"]) <= 100 for row in errors)
     for picture in ("error_by_batch.png", "error_curves.png"):
         assert Image.open(tmp_path / picture).width > 400
     finished = {f: f.stat().st_mtime_ns for f in tmp_path.glob("runs/*/model_final.pth")}
-    assert len(finished) == 8
+    assert len(finished) == 4
     assert programs("batch_size_sweep", *sweep) == printed
     assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
     with pytest.raises(InputError, match=r"BN-64ims-seed0 began with lr 0.1 \(0.2 now\)"):
@@ -69,19 +70,19 @@ def test_error_against_batch_size_and_the_gap_of_its_classifiers(
         for r in rows(gap / "gap.csv")
     }
     own = json.loads((runs[0] / "results.json").read_text())["val_error"]
-    assert float(cells["resnet8 with BN", "none", "running averages", "2"]) == pytest.approx(own)
+    assert float(cells["resnet10 with BN", "none", "running averages", "2"]) == pytest.approx(own)
     of_gn = {
         error for (name, shift, *_), error in cells.items() if "GN" in name and shift == "none"
     }
     assert len(of_gn) == 1 and Image.open(gap / "gap.png").width > 1000
-    with pytest.raises(InputError, match="two of the classifiers are a resnet8 with BN"):
+    with pytest.raises(InputError, match="two of the classifiers are a resnet10 with BN"):
         programs("train_test_gap", runs[0], runs[0], "--output", gap)
 
 
 def test_error_by_groups(programs: Callable, tmp_path: Path) -> None:
     printed = programs(
         "group_ablation", *DIGITS, "--output", tmp_path, "--seeds", 0, "--ims-per-gpu", 128,
-        "--num-groups", 32, 1, "--channels-per-group", 1,
+        "--num-groups", 32, 1, "--channels-per-group", 1, "--jobs", 2,
     )  # fmt: skip
     for norm in ("LN at 1 group", "IN at 1 channel a group"):
         (line,) = [line for line in printed.splitlines() if norm in line]
@@ -105,7 +106,8 @@ def test_a_run_that_diverges_is_told_and_the_others_stand(
     )  # fmt: skip
     printed = capsys.readouterr()
     assert status == 1 and "0 of 1 finished" in printed.out
-    assert "the loss is not finite" in printed.err and "Traceback" not in printed.err
+    assert "none-128ims-seed0 failed: iteration" in printed.out
+    assert "Traceback" not in printed.out + printed.err
     assert "the loss is not finite" in rows(tmp_path / "errors.csv")[0]["failure"]
 
 
@@ -114,7 +116,7 @@ def test_features_of_vgg16(
 ) -> None:
     printed = programs(
         "feature_distribution", "--output", tmp_path, "--data", small_folder(tmp_path),
-        "--size", 32, "--epochs", 2, "--ims-per-gpu", 2, "--lr", 0.01, "--records", 4,
+        "--size", 32, "--epochs", 2, "--ims-per-gpu", 4, "--lr", 0.01, "--records", 4, "--jobs", 2,
     )  # fmt: skip
     assert "features.png" in printed
     runs = [row["run"] for row in rows(tmp_path / "features.csv")]

@@ -61,11 +61,11 @@ def test_a_finished_run_is_kept(shapes: Path, tmp_path: Path, call_main: Callabl
 @pytest.mark.slow
 def test_processes_share_the_pictures_and_synchronise_what_is_to_be(tmp_path: Path) -> None:
     done = run_program(
-        PROGRAM, tmp_path / "run", "--data", "digits", "--network", "resnet8", "--norm", "SyncBN",
+        PROGRAM, tmp_path / "run", "--data", "digits", "--network", "resnet10", "--norm", "SyncBN",
         "--epochs", 1, "--num-gpus", 2, "--device", "cpu", "--num-workers", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "resnet8 with SyncBN: validation error" in done.stdout
+    assert "resnet10 with SyncBN: validation error" in done.stdout
     iterations = [
         json.loads(line)["iteration"]
         for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()
