@@ -28,7 +28,7 @@ from gn_det.data.datasets import register_folders
 from gn_det.engine.command import run_command
 from gn_det.engine.conversion_stages import Conversion, convert_in_stages
 from gn_det.engine.detector_conversion import calibration_batches, config_with_gn, run_on_boxes
-from gn_det.engine.run import run_folder, set_up_process
+from gn_det.engine.run import run_folder, set_up_process, with_null
 from gn_det.engine.run_data import check_config_data, set_data
 from gn_det.engine.schedule import resolve_schedule
 from gn_det.engine.trainer import Trainer
@@ -151,6 +151,8 @@ def report(
         f"{gn_cfg.MODEL.META_ARCHITECTURE}, MODEL.GN.SITES {gn_cfg.MODEL.GN.SITES} and "
         "MODEL.WEIGHTS. Layers that FREEZE_AT froze are frozen there, too."
     )
+    if values:
+        how += " What was predicted at each stage is in evaluation/0, evaluation/1, ..."
     if args.fine_tune:
         how += f" Fine-tuned: {args.fine_tune} iterations, in fine_tuned/."
     source = Path(args.config_file).name
@@ -167,8 +169,8 @@ def report(
         "calibration_images": args.calibration_images,
         "fine_tune": args.fine_tune,
         "metric": evaluation.metric,
-        "stages": values,
-        "results": dict(zip(values, evaluation.results, strict=True)),
+        "stages": with_null(values),
+        "results": with_null(dict(zip(values, evaluation.results, strict=True))),
         "calibration": asdict(calibration),
     }
     write_atomically(folder / "report.json", json.dumps(content, indent=1) + "\n")

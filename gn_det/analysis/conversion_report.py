@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -77,6 +78,10 @@ def plot_conversion(
         metric, values: see :func:`stage_table`; no values, no second picture.
     """
     rows = [row for row in calibration.rows if row.calibrated is not None]
+    # What all names have in front tells them not apart.
+    parents = zip(*(row.name.split(".")[:-1] for row in rows), strict=False)
+    shared = ".".join(parts[0] for parts in takewhile(lambda parts: len({*parts}) == 1, parents))
+    names = [row.name[len(shared) + bool(shared) :] for row in rows]
     width = min(max(6.0, 0.22 * len(rows)), 16.0)
     figure = Figure(figsize=(width + (4 if values else 0), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -87,14 +92,19 @@ def plot_conversion(
     for name in ("copied", "calibrated"):
         errors.plot([getattr(row, name) for row in rows], marker="o", markersize=4, label=name)
     errors.axhline(1, color="gray", linestyle="--", linewidth=1, label="a constant in each channel")
-    errors.set_xticks(range(len(rows)), [row.name for row in rows], rotation=90, fontsize=7)
-    errors.set(ylabel="relative error", title="Norms, in order of execution", ylim=(0, None))
+    errors.set_xticks(range(len(rows)), names, rotation=90, fontsize=7)
+    errors.set(
+        ylabel="relative error",
+        title=f"Norms of {shared or 'the model'}, in order of execution",
+        ylim=(0, None),
+    )
     errors.grid(alpha=0.3)
     errors.legend(fontsize=8)
     if values:
         stages: Axes = panels[1]
-        bars = stages.bar(range(len(values)), [*values.values()], color=f"C{len(values)}")
+        bars = stages.bar(range(len(values)), [*values.values()], color="C0")
         stages.bar_label(bars, fmt="%.3g", fontsize=8)
         stages.set_xticks(range(len(values)), [*values], fontsize=8)
-        stages.set(title=metric, ylim=(0, None))
+        stages.margins(y=0.1)  # for the labels
+        stages.set(title=metric, ylim=(min(0, *values.values()), None))
     figure.savefig(png, dpi=110)
