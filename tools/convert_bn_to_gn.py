@@ -28,7 +28,7 @@ from gn_det.data.datasets import register_folders
 from gn_det.engine.command import run_command
 from gn_det.engine.conversion_stages import Conversion, convert_in_stages
 from gn_det.engine.detector_conversion import calibration_batches, config_with_gn, run_on_boxes
-from gn_det.engine.run import run_folder, set_up_process, with_null
+from gn_det.engine.run import holds_run, run_folder, set_up_process, with_null
 from gn_det.engine.run_data import check_config_data, set_data
 from gn_det.engine.schedule import resolve_schedule
 from gn_det.engine.trainer import Trainer
@@ -36,6 +36,8 @@ from gn_det.errors import InputError
 from gn_det.injection.calibration import bn_sites
 from gn_det.utils import whole_file, write_atomically
 from gn_det.version import __version__
+
+FINE_TUNED = "fine_tuned"  # folder of that run
 
 # What stands for a model: the first of these that its evaluation has.
 METRICS = {
@@ -51,8 +53,10 @@ def main() -> None:
     args = parse_arguments()
     cfg = resolve_schedule(load_config(args.config_file, args.opts), world_size=1)
     weights = Path(cfg.OUTPUT_DIR).resolve() / "model_gn.pth"
-    if weights.exists():
-        raise InputError(f"{weights} exists; remove it, or name another OUTPUT_DIR")
+    if weights.exists() or (weights.parent / FINE_TUNED).exists() or holds_run(weights.parent):
+        raise InputError(
+            f"{cfg.OUTPUT_DIR} holds a run or a conversion; name another OUTPUT_DIR to keep it"
+        )
     with run_folder(cfg.OUTPUT_DIR, args) as folder:
         data = check_config_data(args, cfg)
         if len(data.test) > 1:
@@ -71,25 +75,31 @@ def main() -> None:
         gn_cfg.MODEL.WEIGHTS, gn_cfg.OUTPUT_DIR = str(weights), str(folder / "run")
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
 
-        def keep(model: nn.Module) -> None:
-            with whole_file(weights) as file:
-                torch.save({"model": model.state_dict()}, file)
-            write_atomically(folder / "config.yaml", dump_config(gn_cfg))
+    evaluation = Evaluation(cfg, folder)
 
-        def fine_tune(model: nn.Module) -> None:
-            model.load_state_dict(fine_tuned(gn_cfg, args.fine_tune, folder / "fine_tuned"))
+    def keep(model: nn.Module, conversion: Conversion) -> None:
+        with whole_file(weights) as file:
+            torch.save({"model": model.state_dict()}, file)
+        write_atomically(folder / "config.yaml", dump_config(gn_cfg))
+        write_report(folder, cfg, gn_cfg, args, conversion, evaluation)
 
-        evaluation = Evaluation(cfg, folder)
-        conversion = convert_in_stages(
-            model,
-            calibration_batches(cfg, model, args.calibration_images),
-            run_on_boxes,
-            evaluate=evaluation if data.test else None,
-            keep=keep,
-            fine_tune=fine_tune if args.fine_tune else None,
-            **groups,
-        )
-        report(folder, cfg, gn_cfg, args, conversion, evaluation)
+    def fine_tune(model: nn.Module) -> None:
+        model.load_state_dict(fine_tuned(gn_cfg, args.fine_tune, folder / FINE_TUNED))
+
+    conversion = convert_in_stages(
+        model,
+        calibration_batches(cfg, model, args.calibration_images),
+        run_on_boxes,
+        evaluate=evaluation if data.test else None,
+        keep=keep,
+        fine_tune=fine_tune if args.fine_tune else None,
+        **groups,
+    )
+    write_report(folder, cfg, gn_cfg, args, conversion, evaluation)
+    print(f"\n{conversion.calibration}\n")
+    if conversion.metric:
+        print(f"{stage_table(evaluation.metric, conversion.metric, 'simple')}\n")
+    print(f"The weights are {weights}, the report is {folder / 'report.md'}.")
 
 
 class Evaluation:
@@ -134,7 +144,7 @@ def fine_tuned(gn_cfg: CfgNode, iterations: int, folder: Path) -> dict[str, torc
     return trainer.model.state_dict()
 
 
-def report(
+def write_report(
     folder: Path,
     cfg: CfgNode,
     gn_cfg: CfgNode,
@@ -142,7 +152,7 @@ def report(
     conversion: Conversion,
     evaluation: Evaluation,
 ) -> None:
-    """Write report.md, report.json and conversion.png, and print the tables."""
+    """Write report.md, report.json and conversion.png."""
     calibration, values = conversion.calibration, conversion.metric
     how = (
         f"γ, β were fitted on {args.calibration_images} training pictures (seed {cfg.SEED}) to the "
@@ -154,7 +164,7 @@ def report(
     if values:
         how += " What was predicted at each stage is in evaluation/0, evaluation/1, ..."
     if args.fine_tune:
-        how += f" Fine-tuned: {args.fine_tune} iterations, in fine_tuned/."
+        how += f" Fine-tuning takes {args.fine_tune} iterations, in {FINE_TUNED}/."
     source = Path(args.config_file).name
     plot_conversion(calibration, folder / "conversion.png", evaluation.metric, values)
     write_atomically(
@@ -174,10 +184,6 @@ def report(
         "calibration": asdict(calibration),
     }
     write_atomically(folder / "report.json", json.dumps(content, indent=1) + "\n")
-    print(f"\n{calibration}\n")
-    if values:
-        print(f"{stage_table(evaluation.metric, values, 'simple')}\n")
-    print(f"The weights are {gn_cfg.MODEL.WEIGHTS}, the report is {folder / 'report.md'}.")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -36,7 +36,7 @@ def convert_in_stages(
     call: Call,
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
-    keep: Callable[[nn.Module], None] | None = None,
+    keep: Callable[[nn.Module, Conversion], None] | None = None,
     fine_tune: Callable[[nn.Module], None] | None = None,
     num_groups: int | None = None,
     channels_per_group: int | None = None,
@@ -47,7 +47,7 @@ def convert_in_stages(
         model, batches, call, num_groups, channels_per_group: see
             :func:`gn_det.injection.convert_bn`.
         evaluate: the metric of a model, before, after conversion, calibration and fine-tuning.
-        keep: is given the calibrated model before it is fine-tuned, to save it.
+        keep: is given the calibrated model and what was found before fine-tuning, to save both.
         fine_tune: trains the calibrated model, in place.
 
     Raises:
@@ -64,11 +64,11 @@ def convert_in_stages(
     measure("BN", model)
     if evaluate is not None:
         measure("copied", inject(copy.deepcopy(model), sites, **options))
-    calibration = convert_bn(model, batches, call, sites, **options)
+    conversion = Conversion(convert_bn(model, batches, call, sites, **options), metric)
     measure("calibrated", model)
     if keep is not None:
-        keep(model)
+        keep(model, conversion)
     if fine_tune is not None:
         fine_tune(model)
         measure("fine-tuned", model)
-    return Conversion(calibration, metric)
+    return conversion

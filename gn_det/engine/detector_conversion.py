@@ -102,7 +102,10 @@ def _proposals(model: nn.Module, inputs: list[dict[str, Any]]) -> list[Instances
 
 
 def run_on_boxes(model: nn.Module, batch: DetectorBatch) -> None:
-    """Run every part of a detector in eval mode, its RoI heads on the boxes of the batch."""
+    """Run every part of a detector in eval mode, its RoI heads on the boxes of the batch.
+
+    Later stages of a cascade go on from the boxes of the stage before, one for each proposal.
+    """
     if batch.proposals is None:
         model(batch.inputs)
         return

@@ -22,7 +22,14 @@ from detectron2.utils.logger import setup_logger
 from gn_det.errors import InputError
 from gn_det.utils import PARTIAL, make_folder, write_atomically
 
-__all__ = ["run_folder", "set_up_process", "with_null", "write_results", "written_folder"]
+__all__ = [
+    "holds_run",
+    "run_folder",
+    "set_up_process",
+    "with_null",
+    "write_results",
+    "written_folder",
+]
 
 
 @contextmanager

@@ -43,13 +43,14 @@ def test_each_stage_is_evaluated_as_it_is() -> None:
     convert_bn(expected, batches(), num_groups=2)
     found = convert_in_stages(
         model, batches(), run, evaluate=evaluate, fine_tune=fine_tune, num_groups=2,
-        keep=lambda model: kept.append(copy.deepcopy(model)),
+        keep=lambda model, found: kept.append((copy.deepcopy(model), [*found.metric])),
     )  # fmt: skip
     assert found.metric == {"BN": 1.0, "copied": 2.0, "calibrated": 3.0, "fine-tuned": 4.0}
     assert [kind for kind, _ in seen] == [nn.BatchNorm2d] + 3 * [FusedGroupNorm]
     biases = [bias for _, bias in seen]
     assert torch.equal(biases[0], biases[1])
-    assert torch.equal(biases[2], expected[1].bias) and torch.equal(kept[0][1].bias, biases[2])
+    assert torch.equal(biases[2], expected[1].bias) and torch.equal(kept[0][0][1].bias, biases[2])
+    assert kept[0][1] == ["BN", "copied", "calibrated"]
     assert torch.equal(biases[3], biases[2] + 1) and torch.equal(model[1].bias, biases[3])
 
 

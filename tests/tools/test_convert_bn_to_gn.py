@@ -175,13 +175,31 @@ def test_what_could_not_be_converted_is_an_error_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_there_are_kept(
+@pytest.mark.parametrize("there", ["model_gn.pth", "last_checkpoint", "fine_tuned"])
+def test_what_is_there_is_kept(
+    there: str, frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(InputError, match="holds a run or a conversion; name another OUTPUT_DIR"):
+        call_main(PROGRAM, *FROZEN, *folder_flags(shapes), *small(tmp_path, frozen_weights))
+    assert [path.name for path in tmp_path.iterdir()] == [there]
+    assert (tmp_path / there).read_text() == "mine"
+
+
+def test_a_fine_tuning_that_diverges_leaves_weights_and_report(
     frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:
-    (tmp_path / "model_gn.pth").write_text("mine")
-    with pytest.raises(InputError, match="model_gn.pth exists; remove it, or name another"):
-        call_main(PROGRAM, *FROZEN, *folder_flags(shapes), *small(tmp_path, frozen_weights))
-    assert (tmp_path / "model_gn.pth").read_text() == "mine"
+    output = tmp_path / "converted"
+    with pytest.raises(InputError, match="diverged"):
+        call_main(
+            PROGRAM, *FROZEN, *folder_flags(shapes)[:3], "--calibration-images", 1,
+            "--fine-tune", 6, *small(output, frozen_weights), "SOLVER.BASE_LR", "1e20",
+            "SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.WARMUP_ITERS", 0,
+        )  # fmt: skip
+    Checkpointer(build_model(load_config(output / "config.yaml"))).load(
+        str(output / "model_gn.pth")
+    )
+    assert (output / "report.md").exists()
 
 
 def test_a_number_of_pictures_below_one_is_an_error(call_main: Callable) -> None:
