@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,9 @@ from gn_det.injection.sites import SITES, find_slots
 
 __all__ = ["bn_sites", "convert_bn"]
 
-# A pass that lowers the mean error by less than this part of it is the last.
-_LEAST_GAIN = 0.001
+# Passes end when the error of no norm changes by more. On the way the mean may rise for a while:
+# norms that are fitted to inputs that change in the same pass make them worse for those behind.
+_SETTLED = 0.005
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -43,9 +43,9 @@ def convert_bn(
     over all values of the calibration set. What a norm gets depends on the norms before it, so
     passes over the set are repeated: after the k-th, the first k norms in the order of execution
     are fitted to the inputs that they are going to see, as if one after the other. Passes end when
-    the mean error falls no more, or after one for each norm; the best is kept. Each runs both
-    models once on each batch, in eval mode and without gradients, and holds the outputs of all BN
-    layers for that batch.
+    no norm's error changes any more, or after one for each norm; that of the least mean error is
+    kept. Each runs both models once on each batch, in eval mode and without gradients, and holds
+    the outputs of all BN layers for that batch.
 
     A channel whose normalised input is constant keeps γ of the BN, and β alone is fitted. A norm
     that the calibration set does not reach keeps both, and is reported. One without γ, β
@@ -89,11 +89,9 @@ def convert_bn(
         while len(history) <= len(norms):
             fits = _fits(model, converted, bns, norms, batches, call)
             history.append({name: _error(norms[name], fit) for name, fit in fits.items()})
-            mean = _mean(history[-1])
-            least = min(map(_mean, history[:-1]), default=math.inf)
-            if mean < least or not best:
+            if _mean(history[-1]) == min(map(_mean, history)):
                 best = {name: copy.deepcopy(norm.state_dict()) for name, norm in norms.items()}
-            if mean > (1 - _LEAST_GAIN) * least:
+            if len(history) > 1 and _change(*history[-2:]) <= _SETTLED:
                 break
             for name, fit in fits.items():
                 _set(norms[name], fit)
@@ -101,7 +99,8 @@ def convert_bn(
     inject(model, sites, **options)
     for name, state in best.items():
         model.get_submodule(name).load_state_dict(state)
-    calibrated = min(history, key=_mean)
+    # The last of the least, as that of best.
+    calibrated = min(reversed(history), key=_mean)
     return Calibration(
         tuple(
             CalibrationRow(
@@ -274,6 +273,12 @@ def _set(norm: nn.GroupNorm, fit: ChannelFit) -> None:
         weight, bias = fit.solve(norm.weight)
         norm.weight.copy_(weight)
         norm.bias.copy_(bias)
+
+
+def _change(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> float:
+    """Of the error of the norm that changed most."""
+    changes = (abs(after[name] - error) for name, error in before.items() if error is not None)
+    return max(changes, default=0.0)
 
 
 def _mean(errors: Mapping[str, float | None]) -> float:
