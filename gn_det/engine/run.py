@@ -22,7 +22,14 @@ from detectron2.utils.logger import setup_logger
 from gn_det.errors import InputError
 from gn_det.utils import PARTIAL, make_folder, write_atomically
 
-__all__ = ["run_folder", "set_up_process", "write_results", "written_folder"]
+__all__ = [
+    "holds_run",
+    "run_folder",
+    "set_up_process",
+    "with_null",
+    "write_results",
+    "written_folder",
+]
 
 
 @contextmanager
@@ -128,10 +135,12 @@ def _clear_half_written(output_dir: Path) -> None:
 
 def write_results(output_dir: str, results: Mapping[str, Any]) -> None:
     """Write the evaluation of a finished run to ``results.json``; what is undefined is null."""
+    text = json.dumps(with_null(results), indent=2)
+    write_atomically(Path(output_dir) / "results.json", text + "\n")
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return None if isinstance(value, float) and math.isnan(value) else value
 
-    write_atomically(Path(output_dir) / "results.json", json.dumps(plain(results), indent=2) + "\n")
+def with_null(value: Any) -> Any:
+    """Results for JSON, which has no NaN: what is undefined is None."""
+    if isinstance(value, Mapping):
+        return {key: with_null(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,7 +1,8 @@
 """Putting FusedGroupNorm into models that others wrote, fusing, and showing what is where."""
 
+from .calibration import convert_bn
 from .convert import inject
 from .fusion import fuse, revert
 from .norm_audit import audit
 
-__all__ = ["audit", "fuse", "inject", "revert"]
+__all__ = ["audit", "convert_bn", "fuse", "inject", "revert"]

@@ -29,7 +29,7 @@ from gn_det.layers import (
 )
 from gn_det.utils import nearest
 
-__all__ = ["inject"]
+__all__ = ["choose_sites", "inject"]
 
 
 def inject(
@@ -83,7 +83,7 @@ def inject(
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise InputError("inject before DistributedDataParallel, which would not see the new norms")
     slots = find_slots(model)
-    chosen = _choose(model, slots, [sites] if isinstance(sites, str) else sites)
+    chosen = choose_sites(model, slots, [sites] if isinstance(sites, str) else sites)
     holders = defaultdict(list)  # several, where modules share a norm
     for parent in model.modules():
         for child in parent.children():
@@ -104,7 +104,7 @@ def inject(
     return model
 
 
-def _choose(model: nn.Module, slots: Iterable[Slot], sites: Sequence[str]) -> set[str]:
+def choose_sites(model: nn.Module, slots: Iterable[Slot], sites: Sequence[str]) -> set[str]:
     """The sites that are meant, each checked to have a slot."""
     groups = {"default": DEFAULT_SITES, "ALL": tuple(SITES)}
     there = Counter(slot.site for slot in slots)

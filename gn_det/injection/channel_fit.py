@@ -1,0 +1,72 @@
+"""The γ, β of a norm that come closest to given outputs, in closed form from sums."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["ChannelFit"]
+
+# Variance of x̂ below which a channel is constant: float32 leaves little of its differences.
+_CONSTANT = 1e-10
+
+
+class ChannelFit:
+    """Least squares of y ≈ γ x̂ + β in each of C channels, from sums in float64.
+
+    Attributes:
+        count: elements of a channel so far.
+        sums: (5, C) float64, Σx̂, Σx̂², Σy, Σy² and Σx̂y.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        self.count = 0
+        self.sums = torch.zeros(5, num_channels, dtype=torch.float64)
+
+    def add(self, x_hat: Tensor, y: Tensor) -> None:
+        """Take in (N, C, *spatial) inputs without affine, and the outputs wanted of them."""
+        x_hat, y = x_hat.double(), y.double()
+        axes = [axis for axis in range(x_hat.dim()) if axis != 1]
+        products = (x_hat, x_hat * x_hat, y, y * y, x_hat * y)
+        self.sums = self.sums.to(y.device) + torch.stack([p.sum(axes) for p in products])
+        self.count += y.numel() // y.shape[1]
+
+    @property
+    def constant(self) -> Tensor:
+        """(C,) bool: channels whose x̂ does not vary, so that any γ fits as well."""
+        x, xx, *_ = self._means()
+        return xx - x * x <= _CONSTANT
+
+    def solve(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The γ, β with the least Σ(γ x̂ + β − y)².
+
+        Args:
+            weight: (C,) γ for constant channels, where β alone is fitted.
+
+        Returns:
+            (C,) γ and β in float64.
+        """
+        x, xx, y, _, xy = self._means()
+        slope = (xy - x * y) / (xx - x * x)
+        weight = torch.where(self.constant, weight.double(), slope)
+        return weight, y - weight * x
+
+    def relative_error(self, weight: Tensor, bias: Tensor) -> float | None:
+        """‖γ x̂ + β − y‖ / ‖y − ȳ‖ over all channels, ȳ being the mean of each.
+
+        So 1 is no better than a constant in each channel.
+
+        Returns:
+            None where y does not vary.
+        """
+        x, xx, y, yy, xy = self._means()
+        w, b = weight.double(), bias.double()
+        error = w * w * xx + b * b + yy + 2 * (w * b * x - w * xy - b * y)
+        spread = (yy - y * y).sum().item()
+        # Of the sums' last digits, nothing can be told.
+        if spread <= 1e-12 * yy.sum().item():
+            return None
+        return (max(error.sum().item(), 0.0) / spread) ** 0.5
+
+    def _means(self) -> Tensor:
+        return self.sums / self.count

@@ -1,0 +1,207 @@
+"""tools/convert_bn_to_gn.py, and what it wrote in train_net.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from detectron2.modeling import build_model
+from helpers import ROOT, TINY, folder_flags
+
+from gn_det import FusedGroupNorm, InputError
+from gn_det.checkpoint import Checkpointer
+from gn_det.config import load_config
+
+PROGRAM = "tools/convert_bn_to_gn.py"
+TRAIN_NET = "tools/train_net.py"
+BN = ["--config-file", ROOT / "configs/compare/bn.yaml"]
+FROZEN = ["--config-file", ROOT / "configs/compare/frozenbn.yaml"]
+
+
+def small(output: Path, weights: Path | str) -> list[object]:
+    return ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", output, "DATALOADER.NUM_WORKERS", 0]
+
+
+def weights_of(config: Path, path: Path) -> Path:
+    """Weights of the config's model, whose norms are no identities."""
+    torch.manual_seed(0)
+    model = build_model(load_config(config, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"]))
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("norm.weight", "running_var")):
+            tensor.uniform_(0.5, 1.5)
+        elif name.endswith(("norm.bias", "running_mean")):
+            tensor.uniform_(-0.5, 0.5)
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bn_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return weights_of(BN[1], tmp_path_factory.mktemp("bn") / "weights.pth")
+
+
+@pytest.fixture(scope="module")
+def frozen_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return weights_of(FROZEN[1], tmp_path_factory.mktemp("frozen") / "weights.pth")
+
+
+def test_a_frozenbn_detector_is_converted_evaluated_fine_tuned_and_trains_on(
+    frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable, capsys
+) -> None:
+    output = tmp_path / "converted"
+    call_main(
+        PROGRAM, *FROZEN, *folder_flags(shapes), "--calibration-images", 3, "--fine-tune", 2,
+        *small(output, frozen_weights),
+    )  # fmt: skip
+    read = json.loads((output / "report.json").read_text())
+    assert list(read["stages"]) == ["BN", "copied", "calibrated", "fine-tuned"]
+    assert read["metric"] == "mask AP" and read["seed"] == 0
+    assert read["stages"]["BN"] == read["results"]["BN"]["segm"]["AP"]
+    rows = read["calibration"]["rows"]
+    assert len(rows) == 20 and all(row["values"] > 0 for row in rows)
+    means = read["calibration"]["pass_errors"]
+    assert min(means) < 0.9 * means[0]
+    assert "| fine-tuned" in (output / "report.md").read_text()
+    assert "(conversion.png)" in (output / "report.md").read_text()
+    assert cv2.imread(str(output / "conversion.png")).std() > 10
+    assert f"The weights are {output / 'model_gn.pth'}" in capsys.readouterr().out
+
+    # The config beside the weights: strictly loaded, frozen where FREEZE_AT says, convolutions kept
+    cfg = load_config(output / "config.yaml")
+    assert cfg.MODEL.META_ARCHITECTURE == "GNGeneralizedRCNN"
+    assert cfg.MODEL.GN.SITES == ["backbone"]
+    model = build_model(cfg)
+    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    norms = [m for m in model.modules() if isinstance(m, FusedGroupNorm)]
+    assert len(norms) == 20
+    assert sum(not norm.weight.requires_grad for norm in norms) == 5
+    before = torch.load(frozen_weights, weights_only=True)["model"]
+    for name, tensor in model.state_dict().items():
+        if "norm" not in name:
+            assert torch.equal(tensor, before[name]), name
+    tuned = torch.load(output / "fine_tuned" / "model_final.pth", weights_only=True)["model"]
+    frozen, trained = "backbone.bottom_up.stem.conv1", "backbone.bottom_up.res5.1.conv2"
+    assert torch.equal(tuned[f"{frozen}.norm.weight"], norms[0].weight)
+    assert not torch.equal(tuned[f"{trained}.weight"], before[f"{trained}.weight"])
+
+    # ... evaluates to what the report says of the calibrated model, and trains.
+    config = ["--config-file", output / "config.yaml"]
+    call_main(TRAIN_NET, *config, "--eval-only")
+    predicted = "inference/coco_instances_results.json"
+    again, stage = (
+        [r["score"] for r in json.loads((output / part / predicted).read_text())]
+        for part in ("run/evaluation", "evaluation/2")
+    )
+    assert again == pytest.approx(stage, rel=1e-3, abs=1e-5)
+    call_main(TRAIN_NET, *config, *TINY)
+    assert (output / "run" / "model_final.pth").exists()
+
+
+def test_bn_in_every_head_is_fitted_on_boxes_that_both_models_get(
+    bn_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    output = tmp_path / "converted"
+    call_main(
+        PROGRAM, *BN, *folder_flags(shapes)[:3], "--calibration-images", 2,
+        *small(output, bn_weights),
+    )  # fmt: skip
+    read = json.loads((output / "report.json").read_text())
+    assert read["stages"] == {} and read["metric"] == ""
+    rows = read["calibration"]["rows"]
+    assert {row["site"] for row in rows} == {"backbone", "fpn", "box_head", "mask_head"}
+    assert all(row["values"] > 0 and row["calibrated"] is not None for row in rows)
+    cfg = load_config(output / "config.yaml")
+    assert cfg.MODEL.GN.SITES == ["backbone", "fpn", "box_head", "mask_head"]
+    Checkpointer(build_model(cfg)).load(cfg.MODEL.WEIGHTS)
+    assert "By stage" not in (output / "report.md").read_text()
+    assert not (output / "evaluation").exists()
+
+
+def test_the_same_seed_gives_the_same_weights(
+    frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    flags = [*FROZEN, *folder_flags(shapes)[:3], "--calibration-images", 2]
+    for name, seed in (("one", 3), ("again", 3), ("other", 4)):
+        call_main(PROGRAM, *flags, *small(tmp_path / name, frozen_weights), "SEED", seed)
+    one, again, other = (
+        torch.load(tmp_path / name / "model_gn.pth", weights_only=True)["model"]
+        for name in ("one", "again", "other")
+    )
+    norm = "backbone.bottom_up.stem.conv1.norm.weight"
+    assert torch.equal(one[norm], again[norm]) and not torch.equal(one[norm], other[norm])
+
+
+def test_groups_are_those_of_the_config(
+    frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    call_main(
+        PROGRAM, *FROZEN, *folder_flags(shapes)[:3], "--calibration-images", 1,
+        *small(tmp_path / "out", frozen_weights), "MODEL.GN.CHANNELS_PER_GROUP", 16,
+    )  # fmt: skip
+    read = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {row["channels"] // row["num_groups"] for row in read["calibration"]["rows"]} == {16}
+    model = build_model(load_config(tmp_path / "out" / "config.yaml"))
+    assert model.backbone.bottom_up.stem.conv1.norm.num_groups == 4
+
+
+def test_a_model_without_bn_is_an_error_and_leaves_no_folder(
+    frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    config = ["--config-file", ROOT / "configs/compare/gn.yaml"]
+    with pytest.raises(InputError, match="GNGeneralizedRCNN has no BN, SyncBN or FrozenBN layer"):
+        call_main(PROGRAM, *config, *folder_flags(shapes), *small(tmp_path / "out", frozen_weights))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["MODEL.WEIGHTS", ""], "there are no weights to load: set MODEL.WEIGHTS"),
+        (["MODEL.GN.WEIGHT_STANDARDIZATION", "True"], "would change what the convolutions"),
+        (["DATASETS.TRAIN", "()"], "no data set is given"),
+    ],
+)
+def test_what_could_not_be_converted_is_an_error_at_once(
+    options: list[str], message: str, frozen_weights: Path, shapes: Path, tmp_path: Path,
+    call_main: Callable,
+) -> None:  # fmt: skip
+    flags = [] if "DATASETS.TRAIN" in options else folder_flags(shapes)
+    with pytest.raises(InputError, match=message):
+        call_main(PROGRAM, *FROZEN, *flags, *small(tmp_path / "out", frozen_weights), *options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("there", ["model_gn.pth", "last_checkpoint", "fine_tuned"])
+def test_what_is_there_is_kept(
+    there: str, frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(InputError, match="holds a run or a conversion; name another OUTPUT_DIR"):
+        call_main(PROGRAM, *FROZEN, *folder_flags(shapes), *small(tmp_path, frozen_weights))
+    assert [path.name for path in tmp_path.iterdir()] == [there]
+    assert (tmp_path / there).read_text() == "mine"
+
+
+def test_a_fine_tuning_that_diverges_leaves_weights_and_report(
+    frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    output = tmp_path / "converted"
+    with pytest.raises(InputError, match="diverged"):
+        call_main(
+            PROGRAM, *FROZEN, *folder_flags(shapes)[:3], "--calibration-images", 1,
+            "--fine-tune", 6, *small(output, frozen_weights), "SOLVER.BASE_LR", "1e20",
+            "SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.WARMUP_ITERS", 0,
+        )  # fmt: skip
+    Checkpointer(build_model(load_config(output / "config.yaml"))).load(
+        str(output / "model_gn.pth")
+    )
+    assert (output / "report.md").exists()
+
+
+def test_a_number_of_pictures_below_one_is_an_error(call_main: Callable) -> None:
+    with pytest.raises(SystemExit):
+        call_main(PROGRAM, *FROZEN, "--calibration-images", 0)
