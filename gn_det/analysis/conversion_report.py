@@ -7,10 +7,9 @@ from itertools import takewhile
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from gn_det.analysis.figures import new_figure
 from gn_det.injection.calibration_report import Calibration
 
 __all__ = ["conversion_report", "plot_conversion", "stage_table"]
@@ -83,8 +82,7 @@ def plot_conversion(
     shared = ".".join(parts[0] for parts in takewhile(lambda parts: len({*parts}) == 1, parents))
     names = [row.name[len(shared) + bool(shared) :] for row in rows]
     width = min(max(6.0, 0.22 * len(rows)), 16.0)
-    figure = Figure(figsize=(width + (4 if values else 0), 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width + (4 if values else 0), 4.6)
     panels = figure.subplots(
         1, 1 + bool(values), squeeze=False, width_ratios=[width, 4][: 1 + bool(values)]
     )[0]

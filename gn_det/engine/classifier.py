@@ -44,6 +44,7 @@ __all__ = [
     "error_rate",
     "read_classifier",
     "train_classifier",
+    "write_backbone_of",
 ]
 
 SCHEDULES: dict[str, ParamScheduler] = {
@@ -100,6 +101,7 @@ def train_classifier(
     output_dir: Path,
     device: str = "cpu",
     *,
+    weights: str = "",
     resume: bool = False,
     num_workers: int = 0,
     quiet: bool = False,
@@ -115,6 +117,7 @@ def train_classifier(
         recipe: what to train.
         output_dir: a folder that exists.
         device: "cpu" or "cuda".
+        weights: a classifier's to start from; by default from scratch.
         resume: whether to go on from the last checkpoint, where there is one.
         num_workers: loading processes.
         quiet: whether to write nothing but metrics.json of the metrics.
@@ -190,7 +193,7 @@ def train_classifier(
             hooks.PeriodicWriter(writers, min(20, steps)) if main else None,
         ]
     )
-    checkpointer.resume_or_load("", resume=resume)
+    checkpointer.resume_or_load(weights, resume=resume)
     start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     loader.start = start_iter
     with closing(loader):
@@ -267,6 +270,16 @@ def _as_it_is(sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
+def write_backbone_of(file: Path, recipe: ClassifierRecipe, classifier: Classifier) -> None:
+    """Write a classifier's backbone and the config fragment that a detector shares with it."""
+    weights = {
+        key: value
+        for key, value in classifier.backbone.state_dict().items()
+        if not key.startswith("linear.")
+    }
+    write_backbone(file, weights, _detector_config(recipe))
+
+
 def _write_outcome(
     recipe: ClassifierRecipe, output_dir: Path, classifier: Classifier
 ) -> dict[str, float]:
@@ -277,15 +290,10 @@ def _write_outcome(
         "train_error": metrics["error/train"][max(metrics["error/train"])],
         "num_classes": classifier.backbone.linear.out_features,
     }
-    weights = {
-        key: value
-        for key, value in classifier.backbone.state_dict().items()
-        if not key.startswith("linear.")
-    }
     backbone = output_dir / "backbone.pth"
     backbone.unlink(missing_ok=True)  # of this run, killed before its results were written
     backbone.with_suffix(".yaml").unlink(missing_ok=True)
-    write_backbone(backbone, weights, _detector_config(recipe))
+    write_backbone_of(backbone, recipe, classifier)
     write_atomically(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
