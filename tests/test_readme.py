@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 import zoo
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from helpers import ROOT, TINY, folder_flags
@@ -128,6 +131,64 @@ def test_compare_does_it_all(home: Path) -> None:
     assert (home / "output/compare/ap.png").exists()
 
 
+@pytest.mark.slow
+def test_the_papers_experiments_run_one_after_the_other(home: Path) -> None:
+    short = ["--epochs", "1", "--seeds", "0", "--ims-per-gpu"]
+    swept = run(command("batch_size_sweep.py"), home, *short, "64", "32", "--norms", "BN", "GN")
+    assert swept.returncode == 0, swept.stderr
+    assert (home / "output/sweep/error_by_batch.png").exists()
+    gap = run(command("train_test_gap.py"), home, "--batch-sizes", "2", "32")
+    assert gap.returncode == 0, gap.stderr
+    assert "batches of 2" in gap.stdout and (home / "output/gap/gap.png").exists()
+    groups = [*short, "128", "--num-groups", "2", "--channels-per-group", "1"]
+    ablated = run(command("group_ablation.py"), home, *groups)
+    assert ablated.returncode == 0, ablated.stderr
+    few = ["--epochs", "1", "--ims-per-gpu", "350", "--norms", "GN"]
+    features = run(command("feature_distribution.py", "digits"), home, *few)
+    assert features.returncode == 0, features.stderr
+    assert (home / "output/features/features.png").exists()
+    diagram = run(command("norm_diagram.py"), home)
+    assert diagram.returncode == 0, diagram.stderr
+    trained = run(
+        command("train_classifier.py").replace("path/to/imagenet", "mine").replace("--amp", ""),
+        home, "--num-gpus", "1", "--epochs", "1", "--ims-per-gpu", "2", "--size", "32",
+        "--num-workers", "0", "--network", "resnet18",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert (home / "output/R-50-GN/backbone.yaml").exists()
+
+
+@pytest.mark.slow
+def test_norms_are_converted_in_what_compare_has_left(home: Path) -> None:
+    classifier = home / "datasets/classifiers/R-18-BN"
+    flags = f"{classifier} --network resnet18 --norm BN --data mine --epochs 1 --ims-per-gpu 4"
+    trained = run(f".venv/bin/python tools/train_classifier.py {flags} --size 32 --lr 0.01", home)
+    assert trained.returncode == 0, trained.stderr
+    converted = run(command("convert_classifier_to_gn.py"), home, "--calibration-pictures", "4")
+    assert converted.returncode == 0, converted.stderr
+    assert (home / "output/converted_classifier/report.md").exists()
+
+    config = ["--config-file", "configs/compare/frozenbn.yaml", *folder_flags(home / "mine")]
+    run_of_compare = "output/compare/runs/frozenbn-2ims-seed0"
+    flags = shlex.join([*config, "OUTPUT_DIR", run_of_compare, *TINY])
+    trained = run(f".venv/bin/python tools/train_net.py {flags}", home)
+    assert trained.returncode == 0, trained.stderr
+    convert = command("convert_bn_to_gn.py").replace("--fine-tune 100", "--fine-tune 1")
+    assert convert.count("--fine-tune 1 ") == 1 and run_of_compare in convert
+    convert = convert.replace("--fine-tune", "--calibration-images 2 --fine-tune")
+    converted = run(convert, home)
+    assert converted.returncode == 0, converted.stderr
+    assert "calibrated" in (home / "output/converted/report.md").read_text()
+
+
+def test_weights_of_timm_are_converted(home: Path) -> None:
+    weights = timm.create_model("resnet50_gn", pretrained=False).state_dict()
+    safetensors.torch.save_file(weights, home / "resnet50_gn.safetensors")
+    done = run(command("convert_weights.py"), home)
+    assert done.returncode == 0, done.stderr
+    assert (home / "weights/r50_gn.yaml").exists()
+
+
 def test_demo(home: Path, call_main: Callable) -> None:
     images = home / "datasets" / "shapes" / "images"
     flags = folder_flags(home / "datasets" / "shapes")[:3]
@@ -150,14 +211,14 @@ def test_every_file_that_the_readme_names_exists() -> None:
 
 
 def test_the_lines_for_an_existing_project_are_the_tested_ones() -> None:
-    block, _, _ = PYTHON_BLOCKS
+    block, *_ = PYTHON_BLOCKS
     tested = (ROOT / "tests" / "modeling" / "test_existing_project.py").read_text()
     for line in re.findall(r"^(?:cfg|gn_det).*", block, re.MULTILINE):
         assert line.replace('"theirs.yaml"', 'str(tmp_path / "theirs.yaml")').strip() in tested
 
 
 def test_the_lines_for_any_model_run(capsys: pytest.CaptureFixture[str]) -> None:
-    _, block, _ = PYTHON_BLOCKS
+    _, block, *_ = PYTHON_BLOCKS
     exec(block, {"gn_det": gn_det, "model": zoo.build("COCO-InstanceSegmentation/" + MASK_RCNN)})
     assert "67 in all" in capsys.readouterr().out
 
@@ -174,12 +235,20 @@ def test_the_table_of_sites_is_the_codes() -> None:
 
 
 def test_the_lines_of_the_operator_run() -> None:
-    _, _, block = PYTHON_BLOCKS
+    _, _, block, _ = PYTHON_BLOCKS
     x, shortcut = torch.randn(2, 1, 64, 5, 5)
     names = {"x": x, "shortcut": shortcut, "weight": torch.ones(64), "bias": torch.zeros(64)}
     exec(block, names)
     expected = F.relu(F.group_norm(x, 32) + shortcut)
     assert torch.allclose(names["y"], expected, atol=1e-5)
+
+
+def test_the_lines_for_converting_any_model_run(capsys: pytest.CaptureFixture[str]) -> None:
+    *_, block = PYTHON_BLOCKS
+    model = torchvision.models.resnet18(weights=None).eval()
+    exec(block, {"gn_det": gn_det, "model": model, "batches": [torch.rand(2, 3, 64, 64)]})
+    assert "calibrated" in capsys.readouterr().out
+    assert sum(isinstance(m, gn_det.FusedGroupNorm) for m in model.modules()) == 20
 
 
 def test_the_benchmark_prints_the_readmes_table(home: Path) -> None:

@@ -207,4 +207,9 @@ class VGG16(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if min(x.shape[2:]) < 32:
+            raise InputError(
+                f"VGG-16 halves pictures five times and needs 32 pixels, not {tuple(x.shape[2:])}; "
+                "give --size 32"
+            )
         return {"linear": self.linear(self.features(x).mean((2, 3)))}

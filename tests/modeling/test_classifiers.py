@@ -93,6 +93,11 @@ def test_pictures_are_normalised_as_a_detectors() -> None:
     torch.testing.assert_close(seen[0], torch.zeros(1, 3, 8, 8), atol=1e-6, rtol=0)
 
 
+def test_pictures_that_are_too_small_for_vgg16_are_an_error() -> None:
+    with pytest.raises(InputError, match=r"needs 32 pixels, not \(8, 40\); give --size 32"):
+        build_classifier("vgg16", "BN", 3).scores(torch.zeros(1, 3, 8, 40))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -40,6 +40,7 @@ def programs(call_main: Callable, capsys: pytest.CaptureFixture[str]) -> Callabl
     return call
 
 
+@pytest.mark.slow
 def test_error_against_batch_size_and_the_gap_of_its_classifiers(
     programs: Callable, tmp_path: Path
 ) -> None:
