@@ -78,7 +78,8 @@ def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> list[str]:
     register_folders(data.folders)
     for name in ("detectron2", "gn_det"):
         setup_logger(name=name)
-    for cfg in recipes.values():
+    for name, cfg in recipes.items():
+        print(f"{name}: seed {cfg.SEED}, {cfg.SOLVER.MAX_ITER} iterations")
         folder = Path(cfg.OUTPUT_DIR)
         make_folder(folder)
         if not (folder / "model_final.pth").exists():
