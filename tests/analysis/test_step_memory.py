@@ -1,0 +1,121 @@
+"""The memory of a training step: what GN costs, and that the step is the real one's."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gn_det import InputError
+from gn_det.analysis import step_memory
+from gn_det.analysis.activation_memory import autocast, kept_for_backward
+from gn_det.analysis.step_memory import VARIANTS, StepMemory, count_step, synthetic_step
+from gn_det.analysis.training_step import made_up_batch
+from gn_det.config import get_config
+
+
+@functools.cache
+def counted(variant: str, num_images: int, freeze_at: int) -> StepMemory:
+    """Mask R-CNN R-50-FPN with 4conv1fc heads in mixed precision on 800×1333."""
+    cfg = get_config("coco/mask_rcnn_R_50_FPN_gn_1x.yaml")
+    cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
+    cfg.SOLVER.AMP.ENABLED = True
+    return count_step(cfg, variant, num_images, (800, 1333))
+
+
+def whole(memory: StepMemory) -> int:
+    return sum(memory.activations.values())
+
+
+@pytest.mark.parametrize("freeze_at", [0, 2])
+@pytest.mark.parametrize("num_images", [1, 2])
+class TestMaskRCNN:
+    def test_ours_keeps_less_than_half_of_detectron2s_gn(
+        self, num_images: int, freeze_at: int
+    ) -> None:
+        ours = counted("gn_det", num_images, freeze_at)
+        theirs = counted("Detectron2's GN", num_images, freeze_at)
+        assert ours.body <= 0.43 * theirs.body
+        assert whole(ours) <= 0.49 * whole(theirs)
+
+
+def test_the_synthetic_step_keeps_what_the_real_one_does_in_all_that_no_object_decides() -> None:
+    cfg = get_config("small/mask_rcnn_R_18_FPN_gn.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    batch = made_up_batch()
+    model = build_model(cfg).train()
+    parts = step_memory.parts_of(model)
+    with EventStorage():
+        real = kept_for_backward(lambda: model(batch), parts)
+    step, parts = synthetic_step(model, 2, (128, 128))
+    synthetic = kept_for_backward(step, parts)
+    for part in ("stem", "res2", "res3", "res4", "res5", "FPN"):
+        assert synthetic[part] == real[part] > 0, part
+    # The real one's losses come on top, and it finds fewer objects than it may sample.
+    assert synthetic["RPN"] <= real["RPN"]
+    assert sum(real.values()) <= 1.1 * sum(synthetic.values())
+
+
+def test_detectron2s_gn_is_what_detectron2_builds_of_its_own_norm_keys() -> None:
+    cfg = get_config("coco/mask_rcnn_R_50_FPN_frozenbn_1x.yaml")
+    cfg.SOLVER.AMP.ENABLED = True
+    expected = count_step(cfg, "Detectron2's GN", 1, (256, 320))
+    for node in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD):
+        node.NORM = "GN"
+    cfg.MODEL.DEVICE = "cuda"
+    with FakeTensorMode(), torch.device("cuda"), autocast(enabled=True):
+        model = step_memory.META_ARCH_REGISTRY.get("GeneralizedRCNN")(cfg).train()
+        step, parts = synthetic_step(model, 1, (256, 320))
+        kept = kept_for_backward(step, parts, model.parameters())
+    assert kept == expected.activations
+
+
+def test_parameters_gradients_and_momentum_follow_what_trains() -> None:
+    cfg = get_config("small/mask_rcnn_R_18_FPN_gn.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.FREEZE_AT = "cpu", 3
+    cfg.MODEL.WEIGHTS = ""
+    model = build_model(cfg)
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = count_step(cfg, "gn_det", 1, (64, 64))
+    assert memory.gradients == memory.optimizer == trained < memory.parameters
+    cfg.SOLVER.MOMENTUM = 0.0
+    assert count_step(cfg, "gn_det", 1, (64, 64)).optimizer == 0
+    assert memory.total == memory.parameters + memory.images + 2 * trained + whole(memory)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("coco/cascade_mask_rcnn_R_50_FPN_gn_1x.yaml", {"box head 3", "mask head"}),
+        ("coco/mask_rcnn_R_50_C4_gn_1x.yaml", {"RoI heads"}),
+        ("coco/retinanet_R_50_FPN_gn_1x.yaml", {"dense head"}),
+    ],
+)
+def test_every_meta_architecture_that_is_listed_is_counted(name: str, heads: set[str]) -> None:
+    cfg = get_config(name)
+    cfg.SOLVER.AMP.ENABLED = True
+    sizes = [count_step(cfg, variant, 1, (128, 160)) for variant in VARIANTS]
+    frozen, theirs, ours = (whole(memory) for memory in sizes)
+    assert heads <= sizes[0].activations.keys()
+    assert frozen < ours < theirs
+
+
+def test_other_meta_architectures_are_refused_with_a_list_of_those_that_are_known() -> None:
+    cfg = get_config("coco/mask_rcnn_R_50_FPN_gn_1x.yaml")
+    cfg.MODEL.META_ARCHITECTURE = "GNPanopticFPN"
+    with pytest.raises(InputError, match="step of PanopticFPN is not known.*GeneralizedRCNN with"):
+        count_step(cfg, "gn_det", 1, (64, 64))
+
+
+def test_the_layout_counts_too() -> None:
+    cfg = get_config("small/mask_rcnn_R_18_FPN_gn.yaml")
+    contiguous = count_step(cfg, "frozen BN", 1, (64, 64)).activations
+    cfg.MODEL.CHANNELS_LAST = True
+    last = count_step(cfg, "frozen BN", 1, (64, 64)).activations
+    # The box head's linear layer keeps a copy of ReLU's result, in the other order.
+    assert last["box head"] > contiguous["box head"]
+    assert last["res3"] == contiguous["res3"]
