@@ -57,7 +57,7 @@ def kept_for_backward(
 
 @contextmanager
 def autocast(enabled: bool) -> Iterator[None]:
-    """torch.autocast("cuda", torch.bfloat16) for fake tensors, too: without a GPU, that only warns."""
+    """torch.autocast("cuda", torch.bfloat16) for fake tensors, too: it needs no GPU."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", enabled)
     torch.set_autocast_dtype("cuda", torch.bfloat16)

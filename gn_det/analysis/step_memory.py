@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from gn_det.analysis.activation_memory import autocast, kept_for_backward
 from gn_det.errors import InputError
-from gn_det.injection import fuse, inject, revert
-from gn_det.modeling.with_gn import gn_options_from_config
+from gn_det.injection import revert
+from gn_det.modeling.with_gn import gn_options_from_config, with_gn
 
 __all__ = [
     "BODY",
@@ -39,12 +39,7 @@ __all__ = [
 
 BODY = ("stem", "res2", "res3", "res4", "res5")
 
-# What is done to the model with frozen BN in its body and no other norm.
-VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "frozen BN": lambda model: model,
-    "Detectron2's GN": revert,
-    "gn_det": fuse,
-}
+VARIANTS = ("frozen BN", "Detectron2's GN", "gn_det", "gn_det, RECOMPUTE")
 
 _SUPPORTED = (
     "GeneralizedRCNN with RPN and StandardROIHeads, CascadeROIHeads or Res5ROIHeads (their GN "
@@ -96,7 +91,7 @@ def count_step(
         cfg: of :func:`gn_det.config.load_config`. Its norms do not matter, nor gn_det's
             components: the model is built without and then made the variant. SOLVER.AMP.ENABLED
             and MODEL.CHANNELS_LAST count.
-        variant: key of VARIANTS; GN stands at MODEL.GN.SITES.
+        variant: of VARIANTS; GN stands at MODEL.GN.SITES.
         num_images: in the batch.
         image_size: (height, width), before padding.
 
@@ -130,12 +125,15 @@ def build_variant(cfg: CfgNode, variant: str) -> nn.Module:
     cfg = _without_gn(cfg)
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).train()
     if variant != "frozen BN":
-        inject(model, cfg.MODEL.GN.SITES, **gn_options_from_config(cfg))
+        options = gn_options_from_config(cfg) | {"recompute": variant == "gn_det, RECOMPUTE"}
+        with_gn(model, cfg.MODEL.GN.SITES, **options)
+    if variant == "Detectron2's GN":
+        revert(model)
     if cfg.MODEL.CHANNELS_LAST:
         for parameter in model.parameters():
             if parameter.dim() == 4:  # model.to() refuses fake tensors
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return VARIANTS[variant](model)
+    return model
 
 
 def synthetic_step(
@@ -292,7 +290,7 @@ def _not_supported(kind: str) -> InputError:
 
 
 def _without_gn(cfg: CfgNode) -> CfgNode:
-    """The config with Detectron2's components in place of gn_det's, frozen BN, and no other norm."""
+    """The config with Detectron2's components in place of gn_det's, frozen BN, no other norm."""
     cfg = cfg.clone()
     cfg.defrost()
     model = cfg.MODEL

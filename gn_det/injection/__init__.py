@@ -1,7 +1,7 @@
 """Putting FusedGroupNorm into models that others wrote, fusing, and showing what is where."""
 
 from .convert import inject
-from .fusion import fuse, revert
+from .fusion import fuse, recompute, revert
 from .norm_audit import audit
 
-__all__ = ["audit", "fuse", "inject", "revert"]
+__all__ = ["audit", "fuse", "inject", "recompute", "revert"]
