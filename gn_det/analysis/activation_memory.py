@@ -57,10 +57,13 @@ def kept_for_backward(
 
 @contextmanager
 def autocast(enabled: bool) -> Iterator[None]:
-    """torch.autocast("cuda", torch.bfloat16) for fake tensors, too: it needs no GPU."""
+    """torch.autocast("cuda", torch.float16) for fake tensors, too: it needs no GPU.
+
+    Counts are those of bfloat16, whose fake convolutions are never channels_last without a GPU.
+    """
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", enabled)
-    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_dtype("cuda", torch.float16)
     try:
         yield
     finally:

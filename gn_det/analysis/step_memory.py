@@ -8,7 +8,8 @@ size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,15 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, ResNet, RetinaNet
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.solver import build_optimizer
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from gn_det.analysis.activation_memory import autocast, kept_for_backward
+from gn_det.analysis.activation_memory import ELSEWHERE, autocast, kept_for_backward
+from gn_det.config import get_config
+from gn_det.engine.step import amp_dtype
 from gn_det.errors import InputError
 from gn_det.injection import revert
 from gn_det.modeling.with_gn import gn_options_from_config, with_gn
@@ -33,6 +37,8 @@ __all__ = [
     "StepMemory",
     "build_variant",
     "count_step",
+    "measure_step",
+    "memory_rows",
     "parts_of",
     "synthetic_step",
 ]
@@ -49,21 +55,27 @@ _SUPPORTED = (
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a training step.
+    """Bytes of a training step, each by part of the model.
 
     Attributes:
-        parameters: and buffers of the model.
+        parameters: and buffers.
         gradients: of the parameters that train.
-        optimizer: state of SGD, its momentum.
-        images: the batch, in float32.
-        activations: kept for the backward pass, by part of the model.
+        momentum: SGD's state.
+        activations: kept for the backward pass.
+        images: the batch in float32.
     """
 
-    parameters: int
-    gradients: int
-    optimizer: int
-    images: int
+    parameters: dict[str, int]
+    gradients: dict[str, int]
+    momentum: dict[str, int]
     activations: dict[str, int]
+    images: int
+
+    @property
+    def fixed(self) -> int:
+        """What does not depend on the images."""
+        kinds = (self.parameters, self.gradients, self.momentum)
+        return sum(sum(kind.values()) for kind in kinds)
 
     @property
     def body(self) -> int:
@@ -71,21 +83,23 @@ class StepMemory:
         return sum(self.activations.get(part, 0) for part in BODY)
 
     @property
+    def kept(self) -> int:
+        """Activations of all parts."""
+        return sum(self.activations.values())
+
+    @property
     def total(self) -> int:
-        """All of it at once, as at the start of the backward pass."""
-        return (
-            self.parameters
-            + self.gradients
-            + self.optimizer
-            + self.images
-            + sum(self.activations.values())
-        )
+        """All of it at once: gradients come as activations go, so that it is never quite this."""
+        return self.fixed + self.kept + self.images
 
 
 def count_step(
     cfg: CfgNode, variant: str, num_images: int, image_size: tuple[int, int]
 ) -> StepMemory:
     """Count a training step on one GPU.
+
+    What is not in the count: CUDA's context, workspace of convolutions, gradients of activations,
+    what losses, proposals and sampling keep, and fragmentation.
 
     Args:
         cfg: of :func:`gn_det.config.load_config`. Its norms do not matter, nor gn_det's
@@ -102,15 +116,70 @@ def count_step(
         model = build_variant(cfg, variant)
         step, parts = synthetic_step(model, num_images, image_size)
         activations = kept_for_backward(step, parts, model.parameters())
-    parameters = [*model.parameters()]
-    trained = _num_bytes(p for p in parameters if p.requires_grad)
+    trained = _num_bytes([p for p in model.parameters() if p.requires_grad], parts)
     return StepMemory(
-        parameters=_num_bytes([*parameters, *model.buffers()]),
+        parameters=_num_bytes([*model.parameters(), *model.buffers()], parts),
         gradients=trained,
-        optimizer=trained if cfg.SOLVER.MOMENTUM else 0,
-        images=_num_bytes([model.preprocess_image(()).tensor]),
+        momentum=trained if cfg.SOLVER.MOMENTUM else {},
         activations=activations,
+        images=model.preprocess_image(()).tensor.nbytes,
     )
+
+
+def memory_rows(num_images: int) -> list[dict[str, Any]]:
+    """What Mask R-CNN R-50-FPN with 4conv1fc heads keeps in mixed precision, in MiB.
+
+    A row for each FREEZE_AT, 0 and 2, and variant: the ResNet and the whole model, and both as a
+    share of frozen BN.
+    """
+    cfg = get_config("coco/mask_rcnn_R_50_FPN_gn_amp_1x.yaml")
+    rows = []
+    for freeze_at in (0, 2):
+        cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
+        steps = {v: count_step(cfg, v, num_images, (800, 1333)) for v in VARIANTS}
+        frozen = steps[VARIANTS[0]]
+        rows += [
+            {
+                "FREEZE_AT": freeze_at,
+                "norm": variant,
+                "ResNet": round(memory.body / 2**20),
+                "whole": round(memory.kept / 2**20),
+                "ResNet, of frozen BN": f"{100 * memory.body / frozen.body:.1f}%",
+                "whole, of frozen BN": f"{100 * memory.kept / frozen.kept:.1f}%",
+            }
+            for variant, memory in steps.items()
+        ]
+    return rows
+
+
+def measure_step(
+    cfg: CfgNode,
+    variant: str,
+    num_images: int,
+    image_size: tuple[int, int],
+    device: str = "cuda",
+) -> tuple[int, int]:
+    """Run the step of :func:`count_step` on the GPU, with its optimizer.
+
+    Returns:
+        Bytes that PyTorch's allocator holds for activations after the forward pass, and the most
+        that it held at all, the weights included.
+    """
+    dtype = amp_dtype(cfg.SOLVER.AMP.ENABLED)
+    with torch.device(device):
+        model = build_variant(cfg, variant)
+        step, _ = synthetic_step(model, num_images, image_size)
+        optimizer = build_optimizer(cfg, model)
+        for _ in range(2):  # the momentum is there from the second on
+            optimizer.zero_grad()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            with torch.autocast(device, dtype, enabled=dtype is not None):
+                loss = sum(step().values())
+            kept = torch.cuda.memory_allocated() - before
+            loss.backward()
+            optimizer.step()
+    return kept, torch.cuda.max_memory_allocated()
 
 
 def build_variant(cfg: CfgNode, variant: str) -> nn.Module:
@@ -309,5 +378,12 @@ def _without_gn(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _num_bytes(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _num_bytes(tensors: Sequence[Tensor], parts: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Bytes of parameters and buffers by the innermost part that has them."""
+    part_of = {}
+    for name, part in sorted(parts.items(), key=lambda item: -len([*item[1].modules()])):
+        part_of |= dict.fromkeys((*part.parameters(), *part.buffers()), name)
+    found: Counter[str] = Counter()
+    for tensor in tensors:
+        found[part_of.get(tensor, ELSEWHERE)] += tensor.nbytes
+    return dict(found)
