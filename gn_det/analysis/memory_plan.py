@@ -184,9 +184,10 @@ def plot_plan(steps: dict[Step, StepMemory], card: Card, png: Path) -> None:
             bottom = [b + v for b, v in zip(bottom, values, strict=True)]
         for place, (memory, top) in enumerate(zip(memories, bottom, strict=True)):
             fits = card.fits(memory)
-            axes.text(
-                place, top, f"{top:.1f}\n{'yes' if fits else 'no'}", ha="center", va="bottom",
-                fontsize=8, color="tab:green" if fits else "tab:red",
+            axes.annotate(
+                f"{top:.1f}\n{'yes' if fits else 'no'}", (place, top), (0, 3),
+                textcoords="offset points", ha="center", fontsize=8,
+                color="tab:green" if fits else "tab:red",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )  # fmt: skip
         axes.axhline(card.num_bytes / _GIB, color="black", linewidth=1)

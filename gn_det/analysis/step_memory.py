@@ -293,7 +293,8 @@ class _RegionHeads(nn.Module):
             for task, on in (("mask", heads.mask_on), ("keypoint", heads.keypoint_on)):
                 if on:
                     head, pooler = (getattr(heads, f"{task}_{part}") for part in ("head", "pooler"))
-                    self.branches[f"{task} head"] = _Branch(_Layers(head), positive, pooler)
+                    head.forward = head.layers  # without the loss
+                    self.branches[f"{task} head"] = _Branch(head, positive, pooler)
         else:
             raise _not_supported(type(heads).__name__)
 
@@ -321,17 +322,6 @@ class _Branch(nn.Module):
         return _losses(self.layers(feature.new_zeros(shape).requires_grad_()))
 
 
-class _Layers(nn.Module):
-    """The layers of a mask or keypoint head, whose own forward computes the loss."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head.layers(x)
-
-
 class _Res5(nn.Module):
     """The head of C4 models: res5, whose result boxes and masks share."""
 
@@ -339,13 +329,15 @@ class _Res5(nn.Module):
         super().__init__()
         self.heads = heads
         self.positive = positive
+        if heads.mask_on:
+            heads.mask_head.forward = heads.mask_head.layers  # without the loss
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.heads.res5(x)
         predictions = [self.heads.box_predictor(x.mean(dim=[2, 3]))]
         if self.heads.mask_on:
             chosen = torch.arange(self.positive, device=x.device)
-            predictions.append(self.heads.mask_head.layers(x[chosen]))
+            predictions.append(self.heads.mask_head(x[chosen]))
         return predictions
 
 

@@ -25,7 +25,7 @@ from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.termination import interruptible_evaluation
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
-from gn_det.injection import audit
+from gn_det.injection import audit, recompute
 from gn_det.layers import WeightStandardized
 from gn_det.layers.recomputation import recomputes_in
 
@@ -110,6 +110,8 @@ class Trainer(DefaultTrainer):
                     f"config; MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
                     "GNGeneralizedRCNN would be one"
                 )
+        if cfg.MODEL.GN.RECOMPUTE:
+            recompute(model)  # as a whole: what parts hand to each other, too
         prepare_model(
             model,
             channels_last=cfg.MODEL.CHANNELS_LAST,

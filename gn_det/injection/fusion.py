@@ -67,6 +67,7 @@ def recompute(model: nn.Module) -> nn.Module:
     torch.compile compiles stay as they are.
 
     It acts while model runs as a whole: where it is a part of another, what leaves it is kept.
+    What runs inside torch.utils.checkpoint is left to that.
 
     Args:
         model: fused, see :func:`gn_det.fuse`. Call this last, before DistributedDataParallel.

@@ -70,12 +70,12 @@ def recomputation() -> Iterator[None]:
     """Save recipes in place of the results of :func:`recomputed` while the context lasts.
 
     Inside another, it is part of that. Other torch.autograd.graph.saved_tensors_hooks around it
-    see nothing of what is saved inside.
+    see nothing of what is saved inside; those inside, as of torch.utils.checkpoint, come first.
     """
     if getattr(_current, "recipes", None) is not None:
         yield
         return
-    _current.recipes = {}
+    _current.recipes, _current.inside = {}, None
     try:
         with saved_tensors_hooks(_save, _Saved.restored):
             yield
@@ -96,18 +96,15 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """
     if torch.compiler.is_compiling() or getattr(_current, "recipes", None) is None:
         return function(*inputs)
-    inside: list[_Saved] = []
-
-    def save(tensor: Tensor) -> _Saved:
-        inside.append(_save(tensor))
-        return inside[-1]
-
-    with saved_tensors_hooks(save, _Saved.restored):
+    _current.inside = inside = []
+    try:
         result = function(*inputs)
+    finally:
+        _current.inside = None
     if result.requires_grad:
         recipe = _Recipe(function, inputs, result)
         _current.recipes[recipe.storage.cdata] = recipe
-        for saved in inside:  # as ATen's ReLU its result
+        for saved in inside:  # by the function itself, as ATen's ReLU does its result
             saved.reconsider()
     return result
 
@@ -187,4 +184,7 @@ class _Saved:
 
 
 def _save(tensor: Tensor) -> _Saved:
-    return _Saved(tensor, for_backward=True)
+    saved = _Saved(tensor, for_backward=True)
+    if _current.inside is not None:
+        _current.inside.append(saved)
+    return saved

@@ -13,6 +13,7 @@ from gn_det import FusedGroupNorm, InputError, audit, fuse
 from gn_det.config import load_config
 from gn_det.engine.trainer import Trainer, prepare_model
 from gn_det.layers import WeightStandardized
+from gn_det.layers.recomputation import recomputes_in
 
 
 class Model(nn.Module):
@@ -68,7 +69,9 @@ def test_recomputation_that_changes_nothing_or_is_compiled_is_an_error() -> None
     with pytest.raises(InputError, match="RECOMPUTE changes nothing: .* is GeneralizedRCNN"):
         Trainer.build_model(load_config(ROOT / "configs/compare/frozenbn.yaml", overrides))
     cfg = load_config(ROOT / "configs/compare/gn.yaml", overrides)
-    assert "GN+ReLU, recomputed" in {row.form for row in audit(Trainer.build_model(cfg)).rows}
+    model = Trainer.build_model(cfg)
+    assert recomputes_in(model)  # as a whole
+    assert "GN+ReLU, recomputed" in {row.form for row in audit(model).rows}
     cfg.MODEL.BACKBONE.COMPILE = True
     with pytest.raises(InputError, match=r"GN\.RECOMPUTE and MODEL\.BACKBONE\.COMPILE are both"):
         Trainer.build_model(cfg)

@@ -22,12 +22,14 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsamp
 from model_helpers import computed, randomized
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 import gn_det
 from gn_det import FusedGroupNorm, InputError, audit, fuse, inject, recompute, revert
 from gn_det.analysis.activation_memory import kept_for_backward
 from gn_det.layers.recomputation import recomputation, recomputed, recomputes_in
+from gn_det.modeling import GNFastRCNNConvFCHead
 
 
 class Layers(nn.Module):
@@ -178,6 +180,13 @@ def test_the_audit_shows_what_is_recomputed() -> None:
     ]
 
 
+def test_components_take_it_as_an_argument_as_lazy_configs_give_it() -> None:
+    shape = ShapeSpec(channels=32, height=7, width=7)
+    head = GNFastRCNNConvFCHead(shape, conv_dims=[32], fc_dims=[8], recompute=True)
+    assert recomputes_in(head)
+    assert not recomputes_in(GNFastRCNNConvFCHead(shape, conv_dims=[32], fc_dims=[8]))
+
+
 def test_a_model_in_which_it_would_change_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="Sequential has no FusedGroupNorm to recompute"):
         recompute(nn.Sequential(nn.GroupNorm(2, 4)))
@@ -287,6 +296,21 @@ def test_distributed_and_accumulated_gradients_are_the_same() -> None:
         assert all(map(torch.equal, *found))
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_what_is_checkpointed_otherwise_is_left_to_that(use_reentrant: bool) -> None:
+    class Checkpointed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, use_reentrant=use_reentrant)
+
+    torch.manual_seed(0)
+    model, x = built("identity")
+    model = nn.Sequential(Checkpointed(model, *built("identity")[0]), built("identity")[0])
+    expected, before = computed(model, x), kept(model, x)
+    recompute(model)
+    assert all(map(torch.equal, computed(model, x), expected))
+    assert kept(model, x) < before
 
 
 def test_a_recomputing_model_compiles_without_a_graph_break() -> None:
