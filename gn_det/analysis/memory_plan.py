@@ -186,7 +186,7 @@ def plot_plan(steps: dict[Step, StepMemory], card: Card, png: Path) -> None:
             fits = card.fits(memory)
             axes.annotate(
                 f"{top:.1f}\n{'yes' if fits else 'no'}", (place, top), (0, 3),
-                textcoords="offset points", ha="center", fontsize=8,
+                textcoords="offset points", ha="center", va="bottom", fontsize=8,
                 color="tab:green" if fits else "tab:red",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )  # fmt: skip
