@@ -14,7 +14,7 @@ from gn_det.version import __version__
 if TYPE_CHECKING:
     from gn_det.config import add_gn_config, get_config
     from gn_det.errors import InputError
-    from gn_det.injection import audit, fuse, inject, revert
+    from gn_det.injection import audit, fuse, inject, recompute, revert
     from gn_det.layers import FusedGroupNorm, default_num_groups
     from gn_det.ops import group_norm
 
@@ -29,6 +29,7 @@ __all__ = [
     "get_config",
     "group_norm",
     "inject",
+    "recompute",
     "revert",
 ]
 
@@ -42,6 +43,7 @@ _HOME = {
     "get_config": "gn_det.config",
     "group_norm": "gn_det.ops",
     "inject": "gn_det.injection",
+    "recompute": "gn_det.injection",
     "revert": "gn_det.injection",
 }
 

@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from gn_det.analysis import kernel_report
 from gn_det.analysis.kernel_peers import peer_rows
+from gn_det.analysis.step_memory import memory_rows
 from gn_det.analysis.training_step import training_step_row
 from gn_det.engine.command import run_command
 from gn_det.errors import InputError
 
-SECTIONS = ("traffic", "code", "accuracy", "peers", "step")
+SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step")
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
         "code": lambda: code(args, variants),
         "accuracy": accuracy,
         "peers": lambda: show("Peers: GN then ReLU on res2, 1×256×200×336, bf16", peer_rows()),
+        "memory": lambda: memory(args),
         "step": lambda: show("A training step on the CPU", [training_step_row()]),
     }
     for name in args.sections:
@@ -95,6 +97,12 @@ def code(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
 def accuracy() -> None:
     rows = in_interpreter(kernel_report.accuracy_rows, [()])[0]
     show("Accuracy: largest error against float64, in ulp of the largest value", rows)
+
+
+def memory(args: argparse.Namespace) -> None:
+    for images in args.images:
+        rows = memory_rows(images)
+        show(f"Kept for backward: Mask R-CNN in bf16, {images} image(s) of 800×1333, MiB", rows)
 
 
 def timings(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:

@@ -6,7 +6,6 @@ what PyTorch saves for backward, on CUDA tensors that FakeTensorMode makes witho
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gn_det.analysis.activation_memory import autocast, kept_for_backward
 from gn_det.analysis.kernel_report import FORMS, NUM_GROUPS, launches_of, passes_of
 from gn_det.ops.custom_op import fused_group_norm
 
@@ -125,29 +125,14 @@ def _eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no CUDA, on a machine without
-        before = torch.is_autocast_enabled("cuda")
-        torch.set_autocast_enabled("cuda", True)
-        try:
-            return F.relu(F.group_norm(x, NUM_GROUPS, weight, bias))
-        finally:
-            torch.set_autocast_enabled("cuda", before)
+    with autocast(enabled=True):
+        return F.relu(F.group_norm(x, NUM_GROUPS, weight, bias))
 
 
 def _saved_bytes(function: Callable[..., Tensor]) -> str:
-    """Bytes saved for backward for each element of x."""
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        sizes[id(tensor.untyped_storage())] = tensor.numel() * tensor.element_size()
-        kept.append(tensor)
-        return tensor
-
-    kept: list[Tensor] = []
-    with FakeTensorMode():
-        x = torch.empty(PEER_SHAPE, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-        parameters = [torch.empty(x.size(1), device="cuda", requires_grad=True) for _ in range(2)]
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            function(x, *parameters)
-        return f"{sum(sizes.values()) / x.numel():.2g}"
+    """Bytes kept for backward for each element of x, that of a convolution."""
+    with FakeTensorMode(), torch.device("cuda"):
+        made = torch.empty(PEER_SHAPE, dtype=torch.bfloat16, requires_grad=True)
+        parameters = [torch.empty(made.size(1), requires_grad=True) for _ in range(2)]
+        kept = kept_for_backward(lambda: function(made + 0, *parameters))
+    return f"{sum(kept.values()) / made.numel():.2g}"

@@ -130,7 +130,7 @@ def passes_of(launches: Iterable[Any], shape: tuple[int, ...]) -> tuple[int, int
 
 
 def traffic_row(case: Case, form: str, dtype: str, layout: str) -> dict[str, Any]:
-    """Passes over tensors of x's size, other bytes, programs and saved bytes of one case.
+    """Passes over tensors of x's size, other bytes and programs of one case.
 
     Bytes are those of one program in the middle of each full-size launch, times the programs.
     """

@@ -12,32 +12,20 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from tqdm import tqdm
 
+from gn_det.analysis.activation_memory import kept_for_backward
+
 __all__ = ["saved_bytes", "step_seconds"]
 
 
 def saved_bytes(model: nn.Module, batch: Sequence[dict[str, Any]]) -> int:
-    """Bytes of activations that a forward pass keeps for its backward pass.
-
-    Each storage counts once, as a whole; parameters and buffers of the model do not.
+    """Bytes that a forward pass keeps for its backward pass, see :func:`kept_for_backward`.
 
     Args:
         model: in training mode, returning a dict of losses.
         batch: what it takes.
     """
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    saved: dict[int, int] = {}
-    kept = []  # or a freed storage's address could be another's
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor.detach())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), EventStorage():
-        model(batch)
-    return sum(saved.values())
+    with EventStorage():
+        return sum(kept_for_backward(lambda: model(batch)).values())
 
 
 def step_seconds(

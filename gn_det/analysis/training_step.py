@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["training_step_row"]
+__all__ = ["made_up_batch", "training_step_row"]
 
 
 def training_step_row(steps: int = 15) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def training_step_row(steps: int = 15) -> dict[str, Any]:
     torch.manual_seed(0)
     ours = build_model(cfg).train()
     theirs = revert(copy.deepcopy(ours))
-    batch = _batch()
+    batch = made_up_batch()
 
     times: list[tuple[float, float]] = []
     for seed in range(steps + 1):
@@ -47,7 +47,7 @@ def training_step_row(steps: int = 15) -> dict[str, Any]:
     }
 
 
-def _batch() -> list[dict[str, Any]]:
+def made_up_batch() -> list[dict[str, Any]]:
     """Two images with three objects each."""
     from detectron2.structures import BitMasks, Boxes, Instances
 

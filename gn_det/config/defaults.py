@@ -30,6 +30,8 @@ def add_gn_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.CHANNELS_PER_GROUP = 0
     # Whether the convolutions before GN standardise their weight, too.
     cfg.MODEL.GN.WEIGHT_STANDARDIZATION = False
+    # Compute norms and ReLUs again in the backward pass: GN in the activation memory of frozen BN.
+    cfg.MODEL.GN.RECOMPUTE = False
 
     # Convolutions and their features in channels_last order, as tensor cores take them.
     cfg.MODEL.CHANNELS_LAST = False

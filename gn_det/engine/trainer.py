@@ -27,8 +27,9 @@ from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.termination import interruptible_evaluation
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
-from gn_det.injection import audit
+from gn_det.injection import audit, recompute
 from gn_det.layers import WeightStandardized
+from gn_det.layers.recomputation import recomputes_in
 
 __all__ = ["Trainer", "describe_model", "prepare_model", "wrap_ddp"]
 
@@ -106,14 +107,18 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = build_model(cfg)
-        if cfg.MODEL.GN.WEIGHT_STANDARDIZATION and not any(
-            isinstance(module, WeightStandardized) for module in model.modules()
+        for key, acts_on in (
+            ("WEIGHT_STANDARDIZATION", lambda module: isinstance(module, WeightStandardized)),
+            ("RECOMPUTE", recomputes_in),
         ):
-            raise InputError(
-                "MODEL.GN.WEIGHT_STANDARDIZATION changes nothing: none of gn_det's components is "
-                f"in this config; MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
-                "GNGeneralizedRCNN would be one"
-            )
+            if cfg.MODEL.GN[key] and not any(map(acts_on, model.modules())):
+                raise InputError(
+                    f"MODEL.GN.{key} changes nothing: none of gn_det's components is in this "
+                    f"config; MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
+                    "GNGeneralizedRCNN would be one"
+                )
+        if cfg.MODEL.GN.RECOMPUTE:
+            recompute(model)  # as a whole: what parts hand to each other, too
         prepare_model(
             model,
             channels_last=cfg.MODEL.CHANNELS_LAST,
@@ -138,13 +143,18 @@ def prepare_model(model: nn.Module, *, channels_last: bool, compile_backbone: bo
         compile_backbone: whether ``model.backbone`` runs through torch.compile.
 
     Raises:
-        InputError: a backbone is to be compiled, and the model has none.
+        InputError: a backbone is to be compiled, and the model has none, or recomputes.
     """
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if compile_backbone:
         if not hasattr(model, "backbone"):
             raise InputError(f"{type(model).__name__} has no backbone to compile")
+        if any(map(recomputes_in, model.modules())):
+            raise InputError(
+                "MODEL.GN.RECOMPUTE and MODEL.BACKBONE.COMPILE are both set, and torch.compile "
+                "decides by itself what to compute again: leave one of them out"
+            )
         model.backbone.compile()
 
 

@@ -2,7 +2,7 @@
 
 from .calibration import convert_bn
 from .convert import inject
-from .fusion import fuse, revert
+from .fusion import fuse, recompute, revert
 from .norm_audit import audit
 
-__all__ = ["audit", "convert_bn", "fuse", "inject", "revert"]
+__all__ = ["audit", "convert_bn", "fuse", "inject", "recompute", "revert"]

@@ -1,4 +1,4 @@
-"""Fuse: let norms take in the additions and ReLUs behind them; revert: undo it."""
+"""Fuse: let norms take in the additions and ReLUs behind them; recompute; revert: undo both."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from gn_det.injection.fusible import (
 )
 from gn_det.injection.sites import type_name
 from gn_det.layers import FusedGroupNorm, FusedReLU
+from gn_det.layers.recomputation import keep_in, recompute_in, recomputes_in
 
-__all__ = ["fuse", "fused_forms", "revert"]
+__all__ = ["fuse", "fused_forms", "recompute", "recomputed_norms", "revert"]
 
 _DEFORM = "FusedDeformBottleneckBlock"  # its 3x3 convolution calls its norm itself
 
@@ -56,8 +57,42 @@ def fuse(model: nn.Module) -> nn.Module:
     return model
 
 
+def recompute(model: nn.Module) -> nn.Module:
+    """Train in less memory: compute again in the backward pass what is cheap to, in place.
+
+    Norms and ReLUs are, everywhere in the model, and the 1x1 convolutions that end a residual block
+    or stand in its shortcut. Of a bottleneck block are kept two narrow convolutions' outputs and
+    its result, as many bytes as with frozen BN; of FPN, stem and heads the convolutions' outputs.
+    Gradients are the same: on the CPU the same bits. Weights, their names, evaluation and what
+    torch.compile compiles stay as they are.
+
+    It acts while model runs as a whole: where it is a part of another, what leaves it is kept.
+    What runs inside torch.utils.checkpoint is left to that.
+
+    Args:
+        model: fused, see :func:`gn_det.fuse`. Call this last, before DistributedDataParallel.
+
+    Returns:
+        model.
+
+    Raises:
+        InputError: there is no FusedGroupNorm, or none that is fused with what is behind it.
+    """
+    if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} has no FusedGroupNorm to recompute; call inject and fuse first"
+        )
+    if all(form == "GN" for form in fused_forms(model).values()):
+        raise InputError(
+            f"no norm of {type(model).__name__} is fused with the ReLU or addition behind it, and "
+            "without that recomputing saves nothing; call fuse first, or inject at more sites"
+        )
+    recompute_in(model)
+    return model
+
+
 def revert(model: nn.Module) -> nn.Module:
-    """Undo :func:`fuse`, and make FusedGroupNorms plain nn.GroupNorms, in place.
+    """Undo fuse and recompute, and make FusedGroupNorms plain nn.GroupNorms, in place.
 
     For export, and for comparisons with PyTorch's own. Parameters stay the same objects. Norms
     that were built with an activation, and towers that gained norms, stay what they are.
@@ -84,6 +119,7 @@ def revert(model: nn.Module) -> nn.Module:
     for norm in norms_of_fused_relus(model):
         norm.activation = None
     for module in model.modules():
+        keep_in(module)
         if isinstance(module, FusedReLU):
             module.__class__ = nn.ReLU
         elif _is_fused(module):
@@ -111,6 +147,15 @@ def fused_forms(model: nn.Module) -> dict[nn.Module, str]:
                 forms[module] = "GN+ReLU"
             forms.setdefault(module, "GN")
     return forms
+
+
+def recomputed_norms(model: nn.Module) -> set[nn.Module]:
+    """The norms whose result is computed again in the backward pass: all but those of blocks."""
+    forms = fused_forms(model)
+    inside = {
+        part for module in model.modules() if recomputes_in(module) for part in module.modules()
+    }
+    return {norm for norm, form in forms.items() if norm in inside and "add+ReLU" not in form}
 
 
 def _is_fused(module: nn.Module) -> bool:

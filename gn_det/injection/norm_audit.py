@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from tabulate import tabulate
 from torch import nn
 
-from gn_det.injection.fusion import fused_forms
+from gn_det.injection.fusion import fused_forms, recomputed_norms
 from gn_det.injection.sites import DEFAULT_SITES, SITES, Slot, find_owners, find_slots
 from gn_det.injection.weight_standardization import why_not_standardizable
 from gn_det.layers import WeightStandardized, default_num_groups
@@ -31,7 +31,8 @@ class NormRow:
         num_groups: G.
         parameters: of all of them together.
         form: what one call computes, such as "GN+add+ReLU"; "WS+GN+add+ReLU" behind convolutions
-            with Weight Standardization.
+            with Weight Standardization; "GN+ReLU, recomputed" where the backward pass computes the
+            result again, see :func:`gn_det.recompute`.
         trainable: whether γ and β train.
     """
 
@@ -113,7 +114,7 @@ def audit(model: nn.Module) -> Audit:
         Audit, whose str() is a table, with to_markdown() and to_json().
     """
     names = {module: name for name, module in model.named_modules()}
-    forms = fused_forms(model)
+    forms, recomputed = fused_forms(model), recomputed_norms(model)
     slots = find_slots(model)
     standardized = any(isinstance(slot.conv, WeightStandardized) for slot in slots)
     rows: dict[tuple, list[Slot]] = {}
@@ -127,6 +128,8 @@ def audit(model: nn.Module) -> Audit:
                 form = f"WS+{form}"
             elif standardized and (reason := why_not_standardizable(slot.conv)):
                 left.setdefault((slot.site, reason), []).append(names[slot.conv or norm])
+            if norm in recomputed:
+                form += ", recomputed"
             key = (slot.site, norm.num_channels, norm.num_groups, form, trainable)
             rows.setdefault(key, []).append(slot)
         elif norm is None:

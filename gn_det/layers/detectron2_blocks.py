@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gn_det.layers.detectron2_conv import ConvWS2d
 from gn_det.layers.group_norm import FusedGroupNorm
+from gn_det.layers.recomputation import recomputed
 
 __all__ = [
     "FusedBasicBlock",
@@ -52,6 +53,15 @@ class FusedConv2d(Conv2d):
         return F.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
+
+    def expanded(self, x: Tensor) -> Tensor:
+        """The convolution alone; where it is 1x1, recomputation computes it again.
+
+        For those that a block's channels multiply in: little work beside the size of the result.
+        """
+        if torch.jit.is_scripting() or self.kernel_size != (1, 1):
+            return self.convolved(x)
+        return recomputed(self.convolved, x)
 
     def normalized(
         self,
@@ -93,7 +103,7 @@ class _FusedBlock:
             return x, False, None, None
         norm = self.shortcut.norm
         if norm.num_groups == num_groups and norm.eps == eps:
-            return self.shortcut.convolved(x), True, norm.weight, norm.bias
+            return self.shortcut.expanded(x), True, norm.weight, norm.bias
         return self.shortcut.normalized(x, None), False, None, None
 
     def forms(self) -> dict[str, str]:
@@ -133,7 +143,9 @@ class FusedBottleneckBlock(_FusedBlock, BottleneckBlock):
         residual, normalize, weight, bias = self.shortcut_for(
             x, self.conv3.norm.num_groups, self.conv3.norm.eps
         )
-        return self.conv3.normalized(out, "relu", residual, normalize, weight, bias)
+        return self.conv3.norm.normalize(
+            self.conv3.expanded(out), "relu", residual, normalize, weight, bias
+        )
 
 
 class FusedDeformBottleneckBlock(_FusedBlock, DeformBottleneckBlock):
@@ -155,7 +167,9 @@ class FusedDeformBottleneckBlock(_FusedBlock, DeformBottleneckBlock):
         residual, normalize, weight, bias = self.shortcut_for(
             x, self.conv3.norm.num_groups, self.conv3.norm.eps
         )
-        return self.conv3.normalized(out, "relu", residual, normalize, weight, bias)
+        return self.conv3.norm.normalize(
+            self.conv3.expanded(out), "relu", residual, normalize, weight, bias
+        )
 
 
 class FusedBasicStem(BasicStem):
@@ -188,7 +202,10 @@ class FusedFPN(FPN):
         # TorchScript unrolls a loop over modules, and cannot slice them.
         for index, (lateral, output) in enumerate(zip(self.lateral_convs, self.output_convs)):
             if index > 0:
-                above = F.interpolate(level, scale_factor=2.0, mode="nearest")
+                if torch.jit.is_scripting():
+                    above = _upsampled(level)
+                else:
+                    above = recomputed(_upsampled, level)
                 level = lateral.normalized(features[self.in_features[-index - 1]], None, above)
                 if self._fuse_type == "avg":
                     level = level / 2
@@ -204,6 +221,10 @@ class FusedFPN(FPN):
     def forms(self) -> dict[str, str]:
         names = {conv: name for name, conv in self.named_children()}
         return {f"{names[conv]}.norm": "GN+add" for conv in self.lateral_convs[1:]}
+
+
+def _upsampled(level: Tensor) -> Tensor:
+    return F.interpolate(level, scale_factor=2.0, mode="nearest")
 
 
 def _watched(parts: Iterable[nn.Module]) -> bool:

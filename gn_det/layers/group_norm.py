@@ -8,6 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from gn_det.layers.recomputation import recomputed
 from gn_det.ops import group_norm
 from gn_det.ops.composed import group_norm_composed
 
@@ -113,6 +114,23 @@ class FusedGroupNorm(nn.GroupNorm):
                 x, self.num_groups, self.weight, self.bias, self.eps, activation is not None,
                 residual, normalize_residual, residual_weight, residual_bias,
             )  # fmt: skip
+        arguments = (
+            x, activation, residual, normalize_residual, residual_weight, residual_bias,
+        )  # fmt: skip
+        if activation is not None and residual is not None:
+            # A block's result: the next block keeps it, and it is the mask of its own ReLU.
+            return self._group_norm(*arguments)
+        return recomputed(self._group_norm, *arguments)
+
+    def _group_norm(
+        self,
+        x: Tensor,
+        activation: str | None,
+        residual: Tensor | None,
+        normalize_residual: bool,
+        residual_weight: Tensor | None,
+        residual_bias: Tensor | None,
+    ) -> Tensor:
         return group_norm(
             x, self.num_groups, self.weight, self.bias, self.eps,
             activation=activation, residual=residual, normalize_residual=normalize_residual,

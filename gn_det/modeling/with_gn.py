@@ -8,21 +8,27 @@ from typing import Any, ClassVar, TypeVar
 from detectron2.config import CfgNode, configurable
 from torch import nn
 
-from gn_det.injection import fuse, inject
+from gn_det import injection
 
 __all__ = ["WithGN", "gn_options_from_config", "with_gn"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def with_gn(module: Module, sites: str | Sequence[str], **options: int | None) -> Module:
-    """inject, then fuse; the options of inject by name."""
-    return fuse(inject(module, sites, **options))
+def with_gn(
+    module: Module, sites: str | Sequence[str], *, recompute: bool = False, **options: int | None
+) -> Module:
+    """inject, then fuse, then recompute if asked; the options of inject by name."""
+    module = injection.fuse(injection.inject(module, sites, **options))
+    return injection.recompute(module) if recompute else module
 
 
 def gn_options_from_config(cfg: CfgNode) -> dict[str, int]:
-    """What MODEL.GN says of every site, as arguments of inject."""
-    options = {"weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION}
+    """What MODEL.GN says of every site, as arguments of with_gn."""
+    options = {
+        "weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION,
+        "recompute": cfg.MODEL.GN.RECOMPUTE,
+    }
     if cfg.MODEL.GN.CHANNELS_PER_GROUP > 0:
         return {**options, "channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP}
     return {**options, "num_groups": cfg.MODEL.GN.NUM_GROUPS}
@@ -36,6 +42,7 @@ class WithGN:
     Args:
         args, kwargs: those of the Detectron2 class.
         num_groups, channels_per_group, weight_standardization: see :func:`gn_det.inject`.
+        recompute: whether to call :func:`gn_det.recompute`, too.
 
     Raises:
         InputError: there is nothing to normalise.
@@ -50,6 +57,7 @@ class WithGN:
         num_groups: int | None = None,
         channels_per_group: int | None = None,
         weight_standardization: bool = False,
+        recompute: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -59,6 +67,7 @@ class WithGN:
             num_groups=num_groups,
             channels_per_group=channels_per_group,
             weight_standardization=weight_standardization,
+            recompute=recompute,
         )
 
     @classmethod

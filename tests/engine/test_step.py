@@ -14,7 +14,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from gn_det import FusedGroupNorm, InputError, fuse
+from gn_det import FusedGroupNorm, InputError, fuse, recompute
 from gn_det.engine.step import AccumulatingTrainer, largest_norms
 from gn_det.engine.trainer import wrap_ddp
 
@@ -110,6 +110,12 @@ def test_float16_scales_its_losses_and_keeps_the_scale() -> None:
     with EventStorage():
         trainer.run_step()
     torch.testing.assert_close(net.body[1].weight.grad * 128, scaled[0])
+
+
+def test_recomputation_changes_no_bit_of_an_accumulated_step() -> None:
+    expected, _ = gradients(model("GN"), list(images().split(2)), 2)
+    found, _ = gradients(recompute(model("GN")), list(images().split(2)), 2)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_mixed_precision_computes_in_its_dtype() -> None:

@@ -17,6 +17,7 @@ import gn_det
 import gn_det.modeling
 from gn_det import FusedGroupNorm, InputError, audit
 from gn_det.layers import WeightStandardized
+from gn_det.layers.recomputation import recomputes_in
 from gn_det.modeling import GNFastRCNNConvFCHead, GNGeneralizedRCNN
 
 
@@ -85,6 +86,20 @@ def test_weight_standardization_of_the_config_reaches_parts_and_whole_models() -
     assert all(row.form.startswith("WS+GN") for row in rows)
     whole = build_model(config(MASK_RCNN, *gn, "MODEL.META_ARCHITECTURE", "GNGeneralizedRCNN"))
     assert audit(whole).rows == rows
+
+
+def test_recomputation_of_the_config_reaches_parts_and_whole_models() -> None:
+    gn = [
+        *("MODEL.BACKBONE.NAME", "build_gn_resnet_fpn_backbone"),
+        *("MODEL.ROI_MASK_HEAD.NAME", "GNMaskRCNNConvUpsampleHead"),
+        *("MODEL.GN.RECOMPUTE", True),
+    ]
+    parts = build_model(config(MASK_RCNN, *gn))
+    recomputing = [name for name, module in parts.named_modules() if recomputes_in(module)]
+    assert recomputing == ["backbone", "roi_heads.mask_head"]
+    whole = build_model(config(MASK_RCNN, *gn, "MODEL.META_ARCHITECTURE", "GNGeneralizedRCNN"))
+    assert recomputes_in(whole)
+    assert audit(whole).rows == audit(parts).rows
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,17 @@ from gn_det.analysis.training_step import training_step_row
 from gn_det.ops import group_norm
 
 
-def test_prints_peers_and_accuracy_as_tables() -> None:
-    done = run_program("tools/benchmark_group_norm.py", "--sections", "accuracy", "peers")
+def test_prints_peers_accuracy_and_memory_as_tables() -> None:
+    done = run_program(
+        "tools/benchmark_group_norm.py", "--images", 1, "--sections", "accuracy", "peers", "memory"
+    )
     assert done.returncode == 0, done.stderr
     assert "## Accuracy" in done.stdout and "mean 1e4 σ" in done.stdout
     assert "## Peers" in done.stdout and "gn_det, GN+ReLU fused" in done.stdout
+    recomputed = [line for line in done.stdout.splitlines() if "RECOMPUTE" in line]
+    assert len(recomputed) == 2 and all(
+        "100.0%" in line and "100.1%" in line for line in recomputed
+    )
     assert ("No GPU: nothing was timed" in done.stdout) != torch.cuda.is_available()
 
 

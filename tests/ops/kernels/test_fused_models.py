@@ -15,7 +15,7 @@ from model_helpers import computed, randomized
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from gn_det import audit, fuse, inject, revert
+from gn_det import audit, fuse, inject, recompute, revert
 
 
 class Pyramid(Backbone):
@@ -66,3 +66,16 @@ def test_outputs_and_gradients_are_those_of_the_plain_model(
     x = torch.randn(shape, device=device)
     for actual, expected in zip(computed(model, x), computed(plain, x), strict=True):
         assert_close(actual, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recomputed_gradients_are_the_same_bits(name: str, device: torch.device) -> None:
+    build, shape = MODELS[name]
+    model = fuse(randomized(inject(nn.Sequential(build()), "ALL", num_groups=2))).to(device)
+    x = torch.randn(shape, device=device)
+    expected = computed(model, x)
+    for actual, plain in zip(computed(recompute(model), x), expected, strict=True):
+        if device.type == "cpu":
+            assert torch.equal(actual, plain)
+        else:  # cuDNN may choose another algorithm
+            assert_close(actual, plain, rtol=1e-4, atol=1e-5 * plain.abs().max().item())

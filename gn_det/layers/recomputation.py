@@ -1,0 +1,190 @@
+"""Recomputation: what can be computed again cheaply is not kept for the backward pass.
+
+Inside :func:`recomputation`, a result of :func:`recomputed` carries its recipe: the function, and
+the inputs it came from. Whatever operator then saves that tensor for its backward pass, of
+whichever module, saves the recipe in its place, and the backward pass follows it. Results whose
+inputs are kept anyway (a norm's, whose own backward needs its input) so cost no memory.
+
+torch.utils.checkpoint instead runs a region of the model a second time, and keeps the region's
+results: a tensor that leaves it, such as FPN's levels on their way to the RPN, stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+__all__ = ["keep_in", "recomputation", "recompute_in", "recomputed", "recomputes_in"]
+
+_current = threading.local()
+
+
+def recompute_in(module: nn.Module) -> None:
+    """Let a module's forward pass in training run inside :func:`recomputation`; for copies, too."""
+    if not recomputes_in(module):
+        module.register_forward_pre_hook(_enter)
+        module.register_forward_hook(_leave, always_call=True)
+
+
+def recomputes_in(module: nn.Module) -> bool:
+    """Whether :func:`recompute_in` was called on a module."""
+    return _enter in module._forward_pre_hooks.values()
+
+
+def keep_in(module: nn.Module) -> None:
+    """Undo :func:`recompute_in`."""
+    for hooks, ours in ((module._forward_pre_hooks, _enter), (module._forward_hooks, _leave)):
+        for number in [number for number, hook in hooks.items() if hook is ours]:
+            del hooks[number]
+            if ours is _leave:
+                del module._forward_hooks_always_called[number]
+
+
+def _enter(module: nn.Module, inputs: Any) -> None:
+    if module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        context = recomputation()
+        context.__enter__()
+        _entered().append((module, context))
+
+
+def _leave(module: nn.Module, inputs: Any, output: Any) -> None:
+    entered = [] if torch.compiler.is_compiling() else _entered()
+    if entered and entered[-1][0] is module:
+        entered.pop()[1].__exit__(None, None, None)
+
+
+def _entered() -> list[tuple[nn.Module, AbstractContextManager]]:
+    """The modules that are running, from the outermost to the innermost."""
+    return _current.__dict__.setdefault("entered", [])
+
+
+@contextmanager
+def recomputation() -> Iterator[None]:
+    """Save recipes in place of the results of :func:`recomputed` while the context lasts.
+
+    Inside another, it is part of that. Other torch.autograd.graph.saved_tensors_hooks around it
+    see nothing of what is saved inside; those inside, as of torch.utils.checkpoint, come first.
+    """
+    if getattr(_current, "recipes", None) is not None:
+        yield
+        return
+    _current.recipes, _current.inside = {}, None
+    try:
+        with saved_tensors_hooks(_save, _Saved.restored):
+            yield
+    finally:
+        _current.recipes = None
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """``function(*inputs)``, to be computed again rather than kept, inside :func:`recomputation`.
+
+    Args:
+        function: deterministic; its parameters are reached through it, and need no gradient from
+            the second time: that goes through the first.
+        inputs: tensors, which are kept or have recipes themselves, and anything else.
+
+    Returns:
+        What function returns, a tensor in memory of its own.
+    """
+    if torch.compiler.is_compiling() or getattr(_current, "recipes", None) is None:
+        return function(*inputs)
+    _current.inside = inside = []
+    try:
+        result = function(*inputs)
+    finally:
+        _current.inside = None
+    if result.requires_grad:
+        recipe = _Recipe(function, inputs, result)
+        _current.recipes[recipe.storage.cdata] = recipe
+        for saved in inside:  # by the function itself, as ATen's ReLU does its result
+            saved.reconsider()
+    return result
+
+
+class _Recipe:
+    """How a tensor is computed again, with what it takes.
+
+    Attributes:
+        storage: of the tensor; the reference keeps its address from being another's.
+        version: of the tensor, as counted by PyTorch: changed in place, it is another.
+        uses: operators that saved the tensor and have not asked for it yet.
+    """
+
+    def __init__(self, function: Callable, inputs: tuple, result: Tensor) -> None:
+        self.storage = StorageWeakRef(result.untyped_storage())
+        self.version = result._version
+        self.dtype = result.dtype
+        self.uses = 0
+        self._function = function
+        self._inputs = [_Saved(i) if isinstance(i, Tensor) else i for i in inputs]
+        device = result.device.type
+        available = torch.amp.is_autocast_available(device)
+        self._autocast = available and (
+            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        )  # fmt: skip
+        self._value: Tensor | None = None
+
+    def value(self) -> Tensor:
+        """The tensor, computed once for all uses that are left."""
+        value = self._value
+        if value is None:
+            inputs = [i.tensor() if isinstance(i, _Saved) else i for i in self._inputs]
+            autocast = torch.autocast(*self._autocast) if self._autocast else nullcontext()
+            with torch.no_grad(), autocast:
+                value = self._function(*inputs)
+        self._value = value if self.uses > 0 else None
+        return value
+
+
+class _Saved:
+    """A tensor for later: itself, or a view of what a recipe gives."""
+
+    def __init__(self, tensor: Tensor, for_backward: bool = False) -> None:
+        self._tensor: Tensor | None = tensor.detach()
+        self._version = tensor._version
+        self._for_backward = for_backward
+        self._recipe: _Recipe | None = None
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Give up the tensor where there is a recipe for it."""
+        tensor = self._tensor
+        if tensor is None or tensor.layout != torch.strided:
+            return
+        recipe = _current.recipes.get(tensor.untyped_storage()._cdata)
+        if recipe and (recipe.version, recipe.dtype) == (tensor._version, tensor.dtype):
+            self._view = tensor.size(), tensor.stride(), tensor.storage_offset()
+            self._tensor, self._recipe = None, recipe
+            recipe.uses += self._for_backward
+
+    def tensor(self) -> Tensor:
+        if self._recipe is not None:
+            return self._recipe.value().as_strided(*self._view)
+        # PyTorch's own check, which it leaves to those who save in its place.
+        if self._tensor._version != self._version:
+            raise RuntimeError(
+                f"a tensor {tuple(self._tensor.shape)} that is needed for a gradient was changed "
+                f"in place: it is at version {self._tensor._version}, expected {self._version}"
+            )
+        return self._tensor
+
+    def restored(self) -> Tensor:
+        """The tensor, for the operator that saved it."""
+        if self._recipe is not None:
+            self._recipe.uses = max(0, self._recipe.uses - 1)  # below 0 with retain_graph
+        return self.tensor()
+
+
+def _save(tensor: Tensor) -> _Saved:
+    saved = _Saved(tensor, for_backward=True)
+    if _current.inside is not None:
+        _current.inside.append(saved)
+    return saved

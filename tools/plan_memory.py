@@ -1,0 +1,133 @@
+"""Count the memory of training with a config, and say what fits on a GPU: without a GPU or data.
+
+For frozen BN, Detectron2's GN, gn_det's, and gn_det's with MODEL.GN.RECOMPUTE: the model of the
+config with its norms exchanged. Known are GeneralizedRCNN with RPN and StandardROIHeads,
+CascadeROIHeads or Res5ROIHeads, and RetinaNet, and their GN forms. With a GPU, one step is run and
+measured, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+
+# isort: split
+import torch
+from detectron2.config import CfgNode
+
+from gn_det.analysis.memory_plan import (
+    MARGIN,
+    Card,
+    Step,
+    advice,
+    fixed_table,
+    plan,
+    plan_table,
+    plot_plan,
+)
+from gn_det.analysis.step_memory import VARIANTS, StepMemory, measure_step
+from gn_det.config import load_config
+from gn_det.engine.command import run_command
+from gn_det.errors import InputError
+from gn_det.utils import make_folder
+
+NOT_COUNTED = f"""Not counted: CUDA's context, the workspace of convolutions, gradients of
+activations, what losses, proposals and sampling keep, fragmentation. "fits" leaves
+{100 * MARGIN:.0f}% of the card for these. Gradients come as activations go, so that both are never
+there as a whole."""
+
+
+def main() -> None:
+    args = parse_arguments()
+    card = Card.parse(args.gpu_memory)
+    cfg = load_config(args.config_file, args.opts)
+    sizes = [parse_size(text) for text in args.sizes] if args.sizes else default_sizes(cfg)
+    if min(args.images) < 1:
+        raise InputError(f"--images {min(args.images)}: a GPU holds at least 1 image")
+    if args.output.exists():
+        raise InputError(f"{args.output} exists; remove it, or name another file with --output")
+    make_folder(args.output.absolute().parent)
+    steps = plan(cfg, sorted(set(args.images)), sorted(set(sizes)))
+    print(report(cfg, steps, card, sizes))
+    plot_plan(steps, card, args.output)
+    print(f"\nThe picture is {args.output}.")
+    if torch.cuda.is_available():
+        print(f"\n{measured(cfg, next(step for step in steps if step.variant == own(cfg)), steps)}")
+    else:
+        print("No GPU: nothing was measured.")
+
+
+def report(
+    cfg: CfgNode,
+    steps: dict[Step, StepMemory],
+    card: Card,
+    sizes: Sequence[tuple[int, int]],
+) -> str:
+    """The tables, and what to change where GN as the config has it does not fit."""
+    precision = "mixed precision" if cfg.SOLVER.AMP.ENABLED else "float32"
+    lines = [
+        f"A training step in {precision}, FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}, in MiB; "
+        '"the rest" is parameters, gradients, momentum and the images.',
+        plan_table(steps, card),
+        f"Of {own(cfg)}, whatever the images, in MiB:",
+        fixed_table(next(memory for step, memory in steps.items() if step.variant == own(cfg))),
+        NOT_COUNTED,
+    ]
+    too_large = [s for s, m in steps.items() if s.variant == own(cfg) and not card.fits(m)]
+    if too_large:
+        changes = [f"  {advice(cfg, step, card, sizes)}" for step in too_large]
+        lines.append("\n".join(["What to change where GN does not fit:", *changes]))
+    return "\n\n".join(lines)
+
+
+def measured(cfg: CfgNode, step: Step, steps: dict[Step, StepMemory]) -> str:
+    """Estimate and measurement of a step on this machine's GPU."""
+    memory = steps[step]
+    try:
+        kept, peak = measure_step(cfg, step.variant, step.num_images, step.image_size)
+    except torch.OutOfMemoryError as error:
+        return f"{step.variant}, {step.name}, did not fit: {' '.join(str(error).split())}"
+    return (
+        f"{step.variant}, {step.name}, on {torch.cuda.get_device_name()}: "
+        f"activations {memory.kept / 2**20:.0f} MiB estimated, {kept / 2**20:.0f} measured; "
+        f"with the rest {memory.total / 2**20:.0f} estimated, at most {peak / 2**20:.0f} measured."
+    )
+
+
+def own(cfg: CfgNode) -> str:
+    """The variant that the config asks for, with GN."""
+    return VARIANTS[-1] if cfg.MODEL.GN.RECOMPUTE else VARIANTS[-2]
+
+
+def default_sizes(cfg: CfgNode) -> list[tuple[int, int]]:
+    """The largest images of the config, and the same at 3/5 and 4/5 of their size."""
+    height, width = max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
+    return [(round(height * part), round(width * part)) for part in (0.6, 0.8, 1)]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read such as 800x1333."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise InputError(f"--sizes {text}: give HEIGHTxWIDTH, such as 800x1333")
+    return int(height), int(width)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Config overrides, KEY VALUE ..., come last."
+    )
+    parser.add_argument("--config-file", required=True, help="a YAML config")
+    parser.add_argument("--gpu-memory", required=True, help="of the card, such as 8GiB")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4], help="at a time")
+    parser.add_argument("--sizes", nargs="+", metavar="HxW", help="default: from INPUT.*_TRAIN")
+    parser.add_argument("--output", type=Path, default=Path("memory.png"), help="the picture")
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)
