@@ -14,7 +14,7 @@ from gn_det.version import __version__
 if TYPE_CHECKING:
     from gn_det.config import add_gn_config, get_config
     from gn_det.errors import InputError
-    from gn_det.injection import audit, fuse, inject, recompute, revert
+    from gn_det.injection import audit, convert_bn, fuse, inject, recompute, revert
     from gn_det.layers import FusedGroupNorm, default_num_groups
     from gn_det.ops import group_norm
 
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "add_gn_config",
     "audit",
+    "convert_bn",
     "default_num_groups",
     "fuse",
     "get_config",
@@ -38,6 +39,7 @@ _HOME = {
     "InputError": "gn_det.errors",
     "add_gn_config": "gn_det.config",
     "audit": "gn_det.injection",
+    "convert_bn": "gn_det.injection",
     "default_num_groups": "gn_det.layers",
     "fuse": "gn_det.injection",
     "get_config": "gn_det.config",

@@ -30,6 +30,12 @@ COMMANDS = [
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
 ]
+# Config overrides with which a recipe for COCO takes seconds.
+SMALL = [
+    "SOLVER.IMS_PER_BATCH", "1", "SOLVER.IMS_PER_GPU", "1",
+    "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0",
+    "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", *TINY,
+]  # fmt: skip
 MASK_RCNN = "mask_rcnn_R_50_FPN_1x.yaml"
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PYTHON = [command for command in COMMANDS if command.startswith(".venv/bin/python ")]
@@ -89,19 +95,25 @@ def test_train_on_a_folder_and_report(home: Path) -> None:
 
 
 def test_train_and_evaluate_on_coco(home: Path) -> None:
-    small = [
-        "SOLVER.IMS_PER_BATCH", "1", "SOLVER.IMS_PER_GPU", "1",
-        "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0",
-        "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", *TINY,
-    ]  # fmt: skip
     train = command("mask_rcnn_R_50_FPN_gn_2x", "--num-gpus 8").replace("--num-gpus 8", "")
-    trained = run(train, home, *small)
+    trained = run(train, home, *SMALL)
     assert trained.returncode == 0, trained.stderr
     evaluate = command("mask_rcnn_R_50_FPN_gn_2x", "--eval-only")
     weights = ["MODEL.WEIGHTS", "output/coco/model_final.pth"]
-    evaluated = run(evaluate, home, *small, *weights)
+    evaluated = run(evaluate, home, *SMALL, *weights)
     assert evaluated.returncode == 0, evaluated.stderr
     assert "Evaluation results for coco_2017_val" in evaluated.stdout
+
+
+def test_recomputation_trains_and_its_memory_is_planned(home: Path) -> None:
+    cpu = ["SOLVER.AMP.ENABLED", "False", "OUTPUT_DIR", "output/recomputed"]
+    trained = run(command("RECOMPUTE"), home, *SMALL, *cpu)
+    assert trained.returncode == 0, trained.stderr
+    assert "recomputed" in trained.stdout
+    one = "--images 1 --sizes 480x800 --gpu-memory"
+    planned = run(command("plan_memory.py").replace("--gpu-memory", one), home)
+    assert planned.returncode == 0, planned.stderr
+    assert "Detectron2's GN" in planned.stdout and (home / "memory.png").exists()
 
 
 def test_train_a_lazy_config(home: Path) -> None:

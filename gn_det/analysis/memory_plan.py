@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 from tqdm import tqdm
 
+from gn_det.analysis.figures import new_figure
 from gn_det.analysis.step_memory import VARIANTS, StepMemory, count_step
 from gn_det.errors import InputError
 from gn_det.utils import whole_file
@@ -171,8 +170,7 @@ def plot_plan(steps: dict[Step, StepMemory], card: Card, png: Path) -> None:
     """Bars of every step, stacked by what is in them, with the card's memory as a line."""
     images = list(dict.fromkeys(step.num_images for step in steps))
     sizes = list(dict.fromkeys(step.image_size for step in steps))
-    figure = Figure(figsize=(3.6 * len(images) + 1.5, 2.6 * len(sizes) + 1.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.6 * len(images) + 1.5, 2.6 * len(sizes) + 1.4)
     grid = figure.subplots(len(sizes), len(images), sharex=True, sharey=True, squeeze=False)
     for axes, (size, n) in zip(
         grid.flat, ((size, n) for size in sizes for n in images), strict=True
