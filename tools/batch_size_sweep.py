@@ -27,13 +27,15 @@ from gn_det.utils import write_atomically
 
 def main() -> int:
     args = parse_arguments()
+    # Where GN is not among the norms, its groups are an error of theirs.
+    no_groups = {"num_groups": None, "channels_per_group": None} if "GN" in args.norms else {}
     recipes = {
         f"{norm}-{ims_per_gpu}ims-seed{seed}": recipe_of(
             args,
             norm=norm,
             ims_per_gpu=ims_per_gpu,
             seed=seed,
-            **({} if norm == "GN" else {"num_groups": None, "channels_per_group": None}),
+            **({} if norm == "GN" else no_groups),
         )
         for seed in args.seeds
         for ims_per_gpu in args.ims_per_gpu
@@ -43,8 +45,12 @@ def main() -> int:
     write_atomically(args.output / "errors.csv", trained_csv(trained))
     plot_error_by_batch(trained, args.output / "error_by_batch.png")
     plot_error_curves(trained, args.output / "error_curves.png")
-    table = error_table(trained, lambda t: t.norm, lambda t: t.ims_per_gpu, "images a step")
-    print(f"\nValidation error in percent:\n\n{table}\n\n{describe_degradation(trained)}\n")
+    for metric, title in (("val_error", "Validation"), ("train_error", "Training")):
+        table = error_table(
+            trained, lambda t: t.norm, lambda t: t.ims_per_gpu, "images a step", metric
+        )
+        print(f"\n{title} error in percent:\n\n{table}")
+    print(f"\nValidation error:\n{describe_degradation(trained)}\n")
     print(f"{args.output}: errors.csv, error_by_batch.png, error_curves.png")
     return 1 if any(t.failure for t in trained) else 0
 

@@ -80,21 +80,25 @@ def error_table(
     row: Callable[[Trained], Any],
     column: Callable[[Trained], Any],
     corner: str,
+    metric: str = "val_error",
     tablefmt: str = "github",
 ) -> str:
-    """Validation errors in percent, mean ± sample standard deviation over the seeds.
+    """Errors in percent, mean ± sample standard deviation over the seeds.
 
     Args:
         trained: in the order of rows and columns.
         row, column: which cell a classifier belongs to.
         corner: what the columns are.
+        metric: "val_error" or "train_error".
         tablefmt: of tabulate.
     """
     columns = list(dict.fromkeys(map(column, trained)))
     rows = []
     for name in dict.fromkeys(map(row, trained)):
         cells = [[t for t in trained if (row(t), column(t)) == (name, c)] for c in columns]
-        rows.append([name, *(mean_and_deviation(_errors(cell), len(cell)) for cell in cells)])
+        rows.append(
+            [name, *(mean_and_deviation(_errors(cell, metric), len(cell)) for cell in cells)]
+        )
     return tabulate(rows, [corner, *columns], tablefmt=tablefmt, disable_numparse=True)
 
 
@@ -186,8 +190,8 @@ def plot_group_errors(trained: Sequence[Trained], png: Path) -> None:
     figure.savefig(png, dpi=110)
 
 
-def _errors(trained: Sequence[Trained]) -> list[float]:
-    return [t.val_error for t in trained if t.val_error is not None]
+def _errors(trained: Sequence[Trained], metric: str = "val_error") -> list[float]:
+    return [error for t in trained if (error := getattr(t, metric)) is not None]
 
 
 def _by_seed(trained: Sequence[Trained], place: Callable[[Trained], int]) -> list[dict[int, float]]:

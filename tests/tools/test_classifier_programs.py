@@ -151,6 +151,13 @@ def test_features_of_any_module_of_a_detector(
     assert {row["run"] for row in rows(tmp_path / "out/features.csv")} == {"scratch_gn", "frozenbn"}
 
 
+def test_groups_without_gn_are_an_error(programs: Callable, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="num_groups 8 .* are of GN, and the norm is BN"):
+        programs(
+            "batch_size_sweep", *DIGITS, "--output", tmp_path, "--norms", "BN", "--num-groups", 8
+        )
+
+
 def test_what_is_to_be_learnt_has_to_be_said(programs: Callable, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="say what to learn: --data"):
         programs("feature_distribution", "--output", tmp_path)
