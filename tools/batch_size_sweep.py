@@ -1,7 +1,7 @@
 """Error against images a step for several norms (Wu & He 2018, figure 1 and table 2).
 
-Every norm trains at every number of images with every seed; all see each picture as often, at a
-learning rate in proportion. What is interrupted goes on when this is run again.
+Every norm trains at every number of images with every seed, for the same epochs, at a learning rate
+in proportion. What is interrupted goes on when this is run again.
 """
 
 from __future__ import annotations

@@ -131,7 +131,8 @@ def fine_tuned(gn_cfg: CfgNode, iterations: int, folder: Path) -> dict[str, torc
     """Weights after the schedule of a config in so many iterations, from MODEL.WEIGHTS."""
     cfg = gn_cfg.clone()
     scale = iterations / cfg.SOLVER.MAX_ITER
-    cfg.SOLVER.STEPS = tuple(round(scale * step) for step in cfg.SOLVER.STEPS)
+    steps = sorted({round(scale * step) for step in cfg.SOLVER.STEPS})
+    cfg.SOLVER.STEPS = tuple(step for step in steps if 0 < step < iterations)
     cfg.SOLVER.WARMUP_ITERS = round(scale * cfg.SOLVER.WARMUP_ITERS)
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = iterations
     cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD = (), 0

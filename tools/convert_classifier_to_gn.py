@@ -47,8 +47,8 @@ def main() -> None:
     gn_recipe = replace(
         recipe, norm="GN", **groups, epochs=args.fine_tune, lr=args.lr, schedule="cosine"
     )
-    if args.output.exists() and any(args.output.iterdir()):
-        raise InputError(f"{args.output} is not empty; name another folder")
+    if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
+        raise InputError(f"{args.output} is there and no empty folder; name another")
     make_folder(args.output)
     _, held_out = load_pictures(recipe.data, recipe.size)
     batches = calibration_batches(recipe, args.calibration_pictures)
@@ -77,7 +77,9 @@ def main() -> None:
     )
     write_report(args, recipe, conversion)
     print(f"\n{conversion.calibration}\n\n{stage_table(METRIC, conversion.metric, 'simple')}\n")
-    print(f"{args.output}: {WEIGHTS}, backbone.pth, backbone.yaml, report.md")
+    print(f"{args.output}: report.md, and for detectors, calibrated, backbone.yaml")
+    if args.fine_tune:
+        print(f"{args.output / 'fine_tuned'}: backbone.yaml, fine-tuned")
 
 
 def calibration_batches(recipe: ClassifierRecipe, number: int) -> list[Tensor]:
@@ -98,11 +100,14 @@ def write_report(
     how = (
         f"γ, β were fitted on {args.calibration_pictures} training pictures of {recipe.data} "
         f"(seed {recipe.seed}) to the BN layers of {args.classifier}, and the error is that of "
-        "the held-out ones. [backbone.yaml](backbone.yaml) is for detectors that start from the "
-        "result."
+        "the held-out ones. [backbone.yaml](backbone.yaml) is for detectors that start from what "
+        "was calibrated."
     )
     if args.fine_tune:
-        how += f" Fine-tuning takes {args.fine_tune} epochs at a learning rate of {args.lr:g}."
+        how += (
+            f" Fine-tuning takes {args.fine_tune} epochs at a learning rate of {args.lr:g}; "
+            "[fine_tuned/backbone.yaml](fine_tuned/backbone.yaml) is for what comes of it."
+        )
     plot_conversion(calibration, args.output / "conversion.png", METRIC, errors)
     source = f"{recipe.network} on {recipe.data}"
     text = conversion_report(source, how, calibration, METRIC, errors)

@@ -14,18 +14,18 @@ from pathlib import Path
 import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 
 # isort: split
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.logger import setup_logger
 
 from gn_det.analysis.feature_report import features_csv, plot_features, read_features
 from gn_det.checkpoint import check_weights_exist
-from gn_det.config import load_config
+from gn_det.config import dump_config, load_config
 from gn_det.data.datasets import register_folders
 from gn_det.data.seeding import seed_generators
 from gn_det.engine.classifier_arguments import add_recipe_arguments, recipe_of
 from gn_det.engine.command import run_command
-from gn_det.engine.feature_distribution import FEATURES, feature_recorders
+from gn_det.engine.comparison import Run, check_folders, locked
+from gn_det.engine.feature_distribution import feature_recorders, features_file
 from gn_det.engine.launch import check_processes
 from gn_det.engine.run_data import check_config_data, set_data
 from gn_det.engine.schedule import resolve_schedule
@@ -39,56 +39,68 @@ from gn_det.utils import make_folder, write_atomically
 HooksOf = Callable[[Path], Sequence[HookBase]]
 
 
-def main() -> None:
+def main() -> int:
     args = parse_arguments()
+    if args.records < 1:
+        raise InputError(f"--records {args.records}: at least 1")
+    hooks_of = partial(feature_recorders, module=args.module, records=args.records)
     train = train_detectors if args.recipes else train_classifiers
-    names = train(args, partial(feature_recorders, module=args.module, records=args.records))
-    features = {name: read_features(args.output / "runs" / name / FEATURES) for name in names}
+    failures = train(args, hooks_of)
+    features = {
+        name: read_features(features_file(args.output / "runs" / name, args.module, args.records))
+        for name, failure in failures.items()
+        if not failure
+    }
+    if not features:
+        raise InputError("; ".join(f"{name}: {failure}" for name, failure in failures.items()))
     write_atomically(args.output / "features.csv", features_csv(features))
     plot_features(features, args.module, args.output / "features.png")
     print(f"{args.output}: features.csv, features.png")
+    return 1 if any(failures.values()) else 0
 
 
-def train_classifiers(args: argparse.Namespace, hooks_of: HooksOf) -> list[str]:
-    """Train a classifier for each norm; the names of the runs."""
+def train_classifiers(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, str]:
+    """Train a classifier for each norm; by its name, why it failed, or nothing."""
     if args.data is None:
         raise InputError("say what to learn: --data digits, generated or a folder, or --recipes")
+    if args.opts or args.train or args.val:
+        raise InputError(f"--train, --val and {args.opts} are of --recipes, and there are none")
     recipes = {norm: recipe_of(args, norm=norm) for norm in args.norms}
-    failed = [t for t in run_sweep(recipes, args, hooks_of) if t.failure]
-    if failed:
-        raise InputError("; ".join(f"{t.norm}: {t.failure}" for t in failed))
-    return args.norms
+    return {t.norm: t.failure for t in run_sweep(recipes, args, hooks_of)}
 
 
-def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> list[str]:
-    """Train a detector for each recipe, one after the other; the names of the runs."""
-    recipes: dict[str, CfgNode] = {}
+def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, str]:
+    """Train a detector for each recipe, one after the other; none of those that end failed."""
+    if args.data is not None:
+        raise InputError("--data is of classifiers; detectors take --train and --val")
+    runs = []
     for file in args.recipes:
         cfg = resolve_schedule(load_config(file, args.opts), 1)
         cfg.SEED = args.seed
         cfg.OUTPUT_DIR = str(args.output / "runs" / Path(file).stem)
-        check_processes(
-            cfg.MODEL.DEVICE, args, cfg.SOLVER.IMS_PER_BATCH, amp=cfg.SOLVER.AMP.ENABLED
-        )
+        amp = cfg.SOLVER.AMP.ENABLED
+        check_processes(cfg.MODEL.DEVICE, args, cfg.SOLVER.IMS_PER_BATCH, amp=amp)
         check_weights_exist(cfg.MODEL.WEIGHTS)
         check_start(cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
         data = check_config_data(args, cfg)
         set_data(cfg, data)
-        recipes[Path(file).stem] = cfg
-    register_folders(data.folders)
-    for name in ("detectron2", "gn_det"):
-        setup_logger(name=name)
-    for name, cfg in recipes.items():
-        print(f"{name}: seed {cfg.SEED}, {cfg.SOLVER.MAX_ITER} iterations")
-        folder = Path(cfg.OUTPUT_DIR)
-        make_folder(folder)
-        if not (folder / "model_final.pth").exists():
-            seed_generators(cfg.SEED)
-            trainer = Trainer(cfg)
-            trainer.register_hooks(hooks_of(folder))
-            trainer.resume_or_load(resume=True)
-            trainer.train()
-    return [*recipes]
+        runs.append(Run(Path(file).stem, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED, cfg))
+    with locked(args.output):
+        check_folders(runs)
+        register_folders(data.folders)
+        for name in ("detectron2", "gn_det"):
+            setup_logger(name=name)
+        for run in runs:
+            print(f"{run.recipe}: seed {run.seed}, {run.cfg.SOLVER.MAX_ITER} iterations")
+            make_folder(run.folder)
+            write_atomically(run.folder / "config.yaml", dump_config(run.cfg))
+            if not (run.folder / "model_final.pth").exists():
+                seed_generators(run.seed)
+                trainer = Trainer(run.cfg)
+                trainer.register_hooks(hooks_of(run.folder))
+                trainer.resume_or_load(resume=True)
+                trainer.train()
+    return {run.recipe: "" for run in runs}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -107,11 +119,9 @@ def parse_arguments() -> argparse.Namespace:
     for flag in ("--train", "--val"):
         parser.add_argument(flag, nargs=2, metavar=("JSON", "IMAGES_DIR"), help="of --recipes")
     parser.add_argument("--jobs", type=int, default=1, help="classifiers at a time")
-    add_recipe_arguments(parser, varied=["norm"], required=False)
+    add_recipe_arguments(parser, varied=["norm"], required=False, network="vgg16")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
-    parser.set_defaults(
-        network="vgg16", num_gpus=1, num_machines=1, eval_only=False, skip_bad_images=False
-    )
+    parser.set_defaults(num_gpus=1, num_machines=1, eval_only=False, skip_bad_images=False)
     return parser.parse_args()
 
 

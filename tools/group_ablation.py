@@ -28,6 +28,8 @@ def main() -> int:
     args = parse_arguments()
     for norm, difference in differences_at_the_ends().items():
         print(f"GN is {norm}: the largest difference is {difference:.1e}")
+        if difference > 1e-5:
+            raise RuntimeError(f"GN is not {norm}")
     recipes = {
         f"{kind}-{number}-seed{seed}": recipe_of(
             args, norm="GN", seed=seed, **{**dict.fromkeys(_KINDS), kind: number}

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm
-from gn_det.analysis.figures import new_figure
+from gn_det.analysis.figures import new_figure, save_figure
 from gn_det.engine.command import run_command
-from gn_det.utils import make_folder, whole_file
+from gn_det.errors import InputError
+from gn_det.utils import make_folder
 
 IMAGES, CHANNELS, PLACES = 4, 6, 5  # N, C and H×W of the drawn tensor
 
@@ -26,6 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("png", type=Path, help="picture to write")
     png = parser.parse_args().png
+    if png.exists():
+        raise InputError(f"{png} exists; remove it, or name another")
     make_folder(png.parent)
     layers = {
         "Batch Norm": nn.BatchNorm1d(CHANNELS),
@@ -56,8 +59,7 @@ def main() -> None:
         axes.set_aspect("equal")
         axes.view_init(elev=22, azim=-52)
         print(f"{name}: {together.sum()} of {together.size} values together")
-    with whole_file(png) as file:
-        figure.savefig(file, dpi=110, format="png")
+    save_figure(figure, png)
 
 
 @torch.no_grad()

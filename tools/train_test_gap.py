@@ -28,14 +28,20 @@ def main() -> None:
     if min(args.batch_sizes) < 1:
         raise InputError(f"--batch-sizes {args.batch_sizes}: at least 1")
     device = check_device(args.device)
+    if (args.output / "gap.csv").exists():
+        raise InputError(f"{args.output} holds a table already; name another folder")
     make_folder(args.output)
     errors = {}
+    sets = set()
     for folder in args.classifiers:
         recipe, classifier = read_classifier(folder)
         name = f"{recipe.network} with {recipe.norm}"
         if name in errors:
             raise InputError(f"two of the classifiers are a {name}; give one of each norm")
         print(f"{folder}: {name}, trained on {recipe.data} with seed {recipe.seed}")
+        sets.add((recipe.data, recipe.size))
+        if len(sets) > 1:
+            raise InputError(f"the classifiers learnt different pictures, (data, size): {sets}")
         _, held_out = load_pictures(recipe.data, recipe.size)
         errors[name] = shifted_errors(classifier.to(device), held_out, args.batch_sizes)
     write_atomically(args.output / "gap.csv", gap_csv(errors))

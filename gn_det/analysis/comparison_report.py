@@ -9,7 +9,14 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from gn_det.analysis.figures import csv_text, deviation, mean_and_deviation, new_figure, plot_mean
+from gn_det.analysis.figures import (
+    csv_text,
+    deviation,
+    mean_and_deviation,
+    new_figure,
+    plot_mean,
+    save_figure,
+)
 
 __all__ = [
     "Cost",
@@ -143,7 +150,7 @@ def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) 
         axes.set(xlabel="images a step", ylabel=_TASKS[metric], ylim=(0, None))
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)
 
 
 def plot_curves_of(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) -> None:
@@ -164,7 +171,7 @@ def plot_curves_of(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str]
             axes.set(xlabel="images seen", ylabel=title, title=f"{n} image{'s' * (n > 1)} a GPU")
             axes.grid(alpha=0.3)
     grid[0, -1].legend(fontsize=8)
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)
 
 
 def plot_cost(costs: Sequence[Cost], png: Path) -> None:
@@ -195,7 +202,7 @@ def plot_cost(costs: Sequence[Cost], png: Path) -> None:
         axes.grid(alpha=0.3, axis="y")
     if costs:
         axes.legend(fontsize=8)
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)
 
 
 def _metrics(outcomes: Sequence[Outcome]) -> list[str]:

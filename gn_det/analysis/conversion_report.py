@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from tabulate import tabulate
 
-from gn_det.analysis.figures import new_figure
+from gn_det.analysis.figures import new_figure, save_figure
 from gn_det.injection.calibration_report import Calibration
 
 __all__ = ["conversion_report", "plot_conversion", "stage_table"]
@@ -105,4 +105,4 @@ def plot_conversion(
         stages.set_xticks(range(len(values)), [*values], fontsize=8)
         stages.margins(y=0.1)  # for the labels
         stages.set(title=metric, ylim=(min(0, *values.values()), None))
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)

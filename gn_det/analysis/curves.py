@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gn_det.analysis.figures import new_figure
+from gn_det.analysis.figures import new_figure, save_figure
 from gn_det.errors import InputError
 
 __all__ = ["plot_curves", "read_metrics"]
@@ -51,7 +51,7 @@ def plot_curves(metrics_file: str | Path, png: str | Path) -> None:
         aps.legend()
     for axes in (losses, aps):
         axes.grid(alpha=0.3)
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)
 
 
 def _sorted(values: dict[int, float]) -> tuple[list[int], list[float]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from gn_det.analysis.figures import csv_text, new_figure
+from gn_det.analysis.figures import csv_text, new_figure, save_figure
 from gn_det.errors import InputError
 
 __all__ = ["PERCENTILES", "features_csv", "plot_features", "read_features"]
@@ -66,4 +66,4 @@ def plot_features(features: Mapping[str, Features], title: str, png: Path) -> No
         axes.grid(alpha=0.3)
     grid[0].set(ylabel=f"values of {title}")
     grid[-1].legend(fontsize=8)
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)

@@ -6,13 +6,16 @@ import csv
 import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["csv_text", "deviation", "mean_and_deviation", "new_figure", "plot_mean"]
+from gn_det.utils import whole_file
+
+__all__ = ["csv_text", "deviation", "mean_and_deviation", "new_figure", "plot_mean", "save_figure"]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -20,6 +23,12 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Figure, png: str | Path) -> None:
+    """Write a figure as a picture that is there whole or not at all."""
+    with whole_file(Path(png)) as file:
+        figure.savefig(file, dpi=110, format="png")
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -12,10 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 from tqdm import tqdm
 
-from gn_det.analysis.figures import new_figure
+from gn_det.analysis.figures import new_figure, save_figure
 from gn_det.analysis.step_memory import VARIANTS, StepMemory, count_step
 from gn_det.errors import InputError
-from gn_det.utils import whole_file
 
 __all__ = ["MARGIN", "Card", "Step", "advice", "fixed_table", "plan", "plan_table", "plot_plan"]
 
@@ -157,7 +156,7 @@ def advice(cfg: CfgNode, step: Step, card: Card, sizes: Sequence[tuple[int, int]
     ]
     for height, width in sorted(smaller, reverse=True):
         if card.fits(memory := _counted(cfg, step, num_images=1, image_size=(height, width))):
-            shrunk = [f"INPUT.MIN_SIZE_TRAIN ({height},)", f"INPUT.MAX_SIZE_TRAIN {width}"]
+            shrunk = [f"INPUT.MIN_SIZE_TRAIN '({height},)'", f"INPUT.MAX_SIZE_TRAIN {width}"]
             return _told(step, keys + shrunk, memory)
     memory = _counted(cfg, step, num_images=1)
     return (
@@ -205,8 +204,7 @@ def plot_plan(steps: dict[Step, StepMemory], card: Card, png: Path) -> None:
         f"{100 * MARGIN:.0f}% are left for what is not counted (dashed)",
         fontsize=10,
     )
-    with whole_file(png) as file:
-        figure.savefig(file, dpi=110, format="png")
+    save_figure(figure, png)
 
 
 def _stacked(memories: Sequence[StepMemory]) -> dict[str, list[float]]:

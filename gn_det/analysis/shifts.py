@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import functional as T
 from tqdm import tqdm
 
-from gn_det.analysis.figures import csv_text, new_figure
+from gn_det.analysis.figures import csv_text, new_figure, save_figure
 from gn_det.modeling.classifiers import Classifier
 
 __all__ = [
-    "MODES",
     "SHIFTS",
     "batch_statistics",
     "gap_csv",
@@ -26,6 +26,8 @@ __all__ = [
     "plot_gap",
     "shifted_errors",
 ]
+
+_AVERAGES = "running averages"
 
 # Of (N, 3, H, W) pictures with values from 0 to 255.
 SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,9 +37,8 @@ SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
     "blur": lambda x: T.gaussian_blur(x, 3, 1.0),
     "noise": lambda x: x + 40 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)),
 }
-MODES = ("running averages", "batch statistics")
-
-Errors = Mapping[tuple[str, str, int], "float | None"]  # by shift, mode and batch size
+# By shift, and batch size; None for BN's running averages. None where BN is undefined.
+Errors = dict[tuple[str, "int | None"], "float | None"]
 
 
 @contextmanager
@@ -57,83 +58,91 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def shifted_errors(
-    classifier: Classifier, pictures: Dataset, batch_sizes: Sequence[int]
-) -> dict[tuple[str, str, int], float | None]:
+def shifted_errors(classifier: Classifier, pictures: Dataset, batch_sizes: Sequence[int]) -> Errors:
     """Error of a classifier on shifted pictures, by BN's running averages and by its batches.
 
     Args:
         classifier: put into eval mode.
-        pictures: held out; in batches they are shuffled, the same way each time.
+        pictures: held out; in batches they are shuffled, the same way each time, and those of a
+            last batch that is not full are left out.
         batch_sizes: of the evaluation.
 
     Returns:
-        Percentage by (shift, mode, batch size); None where BN is undefined, on single values.
+        Percentage by (shift, batch size), and (shift, None) by running averages; None where BN is
+        undefined, on single values.
     """
     classifier.eval()
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
-    samples = [pictures[i] for i in tqdm(order, desc="pictures", unit="picture", delay=2)]
-    images = torch.stack([sample["image"] for sample in samples])
-    labels = torch.tensor([sample["label"] for sample in samples])
-    errors: dict[tuple[str, str, int], float | None] = {}
-    cells = [(shift, mode, n) for shift in SHIFTS for mode in MODES for n in batch_sizes]
-    for shift, mode, batch_size in tqdm(cells, desc="evaluations", unit="evaluation"):
-        shifted = SHIFTS[shift](images).clamp(0, 255)
-        try:
-            predicted = [_classes(classifier, batch, mode) for batch in shifted.split(batch_size)]
-        except ValueError:  # BN's, of one value for each channel
-            errors[shift, mode, batch_size] = None
-            continue
-        wrong = torch.cat(predicted) != labels
-        errors[shift, mode, batch_size] = 100 * wrong.float().mean().item()
-    return errors
+    shuffled = Subset(pictures, order)
+    errors: Errors = {}
+    for batch_size in tqdm([None, *batch_sizes], desc="evaluations", unit="evaluation"):
+        by_batch = batch_size is not None
+        loader = DataLoader(shuffled, batch_size or 32, collate_fn=list, drop_last=by_batch)
+        with batch_statistics(classifier) if by_batch else nullcontext():
+            errors |= {(s, batch_size): e for s, e in _errors(classifier, loader).items()}
+    return {(shift, n): errors[shift, n] for shift in SHIFTS for n in (None, *batch_sizes)}
 
 
-def _classes(classifier: Classifier, pictures: Tensor, mode: str) -> Tensor:
-    if mode == "running averages":
-        return classifier.scores(pictures).argmax(1).cpu()
-    with batch_statistics(classifier):
-        return classifier.scores(pictures).argmax(1).cpu()
+def _errors(classifier: Classifier, loader: DataLoader) -> dict[str, float | None]:
+    """Percentage by shift."""
+    wrong, total = Counter(), 0
+    undefined = False
+    for samples in loader:
+        pictures = torch.stack([sample["image"] for sample in samples])
+        labels = torch.tensor([sample["label"] for sample in samples])
+        total += len(labels)
+        for shift, change in SHIFTS.items():
+            try:
+                scores = classifier.scores(change(pictures).clamp(0, 255))
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                undefined = True
+                break
+            wrong[shift] += (scores.argmax(1).cpu() != labels).sum().item()
+        if undefined:
+            break
+    if undefined or not total:
+        return dict.fromkeys(SHIFTS)
+    return {shift: 100 * wrong[shift] / total for shift in SHIFTS}
 
 
 def gap_csv(errors: Mapping[str, Errors]) -> str:
     """A line for each model, shift, kind of statistics and batch size."""
     return csv_text(
         ["model", "shift", "statistics", "batch_size", "error"],
-        [[name, *key, error] for name, by in errors.items() for key, error in by.items()],
+        [
+            [name, shift, _AVERAGES if n is None else "batch statistics", n, error]
+            for name, by in errors.items()
+            for (shift, n), error in by.items()
+        ],
     )
 
 
 def gap_table(errors: Mapping[str, Errors], tablefmt: str = "github") -> str:
-    """A row for each model and shift: error by running averages, then by batches of each size.
-
-    Running averages give the same at every batch size; one column has them.
-    """
-    sizes = list(dict.fromkeys(n for by in errors.values() for _, _, n in by))
-    averages, batches = MODES
+    """A row for each model and shift: error by running averages, then by batches of each size."""
+    sizes = list(dict.fromkeys(n for by in errors.values() for _, n in by))
     rows = [
-        [name, shift, _cell(by[shift, averages, sizes[0]])]
-        + [_cell(by[shift, batches, n]) for n in sizes]
+        [name, shift, *(_cell(by[shift, n]) for n in sizes)]
         for name, by in errors.items()
-        for shift in dict.fromkeys(shift for shift, _, _ in by)
+        for shift in SHIFTS
     ]
-    headers = ["", "shift", averages, *(f"batches of {n}" for n in sizes)]
+    headers = ["", "shift", *(_AVERAGES if n is None else f"batches of {n}" for n in sizes)]
     return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True)
 
 
 def plot_gap(errors: Mapping[str, Errors], png: Path) -> None:
     """A panel for each shift: error against the batch size, dashed by running averages."""
-    shifts = list(dict.fromkeys(shift for by in errors.values() for shift, _, _ in by))
-    sizes = list(dict.fromkeys(n for by in errors.values() for _, _, n in by))
-    averages, batches = MODES
-    figure = new_figure(3.2 * len(shifts), 3.6)
-    grid = figure.subplots(1, len(shifts), sharey=True, squeeze=False)[0]
-    for axes, shift in zip(grid, shifts, strict=True):
+    figure = new_figure(3.2 * len(SHIFTS), 3.6)
+    grid = figure.subplots(1, len(SHIFTS), sharey=True)
+    for axes, shift in zip(grid, SHIFTS, strict=True):
         for number, (name, by) in enumerate(errors.items()):
-            for mode, style in ((batches, "o-"), (averages, "--")):
-                points = [(n, by[shift, mode, n]) for n in sizes if by[shift, mode, n] is not None]
-                label = f"{name}, {mode}"
-                axes.plot(*zip(*points, strict=True), style, label=label, color=f"C{number}")
+            color = f"C{number}"
+            sizes = [n for s, n in by if s == shift and n is not None]
+            known = [n for n in sizes if by[shift, n] is not None]
+            axes.plot(known, [by[shift, n] for n in known], "o-", label=name, color=color)
+            label = f"{name}, {_AVERAGES}"
+            axes.axhline(by[shift, None], linestyle="--", label=label, color=color)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(n) for n in sizes], minor=False)
         axes.minorticks_off()
@@ -141,7 +150,7 @@ def plot_gap(errors: Mapping[str, Errors], png: Path) -> None:
         axes.grid(alpha=0.3)
     grid[0].set(ylabel="error (%)")
     grid[-1].legend(fontsize=7)
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)
 
 
 def _cell(error: float | None) -> str:

@@ -10,15 +10,14 @@ from typing import Any
 
 from tabulate import tabulate
 
-from gn_det.analysis.curves import read_metrics
 from gn_det.analysis.figures import (
     csv_text,
     deviation,
     mean_and_deviation,
     new_figure,
     plot_mean,
+    save_figure,
 )
-from gn_det.errors import InputError
 
 __all__ = [
     "Trained",
@@ -27,7 +26,6 @@ __all__ = [
     "plot_error_by_batch",
     "plot_error_curves",
     "plot_group_errors",
-    "read_error_curves",
     "trained_csv",
 ]
 
@@ -52,21 +50,6 @@ class Trained:
     train_error: float | None = None
     failure: str = ""
     curves: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
-
-
-def read_error_curves(folder: Path) -> dict[str, dict[int, float]]:
-    """``error/train`` and ``error/val`` of a run by epoch, from 1; none where it has no epoch."""
-    try:
-        metrics = read_metrics(folder / "metrics.json")
-    except InputError:
-        return {}
-    return {
-        name: {
-            epoch: value
-            for epoch, (_, value) in enumerate(sorted(metrics.get(name, {}).items()), start=1)
-        }
-        for name in ("error/train", "error/val")
-    }
 
 
 def trained_csv(trained: Sequence[Trained]) -> str:
@@ -110,6 +93,8 @@ def describe_degradation(trained: Sequence[Trained]) -> str:
     """
     sizes = sorted({t.ims_per_gpu for t in trained})
     few, many = sizes[0], sizes[-1]
+    if few == many:
+        return f"There are {few} images a step only, and nothing to compare."
     sentences = []
     for norm in dict.fromkeys(t.norm for t in trained):
         at = {
@@ -148,11 +133,11 @@ def plot_error_by_batch(trained: Sequence[Trained], png: Path) -> None:
     axes.set(xlabel="images a step", ylabel="validation error (%)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)
 
 
 def plot_error_curves(trained: Sequence[Trained], png: Path) -> None:
-    """Training and validation error by epoch at the most images a step (figures 4 and 5)."""
+    """Training and validation error by epoch at the most images a step (figure 4)."""
     most = max(t.ims_per_gpu for t in trained)
     figure = new_figure(11, 4)
     grid = figure.subplots(1, 2, sharey=True)
@@ -165,7 +150,7 @@ def plot_error_curves(trained: Sequence[Trained], png: Path) -> None:
         axes.set(xlabel="epoch", ylabel=f"{title} error (%)", title=f"{title}, {most} a step")
         axes.grid(alpha=0.3)
     grid[0].legend()
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)
 
 
 def plot_group_errors(trained: Sequence[Trained], png: Path) -> None:
@@ -187,7 +172,7 @@ def plot_group_errors(trained: Sequence[Trained], png: Path) -> None:
         axes.minorticks_off()
         axes.set(xlabel=f"{title} ({ends})", ylabel="validation error (%)")
         axes.grid(alpha=0.3)
-    figure.savefig(png, dpi=110)
+    save_figure(figure, png)
 
 
 def _errors(trained: Sequence[Trained], metric: str = "val_error") -> list[float]:

@@ -156,7 +156,7 @@ class Folder(Dataset):
         )
         try:
             self._folder = ImageFolder(root)
-        except FileNotFoundError as error:
+        except OSError as error:
             raise InputError(
                 f"{root} is no classification set: it needs a folder of pictures for each class. "
                 "--data is digits, generated, or a folder with train/ and val/, or with "

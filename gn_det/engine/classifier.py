@@ -6,11 +6,12 @@ import json
 import statistics
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation import inference_context
@@ -24,13 +25,14 @@ from fvcore.common.param_scheduler import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from gn_det.analysis.curves import read_metrics
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.backbone_file import write_backbone
 from gn_det.data.pictures import load_pictures
 from gn_det.data.train_loader import TrainLoader
+from gn_det.engine.epoch_errors import EpochErrors
+from gn_det.engine.run import clear_half_written
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
-from gn_det.engine.termination import interruptible_evaluation
+from gn_det.engine.termination import TerminationHook
 from gn_det.engine.trainer import wrap_ddp
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
@@ -54,6 +56,7 @@ SCHEDULES: dict[str, ParamScheduler] = {
     ),
 }
 _RECIPE = "recipe.json"
+_RESULTS = "results.json"
 _LAST_EPOCHS = 5
 
 
@@ -106,7 +109,7 @@ def train_classifier(
     num_workers: int = 0,
     quiet: bool = False,
     more_hooks: Sequence[HookBase] = (),
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train a classifier in this process, one of several perhaps, and write what comes of it.
 
     output_dir gets ``recipe.json``, checkpoints, ``metrics.json`` with ``error/train`` and
@@ -124,23 +127,30 @@ def train_classifier(
         more_hooks: besides Detectron2's usual.
 
     Returns:
-        ``val_error``, the median of the last five epochs (as in the paper), and ``train_error`` of
-        the last epoch, in percent; on the main process.
+        What ``results.json`` has, on the main process: ``val_error``, the median of the last five
+        epochs (as in the paper), ``train_error`` of the last, in percent, and both by epoch. Those
+        of a finished run, where one is resumed.
 
     Raises:
         InputError: bad data, too few pictures for a step, a loss that is not finite, or a folder
-            with another recipe.
+            with another recipe, other pictures or another number of processes.
     """
     if recipe.epochs < 1 or recipe.ims_per_gpu < 1 or recipe.lr <= 0 or recipe.seed < 0:
         raise InputError(
             f"epochs {recipe.epochs}, ims_per_gpu {recipe.ims_per_gpu}, lr {recipe.lr} and seed "
             f"{recipe.seed}: the first two are at least 1, lr above 0, seed at least 0"
         )
+    if recipe.amp and torch.device(device).type == "cpu":
+        raise InputError("mixed precision needs a GPU; leave --amp out")
     train, val = load_pictures(recipe.data, recipe.size)
     ims_per_step = recipe.ims_per_gpu * comm.get_world_size()
     steps = len(train) // ims_per_step
     if steps == 0:
         raise InputError(f"{len(train)} pictures do not make a step of {ims_per_step}")
+    circumstances = {"ims_per_step": ims_per_step, "training_pictures": len(train)}
+    check_recipe(recipe, output_dir, **circumstances)
+    if resume and (output_dir / _RESULTS).exists():
+        return json.loads((output_dir / _RESULTS).read_text())
     torch.manual_seed(recipe.seed)
     classifier = recipe.build(len(train.classes)).to(device)
     optimizer = torch.optim.SGD(
@@ -162,19 +172,21 @@ def train_classifier(
     model = wrap_ddp(classifier, device)
     trainer = AccumulatingTrainer(model, loader, optimizer, 1, amp_dtype(recipe.amp), recipe.seed)
     checkpointer = Checkpointer(model, str(output_dir), trainer=trainer)
+    termination = TerminationHook(checkpointer)
 
-    def evaluate() -> dict[str, float]:
-        errors = {"error/val": error_rate(classifier, val, num_workers=num_workers)}
-        history = trainer.storage.histories().get("batch_error")
-        if history is not None:  # a run that is resumed at its very end has made no step
-            errors["error/train"] = history.avg(steps)
-        return errors
+    def evaluate() -> float:
+        if comm.get_world_size() > 1:  # BN's averages are each process's own since the last step
+            for buffer in classifier.buffers():
+                dist.broadcast(buffer, 0)
+        return termination.evaluating(lambda: error_rate(classifier, val, num_workers=num_workers))
 
-    check_recipe(recipe, output_dir)
+    errors = EpochErrors(steps, evaluate)
     max_iter = steps * recipe.epochs
     main = comm.is_main_process()
     if main:
-        write_atomically(output_dir / _RECIPE, json.dumps(asdict(recipe), indent=2) + "\n")
+        clear_half_written(output_dir)
+        settings = {**asdict(recipe), **circumstances}
+        write_atomically(output_dir / _RECIPE, json.dumps(settings, indent=2) + "\n")
         writers = (
             [JSONWriter(str(output_dir / "metrics.json"))]
             if quiet
@@ -184,10 +196,11 @@ def train_classifier(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=SCHEDULES[recipe.schedule]),
+            errors,
             hooks.PeriodicCheckpointer(checkpointer, steps, max_iter, max_to_keep=1)
             if main
             else None,
-            *interruptible_evaluation(checkpointer, steps, evaluate),
+            termination,
             *more_hooks,
             # Of what an epoch has measured, each writing takes the last.
             hooks.PeriodicWriter(writers, min(20, steps)) if main else None,
@@ -198,7 +211,7 @@ def train_classifier(
     loader.start = start_iter
     with closing(loader):
         trainer.train(start_iter, max_iter)
-    return _write_outcome(recipe, output_dir, classifier) if main else {}
+    return _write_outcome(recipe, output_dir, classifier, errors) if main else {}
 
 
 @torch.no_grad()
@@ -231,8 +244,13 @@ def error_rate(
     return 100 * sum(w for w, _ in counts) / sum(t for _, t in counts)
 
 
-def check_recipe(recipe: ClassifierRecipe, folder: Path) -> None:
+def check_recipe(recipe: ClassifierRecipe, folder: Path, **circumstances: Any) -> None:
     """Check that the run in a folder, if there is one, began with this recipe.
+
+    Args:
+        recipe: what is asked for.
+        folder: of the run.
+        circumstances: what else has to be as it was, by its name in ``recipe.json``.
 
     Raises:
         InputError: it did not, naming the settings that differ.
@@ -240,7 +258,7 @@ def check_recipe(recipe: ClassifierRecipe, folder: Path) -> None:
     file = folder / _RECIPE
     if not file.exists():
         return
-    before, now = json.loads(file.read_text()), asdict(recipe)
+    before, now = json.loads(file.read_text()), {**asdict(recipe), **circumstances}
     changed = ", ".join(
         f"{key} {before.get(key)} ({now[key]} now)" for key in now if now[key] != before.get(key)
     )
@@ -255,9 +273,10 @@ def read_classifier(folder: Path) -> tuple[ClassifierRecipe, Classifier]:
         InputError: there is no finished classifier.
     """
     try:
-        recipe = ClassifierRecipe(**json.loads((folder / _RECIPE).read_text()))
-        results = json.loads((folder / "results.json").read_text())
-    except (OSError, ValueError, TypeError) as error:
+        settings = json.loads((folder / _RECIPE).read_text())
+        results = json.loads((folder / _RESULTS).read_text())
+        recipe = ClassifierRecipe(**{f.name: settings[f.name] for f in fields(ClassifierRecipe)})
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{folder} has no finished classifier of tools/train_classifier.py"
         ) from error
@@ -281,20 +300,20 @@ def write_backbone_of(file: Path, recipe: ClassifierRecipe, classifier: Classifi
 
 
 def _write_outcome(
-    recipe: ClassifierRecipe, output_dir: Path, classifier: Classifier
-) -> dict[str, float]:
-    metrics = read_metrics(output_dir / "metrics.json")
-    errors = [value for _, value in sorted(metrics["error/val"].items())]
+    recipe: ClassifierRecipe, output_dir: Path, classifier: Classifier, errors: EpochErrors
+) -> dict[str, Any]:
     results = {
-        "val_error": statistics.median(errors[-_LAST_EPOCHS:]),
-        "train_error": metrics["error/train"][max(metrics["error/train"])],
+        "val_error": statistics.median(errors.val[-_LAST_EPOCHS:]),
+        "train_error": errors.train[-1],
+        "val_errors": errors.val,
+        "train_errors": errors.train,
         "num_classes": classifier.backbone.linear.out_features,
     }
     backbone = output_dir / "backbone.pth"
     backbone.unlink(missing_ok=True)  # of this run, killed before its results were written
     backbone.with_suffix(".yaml").unlink(missing_ok=True)
     write_backbone_of(backbone, recipe, classifier)
-    write_atomically(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    write_atomically(output_dir / _RESULTS, json.dumps(results, indent=2) + "\n")
     return results
 
 
@@ -312,4 +331,11 @@ def _detector_config(recipe: ClassifierRecipe) -> dict[str, Any]:
             "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if depth < 50 else 256,
             "MODEL.RESNETS.STRIDE_IN_1X1": False,
         }
+    # With other groups, the weights fit and compute something else.
+    num_groups = {"LN": 1, "GN": recipe.num_groups}.get(recipe.norm)
+    channels_per_group = {"IN": 1, "GN": recipe.channels_per_group}.get(recipe.norm)
+    if num_groups is not None:
+        config["MODEL.GN.NUM_GROUPS"] = num_groups
+    if channels_per_group is not None:
+        config["MODEL.GN.CHANNELS_PER_GROUP"] = channels_per_group
     return config

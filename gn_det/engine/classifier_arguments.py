@@ -37,7 +37,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def add_recipe_arguments(
-    parser: argparse.ArgumentParser, varied: Sequence[str] = (), *, required: bool = True
+    parser: argparse.ArgumentParser,
+    varied: Sequence[str] = (),
+    *,
+    required: bool = True,
+    **defaults: Any,
 ) -> None:
     """Add a flag for each field of ClassifierRecipe, and --device and --num-workers.
 
@@ -45,16 +49,18 @@ def add_recipe_arguments(
         parser: to add to.
         varied: fields that the program varies, which get no flag.
         required: whether fields without a default have to be given.
+        defaults: of fields, in place of the recipe's.
     """
     for field in fields(ClassifierRecipe):
         if field.name in varied:
             continue
         options = dict(_OPTIONS[field.name])
-        if field.default is MISSING:
+        default = defaults.get(field.name, field.default)
+        if default is MISSING:
             options["required"] = required
-        elif field.default is not None and field.default is not False:
-            options["default"] = field.default
-            options["help"] = f"{options.get('help', '')} (default: {field.default})".lstrip()
+        elif default is not None and default is not False:
+            options["default"] = default
+            options["help"] = f"{options.get('help', '')} (default: {default})".lstrip()
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
     parser.add_argument(
         "--device",

@@ -9,22 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.engine import HookBase
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gn_det.analysis.feature_report import PERCENTILES
 from gn_det.errors import InputError
 from gn_det.utils import nearest
 
-__all__ = ["FEATURES", "FeatureDistribution", "feature_recorders"]
-
-FEATURES = "features.json"  # in the folder of a run
+__all__ = ["FeatureDistribution", "feature_recorders", "features_file"]
 
 
 class FeatureDistribution(HookBase):
     """Writes percentiles of a module's output on training batches, a line of JSON for each record.
 
     The module is hooked in the steps that are recorded only, so what gn_det has fused runs fused in
-    the others.
+    the others. Evaluations are not recorded.
 
     Args:
         file: to append to; where a resumed run went over an iteration again, its last line counts.
@@ -56,9 +55,11 @@ class FeatureDistribution(HookBase):
 
     def before_step(self) -> None:
         if self.trainer.iter % self._period == 0:
-            self._handle = self._module.register_forward_hook(
-                lambda module, inputs, output: self._outputs.append(output)
-            )
+            self._handle = self._module.register_forward_hook(self._record)
+
+    def _record(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if module.training:
+            self._outputs.append(output)
 
     def after_step(self) -> None:
         if self.trainer.iter % self._period:
@@ -76,6 +77,11 @@ class FeatureDistribution(HookBase):
             file.write(json.dumps({"iteration": self.trainer.iter, **record}) + "\n")
 
 
+def features_file(folder: Path, module: str, records: int) -> Path:
+    """Where a run has what was recorded of a module; another module or number is another file."""
+    return folder / f"features-{module}-{records}.json"
+
+
 def feature_recorders(folder: Path, module: str, records: int) -> list[HookBase]:
     """The hook of a run that writes into its folder."""
-    return [FeatureDistribution(folder / FEATURES, module, records)]
+    return [FeatureDistribution(features_file(folder, module, records), module, records)]

@@ -26,7 +26,10 @@ from gn_det.errors import InputError
 
 __all__ = ["check_device", "check_processes", "follow", "launch", "torchrun_rank", "use_torchrun"]
 
-_USE_CPU = "or use the CPU: MODEL.DEVICE cpu (train.device=cpu for a LazyConfig)"
+_USE_CPU = (
+    "or use the CPU: MODEL.DEVICE cpu (train.device=cpu for a LazyConfig, --device cpu for "
+    "classifiers)"
+)
 
 
 def check_device(device: str) -> torch.device:
@@ -75,7 +78,7 @@ def check_processes(
     if amp and parsed.type == "cpu":
         raise InputError(
             "mixed precision needs a GPU; turn it off with SOLVER.AMP.ENABLED False "
-            "(train.amp.enabled=False for a LazyConfig)"
+            "(train.amp.enabled=False for a LazyConfig, no --amp for classifiers)"
         )
     if ims_per_batch < world_size or ims_per_batch % world_size:
         raise InputError(

@@ -101,7 +101,7 @@ def set_up_process(
         setup_logger(str(output_dir), distributed_rank=rank, name=name)
     seed = _run_seed(Path(output_dir), seed, resume)
     if comm.is_main_process():
-        _clear_half_written(Path(output_dir))
+        clear_half_written(Path(output_dir))
         (Path(output_dir) / "environment.txt").write_text(collect_env_info() + "\n")
         write_atomically(Path(output_dir) / "seed.txt", f"{seed}\n")
     seed_all_rng(seed + rank)
@@ -124,7 +124,8 @@ def _run_seed(output_dir: Path, seed: int, resume: bool) -> int:
     return begun_with
 
 
-def _clear_half_written(output_dir: Path) -> None:
+def clear_half_written(output_dir: Path) -> None:
+    """Remove what a killed process left half-written in the folder of a run."""
     for partial in output_dir.glob(f"*{PARTIAL}"):
         partial.unlink()
     metrics = output_dir / "metrics.json"

@@ -13,13 +13,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from tqdm import tqdm
 
-from gn_det.analysis.sweep_report import Trained, read_error_curves
+from gn_det.analysis.sweep_report import Trained
 from gn_det.data.pictures import load_pictures
 from gn_det.engine.classifier import ClassifierRecipe, check_recipe, train_classifier
 from gn_det.engine.comparison import locked
@@ -72,7 +73,7 @@ def run_sweep(
     num_classes = len(load_pictures(first.data, first.size)[0].classes)
     for recipe in recipes.values():
         recipe.build(num_classes)
-    outcomes: dict[str, dict[str, float] | str] = {}
+    outcomes: dict[str, dict[str, Any] | str] = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with locked(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
         waiting = []
@@ -101,20 +102,21 @@ def run_sweep(
                     "a process was killed, often for want of memory; with fewer --jobs this goes "
                     "on where it was interrupted"
                 ) from error
-            except BaseException:
+            except BaseException:  # Ctrl-C: each saves a checkpoint
                 pool.shutdown(wait=False, cancel_futures=True)
+                for process in [*pool._processes.values()]:
+                    process.terminate()
                 raise
-    return [
-        _trained(recipe, outcomes[name], output / "runs" / name) for name, recipe in recipes.items()
-    ]
+    return [_trained(recipe, outcomes[name]) for name, recipe in recipes.items()]
 
 
 def _end_with_the_sweep() -> None:
-    """Let a process save a checkpoint and end where the one that has started it is killed."""
+    """Let a process save a checkpoint and end where the one that has started it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep sends SIGTERM
     _prctl_pr_set_pdeathsig(signal.SIGTERM)
 
 
-def _finished(results: Path, recipe: ClassifierRecipe) -> dict[str, float]:
+def _finished(results: Path, recipe: ClassifierRecipe) -> dict[str, Any]:
     check_recipe(recipe, results.parent)
     return json.loads(results.read_text())
 
@@ -125,7 +127,7 @@ def _train(
     threads: int,
     args: argparse.Namespace,
     hooks_of: Callable[[Path], Sequence[HookBase]],
-) -> dict[str, float] | str:
+) -> dict[str, Any] | str:
     torch.set_num_threads(threads)
     logging.getLogger("detectron2").addHandler(logging.NullHandler())  # the outcome says it
     make_folder(folder)
@@ -145,18 +147,18 @@ def _train(
         os._exit(ended.code)
 
 
-def _trained(recipe: ClassifierRecipe, outcome: dict[str, float] | str, folder: Path) -> Trained:
-    reached = (
-        {"failure": outcome}
-        if isinstance(outcome, str)
-        else {name: outcome[name] for name in ("val_error", "train_error")}
-    )
-    return Trained(
+def _trained(recipe: ClassifierRecipe, outcome: dict[str, Any] | str) -> Trained:
+    run = (
         recipe.norm,
         recipe.num_groups,
         recipe.channels_per_group,
         recipe.ims_per_gpu,
         recipe.seed,
-        curves=read_error_curves(folder),
-        **reached,
     )
+    if isinstance(outcome, str):
+        return Trained(*run, failure=outcome)
+    curves = {
+        f"error/{split}": dict(enumerate(outcome[f"{split}_errors"], start=1))
+        for split in ("train", "val")
+    }
+    return Trained(*run, outcome["val_error"], outcome["train_error"], curves=curves)

@@ -49,6 +49,7 @@ class TerminationHook(HookBase):
     def evaluating(self, evaluate: Callable[[], Any]) -> Any:
         """Evaluate, but let SIGTERM end the process at once."""
         if self._requested:
+            self._save()
             self._exit()
         self._at_once = True
         try:

@@ -103,6 +103,10 @@ def build_classifier(
             f"num_groups {num_groups} and channels_per_group {channels_per_group} are of GN, and "
             f"the norm is {norm}"
         )
+    if any(n is not None and n < 1 for n in (num_groups, channels_per_group)):
+        raise InputError(
+            f"num_groups {num_groups} and channels_per_group {channels_per_group}: at least 1"
+        )
     layer = _norm_layer(norm, num_groups, channels_per_group)
     if network == "vgg16":
         backbone: nn.Module = VGG16(layer, num_classes)

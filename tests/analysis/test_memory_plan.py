@@ -79,7 +79,7 @@ def in_gib(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
         (
             1.5,
             "MODEL.GN.RECOMPUTE True SOLVER.AMP.ENABLED True SOLVER.IMS_PER_GPU 1 "
-            "SOLVER.ACCUMULATE_STEPS 4 INPUT.MIN_SIZE_TRAIN (50,) INPUT.MAX_SIZE_TRAIN 80 "
+            "SOLVER.ACCUMULATE_STEPS 4 INPUT.MIN_SIZE_TRAIN '(50,)' INPUT.MAX_SIZE_TRAIN 80 "
             "(1.4 GiB)",
         ),
         (1.1, "no change that was tried is enough; without any activations it is 1.0 GiB"),

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from gn_det.analysis.shifts import (
-    MODES,
     SHIFTS,
     batch_statistics,
     gap_csv,
@@ -51,9 +50,9 @@ def test_batch_statistics_are_the_training_mode_of_bn_alone_and_leave_no_trace()
 
 def test_gn_computes_the_same_in_both_modes_and_at_any_batch_size() -> None:
     torch.manual_seed(0)
-    errors = shifted_errors(build_classifier("resnet10", "GN", 2), Pictures(), [1, 5, 12])
+    errors = shifted_errors(build_classifier("resnet10", "GN", 2), Pictures(), [1, 4, 12])
     for shift in SHIFTS:
-        assert len({errors[shift, mode, n] for mode in MODES for n in (1, 5, 12)}) == 1
+        assert len({errors[shift, n] for n in (None, 1, 4, 12)}) == 1
 
 
 def test_bn_differs_where_its_averages_are_not_the_batch() -> None:
@@ -74,9 +73,11 @@ def test_bn_differs_where_its_averages_are_not_the_batch() -> None:
 
 def test_where_bn_is_undefined_the_table_says_so(tmp_path: Path) -> None:
     classifier = build_classifier("resnet18", "BN", 2)
-    errors = {"resnet18 with BN": shifted_errors(classifier, Large(), [1, 4])}
-    assert errors["resnet18 with BN"]["none", MODES[1], 1] is None
-    assert errors["resnet18 with BN"]["none", MODES[1], 4] is not None
+    errors = {"resnet18 with BN": shifted_errors(classifier, Large(), [1, 3, 4])}
+    assert errors["resnet18 with BN"]["none", 1] is None
+    assert errors["resnet18 with BN"]["none", 4] is not None
+    # A fourth picture alone in its batch leaves nothing undefined.
+    assert errors["resnet18 with BN"]["none", 3] is not None
     assert "undefined" in gap_table(errors)
     assert "resnet18 with BN,none,batch statistics,1,\n" in gap_csv(errors)
     plot_gap(errors, tmp_path / "gap.png")

@@ -16,7 +16,6 @@ from gn_det.analysis.sweep_report import (
     plot_error_by_batch,
     plot_error_curves,
     plot_group_errors,
-    read_error_curves,
     trained_csv,
 )
 
@@ -74,17 +73,8 @@ def test_pictures_are_drawn_with_runs_that_failed_too(tmp_path: Path) -> None:
         assert Image.open(tmp_path / f"{plot.__name__}.png").width > 500
 
 
-def test_curves_are_by_epoch(tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text(
-        '{"iteration": 9, "error/val": 4.0, "error/train": 5.0}\n'
-        '{"iteration": 12, "total_loss": 1.0}\n'
-        '{"iteration": 20, "error/val": 2.0, "error/train": 3.0}\n'
-    )
-    assert read_error_curves(tmp_path) == {
-        "error/train": {1: 5.0, 2: 3.0},
-        "error/val": {1: 4.0, 2: 2.0},
-    }
-    assert read_error_curves(tmp_path / "nowhere") == {}
+def test_one_number_of_images_has_nothing_to_compare_with() -> None:
+    assert describe_degradation(of("GN", 4, 5.0, 6.0)).startswith("There are 4 images a step only")
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,17 @@ def first(batches: TrainLoader, number: int) -> list[Any]:
 def test_batches_begun_later_are_those_of_the_whole_run(start: int, num_workers: int) -> None:
     whole = first(loader(), 14)
     assert first(loader(start, num_workers=num_workers), 14 - start) == whole[start:]
+
+
+def broken(item: dict[str, Any]) -> None:
+    raise InputError(f"picture {item['id']} is broken")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_input_stays_one_line_through_loading_processes(num_workers: int) -> None:
+    with pytest.raises(InputError) as caught:
+        first(loader(num_workers=num_workers, mapper=broken), 1)
+    assert re.fullmatch(r"picture \d is broken", str(caught.value))
 
 
 def test_batches_do_not_depend_on_workers_or_on_what_was_drawn_before() -> None:

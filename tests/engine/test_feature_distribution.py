@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.engine.hooks import EvalHook
 from torch import nn
 
 from gn_det import FusedGroupNorm, InputError, fuse
@@ -46,6 +47,22 @@ def test_percentiles_are_of_the_modules_output_before_norm_and_relu(tmp_path: Pa
             expected = np.percentile(seen[iteration].detach().numpy(), percentile)
             assert value == pytest.approx(expected, rel=1e-5)
     assert not model.body[1]._forward_hooks
+
+
+def test_evaluations_are_not_recorded(tmp_path: Path) -> None:
+    model = Model()
+    batches = [torch.randn(2, 3, 4, 4) for _ in range(2)]
+    trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=0.0))
+
+    def evaluate() -> None:
+        model.eval()
+        model(torch.full((2, 3, 4, 4), 1e6))
+        model.train()
+
+    hooks = [EvalHook(1, evaluate), FeatureDistribution(tmp_path / "f.json", "body.0", 2)]
+    trainer.register_hooks(hooks)
+    trainer.train(0, 2)
+    assert max(read_features(tmp_path / "f.json")[99].values()) < 1e3
 
 
 def test_more_records_than_iterations_are_one_each(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from torch.utils.data import Subset
 from gn_det import InputError
 from gn_det.data import pictures
 
-GN_UNSHIFTED = ("resnet10 with GN", "none")
 DIGITS = ["--data", "digits", "--network", "resnet10", "--epochs", 1, "--device", "cpu"]
 
 
@@ -66,18 +65,15 @@ def test_error_against_batch_size_and_the_gap_of_its_classifiers(
     runs = [tmp_path / "runs" / f"{norm}-32ims-seed0" for norm in ("BN", "GN")]
     printed = programs("train_test_gap", *runs, "--output", gap, "--batch-sizes", 2, 64)
     assert "trained on digits with seed 0" in printed
-    cells = {
-        (r["model"], r["shift"], r["statistics"], r["batch_size"]): r["error"]
-        for r in rows(gap / "gap.csv")
-    }
+    cells = {(r["model"], r["shift"], r["batch_size"]): r["error"] for r in rows(gap / "gap.csv")}
     own = json.loads((runs[0] / "results.json").read_text())["val_error"]
-    assert float(cells["resnet10 with BN", "none", "running averages", "2"]) == pytest.approx(own)
-    of_gn = {
-        error for (name, shift, *_), error in cells.items() if "GN" in name and shift == "none"
-    }
-    assert len(of_gn) == 1 and Image.open(gap / "gap.png").width > 1000
+    assert float(cells["resnet10 with BN", "none", ""]) == pytest.approx(own)
+    assert cells["resnet10 with GN", "none", ""] == cells["resnet10 with GN", "none", "2"]
+    assert Image.open(gap / "gap.png").width > 1000
     with pytest.raises(InputError, match="two of the classifiers are a resnet10 with BN"):
-        programs("train_test_gap", runs[0], runs[0], "--output", gap)
+        programs("train_test_gap", runs[0], runs[0], "--output", tmp_path / "other")
+    with pytest.raises(InputError, match="holds a table already"):
+        programs("train_test_gap", *runs, "--output", gap)
 
 
 def test_error_by_groups(programs: Callable, tmp_path: Path) -> None:
@@ -112,17 +108,21 @@ def test_a_run_that_diverges_is_told_and_the_others_stand(
     assert "the loss is not finite" in rows(tmp_path / "errors.csv")[0]["failure"]
 
 
-def test_features_of_vgg16(
-    programs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    printed = programs(
-        "feature_distribution", "--output", tmp_path, "--data", small_folder(tmp_path),
-        "--size", 32, "--epochs", 2, "--ims-per-gpu", 4, "--lr", 0.01, "--records", 4, "--jobs", 2,
-    )  # fmt: skip
+def test_features_of_vgg16(programs: Callable, tmp_path: Path) -> None:
+    flags = [
+        "--output", tmp_path, "--data", small_folder(tmp_path), "--jobs", 2,
+        "--size", 32, "--epochs", 2, "--ims-per-gpu", 4, "--lr", 0.01, "--records", 4,
+    ]  # fmt: skip
+    printed = programs("feature_distribution", *flags)
     assert "features.png" in printed
     runs = [row["run"] for row in rows(tmp_path / "features.csv")]
     assert runs == [norm for norm in ("none", "BN", "GN") for _ in range(4)]
     assert Image.open(tmp_path / "features.png").width > 1000
+    # Finished runs have nothing of another module.
+    with pytest.raises(InputError, match=r"features-backbone\.linear-4\.json has no features"):
+        programs("feature_distribution", *flags, "--module", "backbone.linear")
+    with pytest.raises(InputError, match="'SOLVER.BASE_LR', '1'] are of --recipes"):
+        programs("feature_distribution", *flags, "SOLVER.BASE_LR", 1)
 
 
 def small_folder(parent: Path) -> Path:
@@ -144,10 +144,13 @@ def test_features_of_any_module_of_a_detector(
 ) -> None:
     recipes = [ROOT / f"configs/compare/{name}.yaml" for name in ("scratch_gn", "frozenbn")]
     scratch = ["MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", 0, "SOLVER.BASE_LR", 1e-4]
-    programs(
+    flags = [
         "feature_distribution", "--output", tmp_path / "out", "--recipes", *recipes,
         "--module", "roi_heads.mask_head.mask_fcn1", *folder_flags(shapes), *scratch, *TINY,
-    )  # fmt: skip
+    ]  # fmt: skip
+    programs(*flags)
+    with pytest.raises(InputError, match="holds a run with other settings: SOLVER.BASE_LR"):
+        programs(*flags, "SOLVER.BASE_LR", 2e-4)
     assert {row["run"] for row in rows(tmp_path / "out/features.csv")} == {"scratch_gn", "frozenbn"}
 
 
@@ -172,6 +175,8 @@ def test_the_diagram_is_measured_on_the_layers(programs: Callable, tmp_path: Pat
         "Group Norm: 15 of 120 values together",
     ]
     assert Image.open(tmp_path / "norms.png").width > 1000
+    with pytest.raises(InputError, match=r"norms\.png exists; remove it"):
+        programs("norm_diagram", tmp_path / "norms.png")
 
 
 @pytest.mark.slow

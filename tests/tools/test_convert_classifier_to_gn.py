@@ -57,7 +57,7 @@ def test_what_is_converted_is_calibrated_fine_tuned_and_a_detectors_backbone(
     )
     body = model.backbone.bottom_up.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in body.items())
-    with pytest.raises(InputError, match="gn is not empty"):
+    with pytest.raises(InputError, match="gn is there and no empty folder"):
         call_main(PROGRAM, source, output)
 
 
