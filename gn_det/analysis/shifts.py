@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as T
 from tqdm import tqdm
 
@@ -29,14 +29,21 @@ __all__ = [
 
 _AVERAGES = "running averages"
 
-# Of (N, 3, H, W) pictures with values from 0 to 255.
-SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "brightness": lambda x: x + 64,
-    "contrast": lambda x: x.mean((1, 2, 3), keepdim=True) * 0.5 + x * 0.5,
-    "blur": lambda x: T.gaussian_blur(x, 3, 1.0),
-    "noise": lambda x: x + 40 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)),
+
+def _noise(pictures: Tensor, numbers: Sequence[int]) -> Tensor:
+    generators = (torch.Generator().manual_seed(number) for number in numbers)
+    return torch.stack([torch.randn(pictures.shape[1:], generator=g) for g in generators])
+
+
+# Of (N, 3, H, W) pictures with values from 0 to 255, and their numbers in the set.
+SHIFTS: dict[str, Callable[[Tensor, Sequence[int]], Tensor]] = {
+    "none": lambda x, numbers: x,
+    "brightness": lambda x, numbers: x + 64,
+    "contrast": lambda x, numbers: x.mean((1, 2, 3), keepdim=True) * 0.5 + x * 0.5,
+    "blur": lambda x, numbers: T.gaussian_blur(x, 3, 1.0),
+    "noise": lambda x, numbers: x + 40 * _noise(x, numbers),
 }
+
 # By shift, and batch size; None for BN's running averages. None where BN is undefined.
 Errors = dict[tuple[str, "int | None"], "float | None"]
 
@@ -63,8 +70,8 @@ def shifted_errors(classifier: Classifier, pictures: Dataset, batch_sizes: Seque
 
     Args:
         classifier: put into eval mode.
-        pictures: held out; in batches they are shuffled, the same way each time, and those of a
-            last batch that is not full are left out.
+        pictures: held out; they are shuffled, the same way each time, and a last batch that is not
+            full is filled up with pictures before it, which count once.
         batch_sizes: of the evaluation.
 
     Returns:
@@ -73,38 +80,35 @@ def shifted_errors(classifier: Classifier, pictures: Dataset, batch_sizes: Seque
     """
     classifier.eval()
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
-    shuffled = Subset(pictures, order)
     errors: Errors = {}
     for batch_size in tqdm([None, *batch_sizes], desc="evaluations", unit="evaluation"):
-        by_batch = batch_size is not None
-        loader = DataLoader(shuffled, batch_size or 32, collate_fn=list, drop_last=by_batch)
-        with batch_statistics(classifier) if by_batch else nullcontext():
-            errors |= {(s, batch_size): e for s, e in _errors(classifier, loader).items()}
+        with nullcontext() if batch_size is None else batch_statistics(classifier):
+            for shift, error in _errors(classifier, pictures, order, batch_size or 32).items():
+                errors[shift, batch_size] = error
     return {(shift, n): errors[shift, n] for shift in SHIFTS for n in (None, *batch_sizes)}
 
 
-def _errors(classifier: Classifier, loader: DataLoader) -> dict[str, float | None]:
+def _errors(
+    classifier: Classifier, pictures: Dataset, order: Sequence[int], batch_size: int
+) -> dict[str, float | None]:
     """Percentage by shift."""
-    wrong, total = Counter(), 0
-    undefined = False
-    for samples in loader:
-        pictures = torch.stack([sample["image"] for sample in samples])
+    starts = range(0, len(order), batch_size)
+    batches = [order[max(0, min(s, len(order) - batch_size)) :][:batch_size] for s in starts]
+    wrong: Counter[str] = Counter()
+    loader = DataLoader(pictures, batch_sampler=batches, collate_fn=list)
+    for start, numbers, samples in zip(starts, batches, loader, strict=True):
+        images = torch.stack([sample["image"] for sample in samples])
         labels = torch.tensor([sample["label"] for sample in samples])
-        total += len(labels)
+        new = min(batch_size, len(order) - start)
         for shift, change in SHIFTS.items():
             try:
-                scores = classifier.scores(change(pictures).clamp(0, 255))
+                scores = classifier.scores(change(images, numbers).clamp(0, 255))
             except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                undefined = True
-                break
-            wrong[shift] += (scores.argmax(1).cpu() != labels).sum().item()
-        if undefined:
-            break
-    if undefined or not total:
-        return dict.fromkeys(SHIFTS)
-    return {shift: 100 * wrong[shift] / total for shift in SHIFTS}
+                if "more than 1 value per channel" in str(error):
+                    return dict.fromkeys(SHIFTS)
+                raise
+            wrong[shift] += (scores.argmax(1).cpu() != labels)[-new:].sum().item()
+    return {shift: 100 * wrong[shift] / len(order) for shift in SHIFTS}
 
 
 def gap_csv(errors: Mapping[str, Errors]) -> str:
