@@ -103,8 +103,9 @@ def run_sweep(
                     "on where it was interrupted"
                 ) from error
             except BaseException:  # Ctrl-C: each saves a checkpoint
+                processes = [*pool._processes.values()]
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in [*pool._processes.values()]:
+                for process in processes:
                     process.terminate()
                 raise
     return [_trained(recipe, outcomes[name]) for name, recipe in recipes.items()]

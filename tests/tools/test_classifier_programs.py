@@ -180,19 +180,34 @@ def test_the_diagram_is_measured_on_the_layers(programs: Callable, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_ends_leaves_no_process_and_goes_on(
+    how: signal.Signals, tmp_path: Path
+) -> None:
     command = [
         sys.executable, ROOT / "tools/batch_size_sweep.py", *DIGITS, "--output", tmp_path,
-        "--norms", "GN", "--ims-per-gpu", 2, "--seeds", 0,
+        "--norms", "GN", "--ims-per-gpu", 2, "--seeds", 0, "--jobs", 2,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [*map(str, command)]
     run = tmp_path / "runs" / "GN-2ims-seed0"
-    with subprocess.Popen(command, env=environment, start_new_session=True) as sweep:
+    with subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,
+        # Those who run the tests in the background ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as sweep:
         wait_for(lambda: (run / "metrics.json").exists() and (run / "metrics.json").stat().st_size)
-        sweep.send_signal(signal.SIGKILL)
+        if how == signal.SIGINT:  # Ctrl-C reaches the whole group
+            os.killpg(sweep.pid, how)
+        else:
+            sweep.send_signal(how)
     wait_for(lambda: (run / "last_checkpoint").exists())
     wait_for(lambda: not processes_of_session(sweep.pid))
+    if how == signal.SIGINT:
+        assert sweep.returncode == 130
+        return
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = json.loads((run / "results.json").read_text())
