@@ -105,6 +105,7 @@ def test_train_and_evaluate_on_coco(home: Path) -> None:
     assert "Evaluation results for coco_2017_val" in evaluated.stdout
 
 
+@pytest.mark.slow
 def test_recomputation_trains_and_its_memory_is_planned(home: Path) -> None:
     cpu = ["SOLVER.AMP.ENABLED", "False", "OUTPUT_DIR", "output/recomputed"]
     trained = run(command("RECOMPUTE"), home, *SMALL, *cpu)

@@ -76,6 +76,7 @@ def test_error_against_batch_size_and_the_gap_of_its_classifiers(
         programs("train_test_gap", *runs, "--output", gap)
 
 
+@pytest.mark.slow
 def test_error_by_groups(programs: Callable, tmp_path: Path) -> None:
     printed = programs(
         "group_ablation", *DIGITS, "--output", tmp_path, "--seeds", 0, "--ims-per-gpu", 128,
@@ -108,6 +109,7 @@ def test_a_run_that_diverges_is_told_and_the_others_stand(
     assert "the loss is not finite" in rows(tmp_path / "errors.csv")[0]["failure"]
 
 
+@pytest.mark.slow
 def test_features_of_vgg16(programs: Callable, tmp_path: Path) -> None:
     flags = [
         "--output", tmp_path, "--data", small_folder(tmp_path), "--jobs", 2,

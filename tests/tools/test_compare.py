@@ -128,6 +128,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "output" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_shown_beside_may_differ_and_the_report_says_so(
     shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:

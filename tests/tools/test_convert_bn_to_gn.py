@@ -121,6 +121,7 @@ def test_bn_in_every_head_is_fitted_on_boxes_that_both_models_get(
     assert not (output / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(
     frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:

@@ -59,6 +59,7 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "plan.png").exists()
 
 
+@pytest.mark.slow
 def test_sizes_follow_from_the_config(call_main: Callable, tmp_path: Path, capsys) -> None:
     call_main(
         TOOL, "--config-file", SMALL, "--gpu-memory", "8GiB", "--images", 1,

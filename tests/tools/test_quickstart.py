@@ -44,6 +44,7 @@ def test_two_steps_leave_everything_and_a_second_run_skips_what_is_done(tmp_path
     assert other.returncode != 0 and "is not the shapes set of" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     options = " ".join([*TINY, "SOLVER.CHECKPOINT_PERIOD 1"])
     variables = ["SHAPES=--num-train 6 --num-val 3", f"OPTS={options}"]
