@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from gn_det.errors import InputError
 
-__all__ = ["PARTIAL", "make_folder", "nearest", "whole_file", "write_atomically"]
+__all__ = ["PARTIAL", "make_folder", "nearest", "some", "whole_file", "write_atomically"]
 
 PARTIAL = ".partial"  # what is being written, beside what it will be
 
@@ -35,6 +35,13 @@ def nearest(name: str, candidates: Sequence[str]) -> str:
     """``"; did you mean X?"`` for the candidate that resembles name most, or ``""``."""
     matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def some(items: Iterable[object], most: int) -> str:
+    """The first items, and how many more there are."""
+    items = list(items)
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(str(item) for item in items[:most]) + more
 
 
 @contextmanager

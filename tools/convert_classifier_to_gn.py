@@ -16,6 +16,7 @@ import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 # isort: split
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from gn_det.analysis.conversion_report import conversion_report, plot_conversion, stage_table
 from gn_det.data.pictures import load_pictures
@@ -27,6 +28,7 @@ from gn_det.engine.classifier import (
     train_classifier,
     write_backbone_of,
 )
+from gn_det.engine.classifier_arguments import add_device_argument
 from gn_det.engine.command import run_command
 from gn_det.engine.conversion_stages import Conversion, convert_in_stages
 from gn_det.engine.launch import check_device
@@ -50,8 +52,8 @@ def main() -> None:
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise InputError(f"{args.output} is there and no empty folder; name another")
     make_folder(args.output)
-    _, held_out = load_pictures(recipe.data, recipe.size)
-    batches = calibration_batches(recipe, args.calibration_pictures)
+    pictures, held_out = load_pictures(recipe.data, recipe.size)
+    batches = calibration_batches(pictures, args.calibration_pictures, recipe.seed)
 
     def keep(model: Classifier, conversion: Conversion) -> None:
         with whole_file(args.output / WEIGHTS) as file:
@@ -82,12 +84,11 @@ def main() -> None:
         print(f"{args.output / 'fine_tuned'}: backbone.yaml, fine-tuned")
 
 
-def calibration_batches(recipe: ClassifierRecipe, number: int) -> list[Tensor]:
-    """Training pictures, augmented as in training, 32 at a time; by the recipe's seed alone."""
-    pictures, _ = load_pictures(recipe.data, recipe.size)
+def calibration_batches(pictures: Dataset, number: int, seed: int) -> list[Tensor]:
+    """Training pictures, augmented as in training, 32 at a time; by the seed alone."""
     if not 1 <= number <= len(pictures):
         raise InputError(f"--calibration-pictures {number}: from 1 to {len(pictures)}")
-    seed_generators(recipe.seed)
+    seed_generators(seed)
     chosen = torch.randperm(len(pictures))[:number].tolist()
     return [*torch.stack([pictures[index]["image"] for index in chosen]).split(32)]
 
@@ -143,11 +144,7 @@ def parse_arguments() -> argparse.Namespace:
         default=0.01,
         help="of fine-tuning at 32 pictures a step (default: %(default)s, a tenth of the paper's)",
     )
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: %(default)s",
-    )
+    add_device_argument(parser)
     args = parser.parse_args()
     if args.fine_tune < 0:
         parser.error(f"--fine-tune {args.fine_tune}: at least 0")

@@ -12,11 +12,10 @@ from pathlib import Path
 import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 
 # isort: split
-import torch
-
 from gn_det.analysis.shifts import gap_csv, gap_table, plot_gap, shifted_errors
 from gn_det.data.pictures import load_pictures
 from gn_det.engine.classifier import read_classifier
+from gn_det.engine.classifier_arguments import add_device_argument
 from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_device
 from gn_det.errors import InputError
@@ -56,11 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of table and picture")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: %(default)s",
-    )
+    add_device_argument(parser)
     return parser.parse_args()
 
 

@@ -16,6 +16,7 @@ from gn_det.analysis.figures import (
     new_figure,
     plot_mean,
     save_figure,
+    set_log2_places,
 )
 
 __all__ = [
@@ -144,9 +145,7 @@ def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) 
                 label=recipe,
             )
         steps = sorted({outcome.ims_per_step for outcome in outcomes})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(steps, [str(step) for step in steps], minor=False)
-        axes.minorticks_off()
+        set_log2_places(axes, steps)
         axes.set(xlabel="images a step", ylabel=_TASKS[metric], ylim=(0, None))
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -15,7 +15,15 @@ from matplotlib.figure import Figure
 
 from gn_det.utils import whole_file
 
-__all__ = ["csv_text", "deviation", "mean_and_deviation", "new_figure", "plot_mean", "save_figure"]
+__all__ = [
+    "csv_text",
+    "deviation",
+    "mean_and_deviation",
+    "new_figure",
+    "plot_mean",
+    "save_figure",
+    "set_log2_places",
+]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -29,6 +37,13 @@ def save_figure(figure: Figure, png: str | Path) -> None:
     """Write a figure as a picture that is there whole or not at all."""
     with whole_file(Path(png)) as file:
         figure.savefig(file, dpi=110, format="png")
+
+
+def set_log2_places(axes: Axes, places: Sequence[int]) -> None:
+    """Give an x axis of powers of two a mark at each place and no other."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [str(place) for place in places], minor=False)
+    axes.minorticks_off()
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

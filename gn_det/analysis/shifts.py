@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as T
 from tqdm import tqdm
 
-from gn_det.analysis.figures import csv_text, new_figure, save_figure
-from gn_det.modeling.classifiers import Classifier
+from gn_det.analysis.figures import csv_text, new_figure, save_figure, set_log2_places
+from gn_det.modeling.classifiers import Classifier, stacked
 
 __all__ = [
     "SHIFTS",
@@ -97,8 +97,7 @@ def _errors(
     wrong: Counter[str] = Counter()
     loader = DataLoader(pictures, batch_sampler=batches, collate_fn=list)
     for start, numbers, samples in zip(starts, batches, loader, strict=True):
-        images = torch.stack([sample["image"] for sample in samples])
-        labels = torch.tensor([sample["label"] for sample in samples])
+        images, labels = stacked(samples)
         new = min(batch_size, len(order) - start)
         for shift, change in SHIFTS.items():
             try:
@@ -147,9 +146,7 @@ def plot_gap(errors: Mapping[str, Errors], png: Path) -> None:
             axes.plot(known, [by[shift, n] for n in known], "o-", label=name, color=color)
             label = f"{name}, {_AVERAGES}"
             axes.axhline(by[shift, None], linestyle="--", label=label, color=color)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes, [str(n) for n in sizes], minor=False)
-        axes.minorticks_off()
+        set_log2_places(axes, sizes)
         axes.set(xlabel="batch size", title="no shift" if shift == "none" else shift)
         axes.grid(alpha=0.3)
     grid[0].set(ylabel="error (%)")

@@ -17,6 +17,7 @@ from gn_det.analysis.figures import (
     new_figure,
     plot_mean,
     save_figure,
+    set_log2_places,
 )
 
 __all__ = [
@@ -126,9 +127,7 @@ def plot_error_by_batch(trained: Sequence[Trained], png: Path) -> None:
     for norm in dict.fromkeys(t.norm for t in trained):
         curves = _by_seed([t for t in trained if t.norm == norm], lambda t: t.ims_per_gpu)
         plot_mean(axes, curves, norm, "-")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
-    axes.minorticks_off()
+    set_log2_places(axes, sizes)
     axes.set_xlim(sizes[0] * 1.2, sizes[-1] / 1.2)
     axes.set(xlabel="images a step", ylabel="validation error (%)")
     axes.grid(alpha=0.3)
@@ -167,9 +166,7 @@ def plot_group_errors(trained: Sequence[Trained], png: Path) -> None:
         of_kind = [t for t in trained if getattr(t, name) is not None]
         plot_mean(axes, _by_seed(of_kind, lambda t, name=name: getattr(t, name)), "GN", "-")
         places = sorted({getattr(t, name) for t in of_kind})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(places, [str(place) for place in places], minor=False)
-        axes.minorticks_off()
+        set_log2_places(axes, places)
         axes.set(xlabel=f"{title} ({ends})", ylabel="validation error (%)")
         axes.grid(alpha=0.3)
     save_figure(figure, png)

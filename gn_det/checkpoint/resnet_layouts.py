@@ -15,6 +15,7 @@ from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 from torch import Tensor
 
 from gn_det.errors import InputError
+from gn_det.utils import some
 
 __all__ = ["ResNetBody", "build_body", "resnet_body", "to_detectron"]
 
@@ -139,7 +140,7 @@ def _find(weights: Mapping[str, Tensor], prefix: str | None) -> tuple[str, str]:
     if not found:
         raise InputError(
             f"no name of the weights ends in {' or '.join(_ANCHORS.values())}, as those of a "
-            f"ResNet would; they are {_first(weights)}"
+            f"ResNet would; they are {some(weights, 3)}"
         )
     if prefix is None and len(found) == 1:
         (prefix,) = found
@@ -223,7 +224,7 @@ def _check(body: Mapping[str, Tensor], resnets: Mapping[str, Any]) -> None:
         ("lacks", [name for name in expected if name not in body]),
         ("has", shapes),
     ]
-    described = [f"it {verb} {_first(names)}" for verb, names in faults if names]
+    described = [f"it {verb} {some(names, 3)}" for verb, names in faults if names]
     if described:
         raise InputError(
             f"Detectron2's ResNet-{resnets['DEPTH']} cannot hold this one: {'; '.join(described)} "
@@ -238,8 +239,3 @@ def _blob(place: str) -> str:
         return "conv1"
     stage, block, conv = place.split(".")
     return f"{stage}_{block}_{_BRANCHES[conv]}"
-
-
-def _first(names: Any, most: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

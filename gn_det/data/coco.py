@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gn_det.errors import InputError
+from gn_det.utils import some
 
 __all__ = ["check_annotations", "find_bad_images", "image_problem", "read_coco"]
 
@@ -64,7 +65,7 @@ def read_coco(
                     )
         repeated = [i for i, n in Counter(entry["id"] for entry in entries).items() if n > 1]
         if repeated:
-            raise InputError(f"{json_file}: ids of {section} occur twice: {_some(repeated)}")
+            raise InputError(f"{json_file}: ids of {section} occur twice: {some(repeated, 5)}")
     return dataset
 
 
@@ -109,7 +110,7 @@ def check_annotations(
     for problem, is_bad in checks.items():
         bad = [annotation["id"] for annotation in dataset["annotations"] if is_bad(annotation)]
         if bad:
-            problems.append(f"{len(bad)} {problem}: {_some(bad)}")
+            problems.append(f"{len(bad)} {problem}: {some(bad, 5)}")
     if not category_ids:
         problems.append("no category is declared")
     if problems:
@@ -195,9 +196,3 @@ def _is_mask(segmentation: Any, image: dict[str, Any] | None) -> bool:
         and all(isinstance(v, (int, float)) for v in polygon)
         for polygon in segmentation
     )
-
-
-def _some(items: Iterable, most: int = 5) -> str:
-    items = list(items)
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(str(item) for item in items[:most]) + more

@@ -42,29 +42,24 @@ def load_pictures(data: str, size: int | None = None) -> tuple[Dataset, Dataset]
     """
     if size is not None and size < 1:
         raise InputError(f"size {size} is below 1 pixel")
-    folder = Path(data)
-    if data == "digits":
-        splits = [Digits(split, size or 8) for split in ("train", "val")]
-    elif data == "generated":
-        splits = [GeneratedPictures(split, size or 48) for split in ("train", "val")]
-    elif (folder / "train.json").exists():
-        splits = [
-            ObjectCrops(
-                folder / f"{split}.json", folder / "images", size or 48, augmented=augmented
-            )
-            for split, augmented in (("train", True), ("val", False))
-        ]
-    else:
-        splits = [
-            Folder(folder / split, size or 224, augmented=augmented)
-            for split, augmented in (("train", True), ("val", False))
-        ]
-    train, val = splits
+    train, val = (_split(data, split, size) for split in ("train", "val"))
     if train.classes != val.classes:
         raise InputError(
             f"{data}: the held-out classes {val.classes} are not the training ones, {train.classes}"
         )
     return train, val
+
+
+def _split(data: str, split: str, size: int | None) -> Dataset:
+    if data == "digits":
+        return Digits(split, size or 8)
+    if data == "generated":
+        return GeneratedPictures(split, size or 48)
+    folder, augmented = Path(data), split == "train"
+    if (folder / "train.json").exists():
+        file, images = folder / f"{split}.json", folder / "images"
+        return ObjectCrops(file, images, size or 48, augmented=augmented)
+    return Folder(folder / split, size or 224, augmented=augmented)
 
 
 class Digits(Dataset):

@@ -30,20 +30,26 @@ from gn_det.checkpoint.backbone_file import write_backbone
 from gn_det.data.pictures import load_pictures
 from gn_det.data.train_loader import TrainLoader
 from gn_det.engine.epoch_errors import EpochErrors
-from gn_det.engine.run import clear_half_written
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.termination import TerminationHook
 from gn_det.engine.trainer import wrap_ddp
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
-from gn_det.modeling.classifiers import PIXEL_MEAN, PIXEL_STD, Classifier, build_classifier
+from gn_det.modeling.classifiers import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Classifier,
+    build_classifier,
+    check_network,
+    stacked,
+)
 from gn_det.utils import write_atomically
 
 __all__ = [
     "SCHEDULES",
     "ClassifierRecipe",
-    "check_recipe",
     "error_rate",
+    "finished_results",
     "read_classifier",
     "train_classifier",
     "write_backbone_of",
@@ -92,6 +98,22 @@ class ClassifierRecipe:
     amp: bool = False
     seed: int = 0
 
+    def check(self, device: str) -> None:
+        """Refuse what cannot be trained on a device.
+
+        Raises:
+            InputError: numbers out of their range, a network or norm that there is not, mixed
+                precision on the CPU.
+        """
+        if self.epochs < 1 or self.ims_per_gpu < 1 or self.lr <= 0 or self.seed < 0:
+            raise InputError(
+                f"epochs {self.epochs}, ims_per_gpu {self.ims_per_gpu}, lr {self.lr} and seed "
+                f"{self.seed}: the first two are at least 1, lr above 0, seed at least 0"
+            )
+        if self.amp and torch.device(device).type == "cpu":
+            raise InputError("mixed precision needs a GPU; leave --amp out")
+        check_network(self.network, self.norm, self.num_groups, self.channels_per_group)
+
     def build(self, num_classes: int) -> Classifier:
         """The classifier, at its random start."""
         return build_classifier(
@@ -135,22 +157,16 @@ def train_classifier(
         InputError: bad data, too few pictures for a step, a loss that is not finite, or a folder
             with another recipe, other pictures or another number of processes.
     """
-    if recipe.epochs < 1 or recipe.ims_per_gpu < 1 or recipe.lr <= 0 or recipe.seed < 0:
-        raise InputError(
-            f"epochs {recipe.epochs}, ims_per_gpu {recipe.ims_per_gpu}, lr {recipe.lr} and seed "
-            f"{recipe.seed}: the first two are at least 1, lr above 0, seed at least 0"
-        )
-    if recipe.amp and torch.device(device).type == "cpu":
-        raise InputError("mixed precision needs a GPU; leave --amp out")
+    recipe.check(device)
     train, val = load_pictures(recipe.data, recipe.size)
     ims_per_step = recipe.ims_per_gpu * comm.get_world_size()
     steps = len(train) // ims_per_step
     if steps == 0:
         raise InputError(f"{len(train)} pictures do not make a step of {ims_per_step}")
     circumstances = {"ims_per_step": ims_per_step, "training_pictures": len(train)}
-    check_recipe(recipe, output_dir, **circumstances)
-    if resume and (output_dir / _RESULTS).exists():
-        return json.loads((output_dir / _RESULTS).read_text())
+    finished = finished_results(recipe, output_dir, **circumstances)
+    if resume and finished:
+        return finished
     torch.manual_seed(recipe.seed)
     classifier = recipe.build(len(train.classes)).to(device)
     optimizer = torch.optim.SGD(
@@ -184,7 +200,6 @@ def train_classifier(
     max_iter = steps * recipe.epochs
     main = comm.is_main_process()
     if main:
-        clear_half_written(output_dir)
         settings = {**asdict(recipe), **circumstances}
         write_atomically(output_dir / _RECIPE, json.dumps(settings, indent=2) + "\n")
         writers = (
@@ -236,16 +251,17 @@ def error_rate(
     )
     with inference_context(classifier):
         for samples in loader:
-            scores = classifier.scores(torch.stack([sample["image"] for sample in samples]))
-            labels = torch.tensor([sample["label"] for sample in samples], device=scores.device)
-            wrong += (scores.argmax(1) != labels).sum().item()
+            images, labels = stacked(samples)
+            wrong += (classifier.scores(images).argmax(1).cpu() != labels).sum().item()
             total += len(labels)
     counts = comm.all_gather((wrong, total))
     return 100 * sum(w for w, _ in counts) / sum(t for _, t in counts)
 
 
-def check_recipe(recipe: ClassifierRecipe, folder: Path, **circumstances: Any) -> None:
-    """Check that the run in a folder, if there is one, began with this recipe.
+def finished_results(
+    recipe: ClassifierRecipe, folder: Path, **circumstances: Any
+) -> dict[str, Any] | None:
+    """``results.json`` of the run in a folder, which has to have this recipe; None before its end.
 
     Args:
         recipe: what is asked for.
@@ -253,17 +269,18 @@ def check_recipe(recipe: ClassifierRecipe, folder: Path, **circumstances: Any) -
         circumstances: what else has to be as it was, by its name in ``recipe.json``.
 
     Raises:
-        InputError: it did not, naming the settings that differ.
+        InputError: there is a run that began with others, naming the settings that differ.
     """
-    file = folder / _RECIPE
+    file, results = folder / _RECIPE, folder / _RESULTS
     if not file.exists():
-        return
+        return None
     before, now = json.loads(file.read_text()), {**asdict(recipe), **circumstances}
     changed = ", ".join(
         f"{key} {before.get(key)} ({now[key]} now)" for key in now if now[key] != before.get(key)
     )
     if changed:
         raise InputError(f"{folder} began with {changed}; leave it so, or name another folder")
+    return json.loads(results.read_text()) if results.exists() else None
 
 
 def read_classifier(folder: Path) -> tuple[ClassifierRecipe, Classifier]:

@@ -12,7 +12,7 @@ import torch
 from gn_det.engine.classifier import SCHEDULES, ClassifierRecipe
 from gn_det.modeling.classifiers import NETWORKS, NORMS
 
-__all__ = ["add_recipe_arguments", "recipe_of"]
+__all__ = ["add_device_argument", "add_recipe_arguments", "recipe_of"]
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "data": {
@@ -62,12 +62,17 @@ def add_recipe_arguments(
             options["default"] = default
             options["help"] = f"{options.get('help', '')} (default: {default})".lstrip()
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+    add_device_argument(parser)
+    parser.add_argument("--num-workers", type=int, default=0, help="loading processes")
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --device, by default a GPU where there is one."""
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="default: %(default)s",
     )
-    parser.add_argument("--num-workers", type=int, default=0, help="loading processes")
 
 
 def recipe_of(args: argparse.Namespace, **varied: Any) -> ClassifierRecipe:

@@ -23,6 +23,7 @@ from gn_det.errors import InputError
 from gn_det.utils import PARTIAL, make_folder, write_atomically
 
 __all__ = [
+    "clear_half_written",
     "holds_run",
     "run_folder",
     "set_up_process",

@@ -14,6 +14,7 @@ from gn_det.data.datasets import CocoFolder, check_folder, check_registered, wit
 from gn_det.data.proposals import check_config_proposals
 from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
+from gn_det.utils import some
 
 __all__ = ["RunData", "check_config_data", "check_data", "set_data"]
 
@@ -171,6 +172,5 @@ def _refuse(dataset: dict[str, Any], bad: list, name: str, advice: str) -> None:
 
 
 def _describe(bad: list[tuple[dict, str]], dataset: dict[str, Any], most: int = 5) -> str:
-    named = ", ".join(f"{image['file_name']} ({problem})" for image, problem in bad[:most])
-    more = f" and {len(bad) - most} more" if len(bad) > most else ""
-    return f"{len(bad)} of {len(dataset['images'])} images: {named}{more}"
+    named = some((f"{image['file_name']} ({problem})" for image, problem in bad), most)
+    return f"{len(bad)} of {len(dataset['images'])} images: {named}"

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gn_det.data.seeding import seed_generators
 from gn_det.engine.stopwatch import Stopwatch, peak_memory_mb
 from gn_det.errors import InputError
+from gn_det.utils import some
 
 __all__ = ["AccumulatingTrainer", "amp_dtype", "largest_norms"]
 
@@ -128,8 +129,7 @@ class AccumulatingTrainer(SimpleTrainer):
             str(image.get("file_name", "?")) if isinstance(image, dict) else "?" for image in images
         ]
         return InputError(
-            f"iteration {self.iter}: {problem}; images: {', '.join(names[:16])}"
-            f"{f' and {len(names) - 16} more' if names[16:] else ''}; largest {what}: "
+            f"iteration {self.iter}: {problem}; images: {some(names, 16)}; largest {what}: "
             f"{', '.join(f'{name} {norm:.4g}' for name, norm in norms)}. The last checkpoint is as "
             "it was: lower the learning rate, warm up for longer or clip gradients "
             "(SOLVER.CLIP_GRADIENTS), then --resume"

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from gn_det.analysis.sweep_report import Trained
 from gn_det.data.pictures import load_pictures
-from gn_det.engine.classifier import ClassifierRecipe, check_recipe, train_classifier
+from gn_det.engine.classifier import ClassifierRecipe, finished_results, train_classifier
 from gn_det.engine.comparison import locked
 from gn_det.engine.launch import check_device
+from gn_det.engine.run import clear_half_written
 from gn_det.errors import InputError
 from gn_det.utils import make_folder
 
@@ -70,17 +71,17 @@ def run_sweep(
     check_device(args.device)
     first = next(iter(recipes.values()))
     print(json.dumps(asdict(first), indent=2))
-    num_classes = len(load_pictures(first.data, first.size)[0].classes)
     for recipe in recipes.values():
-        recipe.build(num_classes)
+        recipe.check(args.device)
+    load_pictures(first.data, first.size)
     outcomes: dict[str, dict[str, Any] | str] = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with locked(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
         waiting = []
         for name, recipe in recipes.items():
-            results = output / "runs" / name / "results.json"
-            if results.exists():
-                outcomes[name] = _finished(results, recipe)
+            finished = finished_results(recipe, output / "runs" / name)
+            if finished:
+                outcomes[name] = finished
                 progress.update()
             else:
                 waiting.append((name, recipe))
@@ -117,11 +118,6 @@ def _end_with_the_sweep() -> None:
     _prctl_pr_set_pdeathsig(signal.SIGTERM)
 
 
-def _finished(results: Path, recipe: ClassifierRecipe) -> dict[str, Any]:
-    check_recipe(recipe, results.parent)
-    return json.loads(results.read_text())
-
-
 def _train(
     recipe: ClassifierRecipe,
     folder: Path,
@@ -132,6 +128,7 @@ def _train(
     torch.set_num_threads(threads)
     logging.getLogger("detectron2").addHandler(logging.NullHandler())  # the outcome says it
     make_folder(folder)
+    clear_half_written(folder)
     try:
         return train_classifier(
             recipe,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,16 @@ from gn_det.errors import InputError
 from gn_det.injection import fuse
 from gn_det.layers import FusedGroupNorm, num_groups_of
 
-__all__ = ["NETWORKS", "NORMS", "PIXEL_MEAN", "PIXEL_STD", "Classifier", "build_classifier"]
+__all__ = [
+    "NETWORKS",
+    "NORMS",
+    "PIXEL_MEAN",
+    "PIXEL_STD",
+    "Classifier",
+    "build_classifier",
+    "check_network",
+    "stacked",
+]
 
 NETWORKS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "vgg16")
 NORMS = ("none", "BN", "SyncBN", "LN", "IN", "GN")
@@ -56,8 +66,9 @@ class Classifier(nn.Module):
 
     def forward(self, samples: list[dict]) -> dict[str, Tensor]:
         """Cross entropy as ``loss_cls``, of samples as :mod:`gn_det.data.samples` has them."""
-        scores = self.scores(torch.stack([sample["image"] for sample in samples]))
-        labels = torch.tensor([sample["label"] for sample in samples], device=scores.device)
+        pictures, labels = stacked(samples)
+        scores = self.scores(pictures)
+        labels = labels.to(scores.device)
         if has_event_storage():
             error = (scores.argmax(1) != labels).float().mean().item()
             get_event_storage().put_scalar("batch_error", 100 * error)
@@ -67,6 +78,12 @@ class Classifier(nn.Module):
         """(N, classes) of (N, 3, H, W) BGR pictures with values from 0 to 255, on any device."""
         pictures = pictures.to(self.pixel_mean.device)
         return self.backbone((pictures - self.pixel_mean) / self.pixel_std)["linear"]
+
+
+def stacked(samples: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    """(N, 3, H, W) pictures of samples, and their (N,) labels, on the CPU."""
+    images = torch.stack([sample["image"] for sample in samples])
+    return images, torch.tensor([sample["label"] for sample in samples])
 
 
 def build_classifier(
@@ -93,6 +110,19 @@ def build_classifier(
         InputError: an unknown network or norm, groups for a norm that has none, or both ways to
             say how many.
     """
+    check_network(network, norm, num_groups, channels_per_group)
+    layer = _norm_layer(norm, num_groups, channels_per_group)
+    if network == "vgg16":
+        backbone: nn.Module = VGG16(layer, num_classes)
+    else:
+        backbone = _resnet(int(network.removeprefix("resnet")), layer, num_classes)
+    return fuse(Classifier(backbone)) if norm in ("LN", "IN", "GN") else Classifier(backbone)
+
+
+def check_network(
+    network: str, norm: str, num_groups: int | None, channels_per_group: int | None
+) -> None:
+    """Refuse what :func:`build_classifier` cannot build, with its arguments and its errors."""
     if network not in NETWORKS or norm not in NORMS:
         raise InputError(
             f"network {network!r} and norm {norm!r}: the networks are {', '.join(NETWORKS)}, the "
@@ -107,30 +137,23 @@ def build_classifier(
         raise InputError(
             f"num_groups {num_groups} and channels_per_group {channels_per_group}: at least 1"
         )
-    layer = _norm_layer(norm, num_groups, channels_per_group)
-    if network == "vgg16":
-        backbone: nn.Module = VGG16(layer, num_classes)
-    else:
-        backbone = _resnet(int(network.removeprefix("resnet")), layer, num_classes)
-    return fuse(Classifier(backbone)) if norm in ("LN", "IN", "GN") else Classifier(backbone)
+    if num_groups is not None and channels_per_group is not None:
+        raise InputError(
+            f"num_groups {num_groups} and channels_per_group {channels_per_group} are two ways "
+            "to say the same; give one"
+        )
 
 
 def _norm_layer(norm: str, num_groups: int | None, channels_per_group: int | None) -> Norm:
-    if norm == "GN":
-        if num_groups is not None and channels_per_group is not None:
-            raise InputError(
-                f"num_groups {num_groups} and channels_per_group {channels_per_group} are two ways "
-                "to say the same; give one"
-            )
-        return lambda channels: FusedGroupNorm(
-            channels, num_groups_of(channels, num_groups, channels_per_group)
-        )
     return {
         "none": "",
         "BN": "BN",
         "SyncBN": "naiveSyncBN",  # PyTorch's own refuses the CPU
         "LN": partial(FusedGroupNorm, num_groups=1),
         "IN": lambda channels: FusedGroupNorm(channels, channels),
+        "GN": lambda channels: FusedGroupNorm(
+            channels, num_groups_of(channels, num_groups, channels_per_group)
+        ),
     }[norm]
 
 
