@@ -15,6 +15,7 @@ from gn_det.analysis.training_step import training_step_row
 from gn_det.ops import group_norm
 
 
+@pytest.mark.slow
 def test_prints_peers_accuracy_and_memory_as_tables() -> None:
     done = run_program(
         "tools/benchmark_group_norm.py", "--images", 1, "--sections", "accuracy", "peers", "memory"

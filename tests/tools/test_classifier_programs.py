@@ -95,6 +95,7 @@ def test_error_by_groups(programs: Callable, tmp_path: Path) -> None:
     assert (tmp_path / "group_errors.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_told_and_the_others_stand(
     call_main: Callable, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def test_a_recipe_shown_beside_may_differ_and_the_report_says_so(
     assert "`MODEL.FPN.OUT_CHANNELS`: 64 in gn, 32 in wide" in report
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_an_outcome(
     shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:

@@ -49,6 +49,7 @@ def frozen_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return weights_of(FROZEN[1], tmp_path_factory.mktemp("frozen") / "weights.pth")
 
 
+@pytest.mark.slow
 def test_a_frozenbn_detector_is_converted_evaluated_fine_tuned_and_trains_on(
     frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable, capsys
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_frozenbn_detector_is_converted_evaluated_fine_tuned_and_trains_on(
     assert (output / "run" / "model_final.pth").exists()
 
 
+@pytest.mark.slow
 def test_bn_in_every_head_is_fitted_on_boxes_that_both_models_get(
     bn_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:
@@ -187,6 +189,7 @@ def test_what_is_there_is_kept(
     assert (tmp_path / there).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_that_diverges_leaves_weights_and_report(
     frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:

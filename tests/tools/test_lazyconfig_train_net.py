@@ -134,6 +134,7 @@ def test_a_start_from_scratch_with_frozen_layers_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_the_cpu_over_gloo(shapes: Path, tmp_path: Path) -> None:
     done = run_program(
         TOOL, *CONFIG, *folder_flags(shapes), "--num-gpus", 2, "--dist-url", "auto",

@@ -30,6 +30,8 @@ SETTINGS = [
 
 Start = Callable[..., subprocess.Popen]
 
+pytestmark = pytest.mark.slow  # each trains, in processes of its own
+
 
 @pytest.fixture
 def start(shapes: Path) -> Iterator[Start]:
@@ -133,7 +135,6 @@ def test_sigterm_saves_the_step_and_its_status_says_so(
     assert_equal(final_weights(output), uninterrupted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["launch", "torchrun"])
 def test_two_processes_survive_sigterm_and_go_on_alike(
     launcher: str, start: Start, tmp_path: Path
