@@ -18,7 +18,10 @@ DETECTRON2 = (
     "sal-detectron2==0.7.2 "
     "--hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
 )
-DISK_GB = 12  # PyTorch's CUDA build unpacked, and its download
+# For PyTorch's CUDA build. pip keeps its downloads in a temporary folder and in its cache, which
+# may be on other disks, or not needed: only what is sure to fail is refused beforehand.
+UNPACKED_GB = 7
+DOWNLOAD_GB = 6
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -70,10 +73,11 @@ def create(venv):
 
 def check_disk(venv):
     free = shutil.disk_usage(venv).free / 1e9
-    if free < DISK_GB:
+    if free < UNPACKED_GB:
         fail(
-            "%.1f GB of disk are free and PyTorch needs about %d; free some, or put the "
-            "environment on another disk with VENV=..." % (free, DISK_GB)
+            "%.1f GB of disk are free and PyTorch needs about %d, and up to %d more for its "
+            "download; free some, or put the environment on another disk with VENV=..."
+            % (free, UNPACKED_GB, DOWNLOAD_GB)
         )
 
 
@@ -120,7 +124,7 @@ def step(name, python, arguments):
         return
     reasons = [line for line in errors.splitlines() if line.startswith("ERROR")] or ["no message"]
     if "No space left" in errors:
-        advice = "the disk is full: free about %d GB" % DISK_GB
+        advice = "the disk is full: free about %d GB" % (UNPACKED_GB + DOWNLOAD_GB)
     elif "do not match the hashes" in errors.lower():
         advice = "the download is not the file that was checked: do not use it, try again later"
     elif "connection" in errors.lower() or "name resolution" in errors.lower():

@@ -81,8 +81,16 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 ) -> None:
     usage = namedtuple("usage", "total used free")(100e9, 97e9, 3e9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(SystemExit, match=r"3\.0 GB of disk are free .* VENV="):
+    with pytest.raises(SystemExit, match=r"3\.0 GB of disk are free .* about 7, .* VENV="):
         install.check_disk(str(tmp_path))
+
+
+def test_a_disk_that_holds_the_environment_but_no_downloads_is_tried(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(100e9, 91e9, 9e9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    install.check_disk(str(tmp_path))
 
 
 def test_no_network_is_told(install: ModuleType, without_network: None) -> None:
