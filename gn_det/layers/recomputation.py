@@ -48,7 +48,11 @@ def keep_in(module: nn.Module) -> None:
 
 
 def _enter(module: nn.Module, inputs: Any) -> None:
-    if module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return
+    while any(running is module for running, _ in _entered()):
+        _entered().pop()[1].__exit__(None, None, None)  # Ctrl-C passed through: no hook is called
+    if module.training and torch.is_grad_enabled():
         context = recomputation()
         context.__enter__()
         _entered().append((module, context))

@@ -281,6 +281,22 @@ def test_a_forward_pass_that_fails_leaves_nothing_behind() -> None:
     assert kept(other, y) > expected
 
 
+def test_an_interrupted_forward_pass_is_forgotten_by_the_next() -> None:
+    model, x = built("identity")
+    recompute(model)
+
+    def interrupt(module: nn.Module, inputs: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model[0].conv2.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    handle.remove()
+    expected = kept(model, x)
+    other, y = built("identity")
+    assert kept(other, y) > expected
+
+
 def test_distributed_and_accumulated_gradients_are_the_same() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
