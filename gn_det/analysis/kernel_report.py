@@ -8,9 +8,11 @@ interpreter, so that :func:`traffic_row` and :func:`accuracy_rows` need TRITON_I
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -278,10 +280,14 @@ def timing_row(
     passes = [sum(passes_of(launches, case.shape)) for launches in directions]
 
     row = {"site": case.name, "dtype": dtype, "layout": layout}
-    functions = {"ours": group_norm, "ATen": _unfused, "compiled ATen": torch.compile(_unfused)}
+    torch.compiler.reset()  # each row has a static graph of its own
+    compiled = torch.compile(_unfused, dynamic=False)
+    functions = {"ours": group_norm, "ATen": _unfused, "compiled ATen": compiled}
     for name, function in functions.items():
-        y = function(**arguments)
-        gradient = lambda y=y: torch.autograd.grad(y, inputs, dy.to(y.dtype), retain_graph=True)  # noqa: E731
+        # The backward pass runs many times, so it must not use up what is saved for it.
+        with torch._functorch.config.patch(donated_buffer=False):
+            y = function(**arguments)
+        gradient = partial(torch.autograd.grad, y, inputs, dy.to(y.dtype), retain_graph=True)
         times = (do_bench(lambda f=function: f(**arguments)), do_bench(gradient))
         for direction, milliseconds, count in zip(
             ("forward", "backward"), times, passes, strict=True

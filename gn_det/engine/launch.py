@@ -113,7 +113,8 @@ def launch(
         InputError: raised by main in any process, a process was killed, or the CPU is asked for
             under torchrun where there are GPUs.
     """
-    on_cpu = torch.device(device).type == "cpu"
+    parsed = torch.device(device)
+    on_cpu = parsed.type == "cpu"
     if on_cpu and not torch.cuda.is_available():
         print("Running on the CPU: PyTorch sees no GPU.")
     if torchrun_rank() is not None:
@@ -127,6 +128,8 @@ def launch(
     if on_cpu and args.num_gpus * args.num_machines > 1:
         # Detectron2 would pick NCCL wherever a process sees a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if parsed.type == "cuda" and parsed.index is not None:
+        torch.cuda.set_device(parsed)
     threads = max(1, torch.get_num_threads() // args.num_gpus) if on_cpu else None
     several = args.num_gpus * args.num_machines > 1
     try:

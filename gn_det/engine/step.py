@@ -140,7 +140,8 @@ class AccumulatingTrainer(SimpleTrainer):
         storage = get_event_storage()
         for name, share in self._stopwatch.shares().items():
             storage.put_scalar(f"share/{name}", share)
-        storage.put_scalar("peak_memory_mb", peak_memory_mb(), smoothing_hint=False)
+        peak = peak_memory_mb(self._device_type)
+        storage.put_scalar("peak_memory_mb", peak, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -158,7 +159,8 @@ def amp_dtype(enabled: bool) -> torch.dtype | None:
     """The dtype of mixed precision on this GPU: bfloat16 where it has it, else float16."""
     if not enabled:
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
 def largest_norms(tensors: Mapping[str, torch.Tensor], most: int = 5) -> list[tuple[str, float]]:

@@ -53,8 +53,8 @@ def _seconds(begin: Moment, end: Moment) -> float:
     return end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000
 
 
-def peak_memory_mb() -> float:
-    """The most memory so far in MiB: of PyTorch's allocations on the GPU, else of the process."""
-    if torch.cuda.is_available():
+def peak_memory_mb(device_type: str) -> float:
+    """The most memory so far in MiB: of PyTorch's allocations on "cuda", else of the process."""
+    if device_type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux: in KiB

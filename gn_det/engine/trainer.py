@@ -30,6 +30,7 @@ from gn_det.errors import InputError
 from gn_det.injection import audit, recompute
 from gn_det.layers import WeightStandardized
 from gn_det.layers.recomputation import recomputes_in
+from gn_det.layers.roi_align import align_exactly
 
 __all__ = ["Trainer", "describe_model", "prepare_model", "wrap_ddp"]
 
@@ -133,7 +134,7 @@ class Trainer(DefaultTrainer):
 
 
 def prepare_model(model: nn.Module, *, channels_last: bool, compile_backbone: bool) -> None:
-    """Give a built model its memory format, and compile its backbone, in place.
+    """Give a built model its memory format and exact boxes, and compile its backbone, in place.
 
     Names of modules and weights stay.
 
@@ -145,6 +146,7 @@ def prepare_model(model: nn.Module, *, channels_last: bool, compile_backbone: bo
     Raises:
         InputError: a backbone is to be compiled, and the model has none, or recomputes.
     """
+    align_exactly(model)
     if channels_last:
         model.to(memory_format=torch.channels_last)
     if compile_backbone:

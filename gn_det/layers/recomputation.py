@@ -161,9 +161,10 @@ class _Saved:
     def reconsider(self) -> None:
         """Give up the tensor where there is a recipe for it."""
         tensor = self._tensor
-        if tensor is None or tensor.layout != torch.strided:
+        recipes = getattr(_current, "recipes", None)  # None in a GPU's thread for backward passes
+        if tensor is None or tensor.layout != torch.strided or recipes is None:
             return
-        recipe = _current.recipes.get(tensor.untyped_storage()._cdata)
+        recipe = recipes.get(tensor.untyped_storage()._cdata)
         if recipe and (recipe.version, recipe.dtype) == (tensor._version, tensor.dtype):
             self._view = tensor.size(), tensor.stride(), tensor.storage_offset()
             self._tensor, self._recipe = None, recipe
@@ -189,6 +190,6 @@ class _Saved:
 
 def _save(tensor: Tensor) -> _Saved:
     saved = _Saved(tensor, for_backward=True)
-    if _current.inside is not None:
-        _current.inside.append(saved)
+    if (inside := getattr(_current, "inside", None)) is not None:
+        inside.append(saved)
     return saved

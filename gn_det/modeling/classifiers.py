@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import CNNBlockBase, Conv2d, get_norm
+from detectron2.layers import CNNBlockBase, Conv2d, NaiveSyncBatchNorm, get_norm
 from detectron2.modeling.backbone.resnet import (
     BasicBlock,
     BasicStem,
@@ -148,13 +148,20 @@ def _norm_layer(norm: str, num_groups: int | None, channels_per_group: int | Non
     return {
         "none": "",
         "BN": "BN",
-        "SyncBN": "naiveSyncBN",  # PyTorch's own refuses the CPU
+        "SyncBN": _SyncBN,
         "LN": partial(FusedGroupNorm, num_groups=1),
         "IN": lambda channels: FusedGroupNorm(channels, channels),
         "GN": lambda channels: FusedGroupNorm(
             channels, num_groups_of(channels, num_groups, channels_per_group)
         ),
     }[norm]
+
+
+class _SyncBN(NaiveSyncBatchNorm):
+    """Detectron2's, with statistics in float32 in bfloat16, too; PyTorch's own refuses the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
 
 
 def _resnet(depth: int, norm: Norm, num_classes: int) -> ResNet:

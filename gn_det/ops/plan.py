@@ -162,7 +162,7 @@ def make_plan(
         if segments <= MAX_SEGMENTS and columns * max_splits >= TARGET_PROGRAMS:
             break
     block_pixels = max(1, min(block_pixels, SPLIT_TILE // (segments * lanes)))
-    wanted_splits = math.ceil(TARGET_PROGRAMS / columns)
+    wanted_splits = math.ceil(TARGET_PROGRAMS / max(1, columns))
     blocks = math.ceil(num_pixels / block_pixels)
     return Plan(
         *shape,

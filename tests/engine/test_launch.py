@@ -33,6 +33,15 @@ def check(
     check_processes(device, args, ims_per_batch, amp=amp)
 
 
+def test_a_numbered_gpu_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events and memory are read on the current GPU."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    args = Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
+    launch(calls.append, "cuda:1", args, "main")
+    assert calls == [torch.device("cuda:1"), "main"]
+
+
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.layers import ROIAlign
 from detectron2.modeling import ResNet
 from detectron2.modeling.backbone.resnet import BasicStem
 from helpers import ROOT
@@ -14,6 +15,7 @@ from gn_det.config import load_config
 from gn_det.engine.trainer import Trainer, prepare_model
 from gn_det.layers import WeightStandardized
 from gn_det.layers.recomputation import recomputes_in
+from gn_det.layers.roi_align import ExactROIAlign
 
 
 class Model(nn.Module):
@@ -54,6 +56,12 @@ def test_channels_last_is_of_all_convolutions() -> None:
     prepare_model(model, channels_last=True, compile_backbone=False)
     weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[-1] > 1]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+def test_detectors_align_regions_by_exact_boxes() -> None:
+    cfg = load_config(ROOT / "configs/compare/gn.yaml", ["MODEL.DEVICE", "cpu"])
+    poolers = [m for m in Trainer.build_model(cfg).modules() if isinstance(m, ROIAlign)]
+    assert poolers and all(type(pooler) is ExactROIAlign for pooler in poolers)
 
 
 def test_weight_standardization_that_changes_nothing_is_an_error() -> None:

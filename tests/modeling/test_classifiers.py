@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.layers import NaiveSyncBatchNorm, batch_norm
 from torch import nn
 
 from gn_det import FusedGroupNorm, InputError, revert
@@ -63,6 +63,21 @@ def test_groups_are_said_in_either_way() -> None:
     assert {norm.num_groups for norm in norms(by_count)} == {8}
     by_width = build_classifier("vgg16", "GN", 3, channels_per_group=16)
     assert [norm.num_groups for norm in norms(by_width)][:3] == [4, 4, 8]
+
+
+def test_statistics_of_several_processes_are_exact_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One process stands for two that have the same pictures."""
+    monkeypatch.setattr(batch_norm.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(batch_norm.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(batch_norm, "differentiable_all_reduce", lambda tensor: 2 * tensor)
+    norm = build_classifier("resnet18", "SyncBN", 3).backbone.stem.conv1.norm
+    x = (100 + torch.randn(2, 64, 20, 20)).bfloat16()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    expected = F.batch_norm(x.float(), None, None, training=True)
+    torch.testing.assert_close(y.float(), expected, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet50"])

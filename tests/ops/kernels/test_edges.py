@@ -32,14 +32,15 @@ ONE_PASS = ((2, 8, 3, 5), 4)
 SPLIT = ((2, 8, 25, 41), 2)
 
 
+@pytest.mark.parametrize("size", [(7, 7), (28, 41)], ids=["one pass", "split"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_an_empty_batch_gives_zero_not_missing_parameter_gradients(
-    form, layout: torch.memory_format, device: torch.device
+    form, layout: torch.memory_format, size: tuple[int, int], device: torch.device
 ) -> None:
-    inputs = make_inputs(form, (0, 8, 7, 7), device, layout=layout)
-    y, gradients = run_kernels(form, 4, inputs, torch.zeros(0, 8, 7, 7, device=device))
-    assert y.shape == (0, 8, 7, 7)
+    inputs = make_inputs(form, (0, 8, *size), device, layout=layout)
+    y, gradients = run_kernels(form, 4, inputs, torch.zeros(0, 8, *size, device=device))
+    assert y.shape == (0, 8, *size)
     for name, gradient in gradients.items():
         assert gradient.shape == inputs[name].shape
         assert torch.equal(gradient, torch.zeros_like(inputs[name]))

@@ -129,15 +129,17 @@ def test_parameters_may_be_views_with_strides(device: torch.device) -> None:
     assert torch.allclose(y, group_norm_reference(x, 2, weight, bias).float(), atol=1e-5)
 
 
-def _train_one_step(rank: int, port: int, weights: dict[str, Tensor], images: Tensor) -> None:
+def _train_one_step(
+    rank: int, port: int, device: str, weights: dict[str, Tensor], images: Tensor
+) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    model = stack()
+    model, images = stack().to(device), images.to(device)
     model.load_state_dict(weights)
     parallel = nn.parallel.DistributedDataParallel(model)
     # The second process has an empty batch: its parameters have zero gradients, not none.
     own = images[:1] if rank == 0 else images[:0]
     parallel(own).square().sum().backward()
-    alone = stack()
+    alone = stack().to(device)
     alone.load_state_dict(weights)
     alone(images[:1]).square().sum().backward()
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
@@ -146,9 +148,9 @@ def _train_one_step(rank: int, port: int, weights: dict[str, Tensor], images: Te
 
 
 def test_two_processes_train_as_one_even_with_an_empty_batch(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.manual_seed(0)
+    torch.manual_seed(0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_train_one_step, (port, stack().state_dict(), torch.randn(1, 3, 6, 7)), nprocs=2)
+    arguments = (port, device.type, stack().state_dict(), torch.randn(1, 3, 6, 7))
+    mp.spawn(_train_one_step, arguments, nprocs=2)

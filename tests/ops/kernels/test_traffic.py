@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ops.kernels.kernel_helpers import INTERPRETED
 
 from gn_det.analysis.kernel_report import (
     FORMS,
@@ -16,6 +17,8 @@ from gn_det.analysis.kernel_report import (
     traffic_row,
 )
 from gn_det.ops.kernels.traffic import SECTOR_BYTES, count_traffic
+
+counted = pytest.mark.skipif(not INTERPRETED, reason="the interpreter counts, not the GPU")
 
 CASES = {case.name: case for case in mask_rcnn_cases(1)}
 
@@ -44,6 +47,7 @@ def test_passes_over_memory_are_those_of_the_design(form: str, layout: str) -> N
         assert tuple(passes_of(launches, shape) for launches in directions) == expected[form]
 
 
+@counted
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(2, 16, 24, 40), (2, 8, 40, 56)], ids=["one pass", "split"])
@@ -73,6 +77,7 @@ def test_every_element_of_a_tensor_is_moved_exactly_once_a_pass(
 LARGE = ["stem", "res2 conv3", "res3 conv3", "FPN, RPN P3"]
 
 
+@counted
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("site", LARGE)
 def test_all_else_is_within_2_percent_of_the_passes(site: str, layout: str) -> None:
@@ -82,6 +87,7 @@ def test_all_else_is_within_2_percent_of_the_passes(site: str, layout: str) -> N
         assert float(row[f"{direction} sectors"].rstrip("%")) >= 95
 
 
+@counted
 def test_narrow_tensors_pay_most_for_their_partials_and_parameters() -> None:
     """64 channels_last channels in bfloat16 have 32 groups in 4 tiles; 7×7 has 49 pixels each."""
     narrow = traffic_row(CASES["res2 conv1-2"], "GN+ReLU", "bf16", "channels_last")
@@ -96,6 +102,7 @@ def test_errors_stay_within_those_of_pytorch_or_a_few_ulp() -> None:
         assert row["ours, ulp"] <= max(1.5 * row["ATen, ulp"], 4.0), row
 
 
+@counted
 def test_an_address_outside_of_the_tensors_is_an_error() -> None:
     case = Case("small", (1, 8, 8, 8))
     (launch,), _ = launches_of(
