@@ -86,6 +86,7 @@ def command(*words: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_train_on_a_folder_and_report(home: Path) -> None:
     trained = run(command("photos.yaml"), home, *TINY)
     assert trained.returncode == 0, trained.stderr
@@ -94,6 +95,7 @@ def test_train_on_a_folder_and_report(home: Path) -> None:
     assert "mask" in reported.stdout and (home / "output/mine/contact_sheet.png").exists()
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_on_coco(home: Path) -> None:
     train = command("mask_rcnn_R_50_FPN_gn_2x", "--num-gpus 8").replace("--num-gpus 8", "")
     trained = run(train, home, *SMALL)
@@ -117,6 +119,7 @@ def test_recomputation_trains_and_its_memory_is_planned(home: Path) -> None:
     assert "Detectron2's GN" in planned.stdout and (home / "memory.png").exists()
 
 
+@pytest.mark.slow
 def test_train_a_lazy_config(home: Path) -> None:
     tiny = ["train.max_iter=1", "dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
     trained = run(command("lazyconfig_train_net.py"), home, *tiny)

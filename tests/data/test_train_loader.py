@@ -56,6 +56,7 @@ def test_bad_input_stays_one_line_through_loading_processes(num_workers: int) ->
     assert re.fullmatch(r"picture \d is broken", str(caught.value))
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_workers_or_on_what_was_drawn_before() -> None:
     whole = first(loader(), 12)
     torch.manual_seed(123)

@@ -133,6 +133,7 @@ def wait_for_sigterm(folder: Path) -> None:
     time.sleep(60)
 
 
+@pytest.mark.slow
 def test_sigterm_goes_on_to_all_processes_and_their_status_comes_back(tmp_path: Path) -> None:
     code = (
         "from argparse import Namespace\nfrom pathlib import Path\nimport test_launch as t\n"

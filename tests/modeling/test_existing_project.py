@@ -61,6 +61,7 @@ def cfg(shapes: Path, tmp_path: Path) -> CfgNode:
     MetadataCatalog.remove("theirs_train")
 
 
+@pytest.mark.slow
 def test_trains_checkpoints_and_reloads_with_the_same_outputs(cfg: CfgNode) -> None:
     trainer = DefaultTrainer(cfg)
     assert sum(isinstance(m, gn_det.FusedGroupNorm) for m in trainer.model.modules()) == 69

@@ -44,6 +44,7 @@ def test_trains_evaluates_resumes_and_evaluates_again(
     call_main(TOOL, *flags, "--eval-only", *tiny(run), weights)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_from_its_middle_ends_with_the_same_weights(
     shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:

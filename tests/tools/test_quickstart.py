@@ -23,6 +23,7 @@ def quickstart(folder: Path, *variables: str) -> subprocess.CompletedProcess[str
     return subprocess.run([*command, *places, *variables], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_two_steps_leave_everything_and_a_second_run_skips_what_is_done(tmp_path: Path) -> None:
     variables = ["SHAPES=--num-train 6 --num-val 3", f"OPTS={' '.join(TINY)}"]
     first = quickstart(tmp_path, *variables)

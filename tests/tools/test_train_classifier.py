@@ -74,6 +74,7 @@ def test_processes_share_the_pictures_and_synchronise_what_is_to_be(tmp_path: Pa
     read_classifier(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_mixed_precision_on_the_cpu_and_a_missing_gpu_are_one_line(tmp_path: Path) -> None:
     for more, message in (
         (["--amp"], "mixed precision needs a GPU"),

@@ -213,6 +213,7 @@ def test_a_user_sees_one_line_and_status_2() -> None:
     assert line.startswith("error: ") and "nowhere.json cannot be read" in line
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_the_cpu_over_gloo(shapes: Path, tmp_path: Path) -> None:
     done = run_program(
         TRAIN_NET, *CONFIG, *folder_flags(shapes), "--num-gpus", 2, "--dist-url", "auto",
@@ -251,6 +252,7 @@ def test_the_schedule_of_images_per_gpu_is_printed_and_kept(
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.02, 4)
 
 
+@pytest.mark.slow
 def test_an_error_in_two_processes_is_no_stack_trace_either(shapes: Path, tmp_path: Path) -> None:
     torch.save({"model": {"other": torch.ones(1)}}, tmp_path / "other.pth")
     done = run_program(
