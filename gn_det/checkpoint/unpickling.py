@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,18 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """np.ndarray, whose dtype comes as one of the above."""
+    """np.ndarray, made by _reconstruct or _frombuffer alone, its dtype one of the above.
+
+    NumPy's constructor would take an object's address from the file, and a second state would free
+    memory that other arrays look at.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Array:
+        raise _RefusedError("numpy.ndarray, made otherwise than by _reconstruct")
 
     def __setstate__(self, state: tuple) -> None:
+        if not self.__dict__.pop("awaits_state", False):
+            raise _RefusedError("a second state of an array")
         *version, shape, dtype, fortran, data = state
         super().__setstate__((*version, shape, dtype.dtype, fortran, data))
 
@@ -86,10 +96,14 @@ class _Array(np.ndarray):
 def _reconstruct(kind: type, shape: tuple, code: object) -> _Array:
     if kind is not _Array or shape != (0,):
         raise _RefusedError(f"an array of the shape {shape} before its content")
-    return _Array(shape, np.int8)
+    array = np.empty(shape, np.int8).view(_Array)
+    array.awaits_state = True
+    return array
 
 
 def _frombuffer(data: bytes | bytearray, dtype: _Dtype, shape: tuple, order: str) -> _Array:
+    if type(data) not in (bytes, bytearray):
+        raise _RefusedError("an array over another's memory")
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).view(_Array)
 
 
@@ -105,8 +119,21 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class _Function:
+    """A function that a file can call, and not change."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _RefusedError("a change of a function")
+
+
 _ADMITTED = {
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): _Function(_encode),
     ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
@@ -115,7 +142,7 @@ for _builtins in ("builtins", "__builtin__"):
     _ADMITTED |= {(_builtins, kind.__name__): kind for kind in (bytes, frozenset, set)}
 for _core in ("numpy.core", "numpy._core"):
     _ADMITTED |= {
-        (f"{_core}.multiarray", "_reconstruct"): _reconstruct,
-        (f"{_core}.multiarray", "scalar"): _scalar,
-        (f"{_core}.numeric", "_frombuffer"): _frombuffer,
+        (f"{_core}.multiarray", "_reconstruct"): _Function(_reconstruct),
+        (f"{_core}.multiarray", "scalar"): _Function(_scalar),
+        (f"{_core}.numeric", "_frombuffer"): _Function(_frombuffer),
     }

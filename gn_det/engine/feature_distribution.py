@@ -59,7 +59,9 @@ class FeatureDistribution(HookBase):
 
     def _record(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if module.training:
-            self._outputs.append(output)
+            # A copy, since Detectron2's blocks add to it and apply ReLU in place.
+            tensor = isinstance(output, torch.Tensor)
+            self._outputs.append(output.detach().clone() if tensor else output)
 
     def after_step(self) -> None:
         if self.trainer.iter % self._period:
@@ -69,7 +71,7 @@ class FeatureDistribution(HookBase):
         if not outputs or not all(isinstance(output, torch.Tensor) for output in outputs):
             kinds = ", ".join(type(output).__name__ for output in outputs) or "nothing"
             raise InputError(f"{self._name} gave {kinds}, not a tensor; name a part of it")
-        values = np.concatenate([o.detach().float().cpu().numpy().ravel() for o in outputs])
+        values = np.concatenate([o.float().cpu().numpy().ravel() for o in outputs])
         if not len(values):  # heads of detectors may have nothing to look at
             return
         record = dict(zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True))

@@ -118,3 +118,41 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path: Path) -> No
         with pytest.raises(InputError, match=r"file\.pkl cannot be read as a pickle") as caught:
             unpickle(file)
         assert "\n" not in str(caught.value)
+
+
+_NUMPY = b"\x80\x03"
+_ARRAY = (  # two bytes, not yet built
+    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR"
+)
+_STATE = b"(K\x01K\x02\x85cnumpy\ndtype\n(X\x02\x00\x00\x00u1tR\x89C\x02AAtb"
+_OVER_AN_ARRAY = b"(h\x00cnumpy\ndtype\n(X\x02\x00\x00\x00u1tRK\x02\x85X\x01\x00\x00\x00CtR"
+FORGED = {
+    "addresses in a constructor": (
+        b"cnumpy\nndarray\n(K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAAtR.",
+        "numpy.ndarray, made otherwise",
+    ),
+    "addresses in a new object": (
+        b"cnumpy\nndarray\n(K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAAt\x81.",
+        "numpy.ndarray, made otherwise",
+    ),
+    "memory that is freed": (_ARRAY + _STATE + _STATE + b".", "a second state of an array"),
+    "memory of another": (
+        _ARRAY + _STATE + b"q\x000cnumpy.core.numeric\n_frombuffer\n" + _OVER_AN_ARRAY + b".",
+        "an array over another's memory",
+    ),
+    "a changed function": (
+        b"cnumpy.core.multiarray\nscalar\nN}X\x0c\x00\x00\x00__defaults__Ns\x86b.",
+        "a change of a function",
+    ),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_memory_that_is_not_the_arrays_own_is_refused(tmp_path: Path, forged: str) -> None:
+    content, message = FORGED[forged]
+    with pytest.raises(InputError, match=message):
+        unpickle(written(tmp_path, _NUMPY + content))
+
+
+def test_an_array_of_the_forged_kind_is_read_where_it_is_honest(tmp_path: Path) -> None:
+    assert unpickle(written(tmp_path, _NUMPY + _ARRAY + _STATE + b".")).tolist() == [65, 65]
