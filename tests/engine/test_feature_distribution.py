@@ -49,6 +49,17 @@ def test_percentiles_are_of_the_modules_output_before_norm_and_relu(tmp_path: Pa
     assert not model.body[1]._forward_hooks
 
 
+def test_what_a_block_changes_in_place_is_recorded_as_it_was(tmp_path: Path) -> None:
+    class Block(Model):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            out = self.body[0](x)
+            out += 100.0
+            return {"loss": torch.relu_(out).mean()}
+
+    train(Block(), tmp_path / "f.json", "body.0", iterations=1, records=1)
+    assert max(read_features(tmp_path / "f.json")[99].values()) < 50
+
+
 def test_evaluations_are_not_recorded(tmp_path: Path) -> None:
     model = Model()
     batches = [torch.randn(2, 3, 4, 4) for _ in range(2)]
