@@ -84,13 +84,15 @@ def shared_config(
     if body.layout == "torchvision" or checkpoint.get("__author__") == "torchvision":
         order, stride, mean, std = "RGB", False, MEAN, STD
     elif body.layout == "Detectron":  # as detectron2.checkpoint.catalog has it of FAIR's files
-        order, mean, std = "BGR", MEAN[::-1], NO_STD
+        order, mean = "BGR", MEAN[::-1]
+        # Detectron2's configs of X-101-32x8d divide by a std; the file does not show it.
+        std = NO_STD if resnets["NUM_GROUPS"] == 1 else None
         if resnets["NORM"] == "GN" or resnets["NUM_GROUPS"] > 1:
             stride = False
     if resnets["DEPTH"] < 50:
         stride = False  # there is no 1x1
     if args.input_format and args.input_format != order and mean:
-        mean, std = mean[::-1], std[::-1]
+        mean, std = mean[::-1], std and std[::-1]
     config = {
         "INPUT.FORMAT": args.input_format or order,
         "MODEL.PIXEL_MEAN": args.pixel_mean or mean,
