@@ -23,7 +23,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 __all__ = ["keep_in", "recomputation", "recompute_in", "recomputed", "recomputes_in"]
 
-_current = threading.local()
+
+class _Current(threading.local):
+    """What each thread is at; a GPU's backward passes run in threads that never enter."""
+
+    def __init__(self) -> None:
+        self.recipes: dict[int, _Recipe] | None = None
+        self.inside: list[_Saved] | None = None
+        self.entered: list[tuple[nn.Module, AbstractContextManager]] = []  # from the outermost
+
+
+_current = _Current()
 
 
 def recompute_in(module: nn.Module) -> None:
@@ -50,23 +60,19 @@ def keep_in(module: nn.Module) -> None:
 def _enter(module: nn.Module, inputs: Any) -> None:
     if torch.compiler.is_compiling():
         return
-    while any(running is module for running, _ in _entered()):
-        _entered().pop()[1].__exit__(None, None, None)  # Ctrl-C passed through: no hook is called
+    entered = _current.entered
+    while any(running is module for running, _ in entered):  # Ctrl-C, which calls no hook
+        entered.pop()[1].__exit__(None, None, None)
     if module.training and torch.is_grad_enabled():
         context = recomputation()
         context.__enter__()
-        _entered().append((module, context))
+        entered.append((module, context))
 
 
 def _leave(module: nn.Module, inputs: Any, output: Any) -> None:
-    entered = [] if torch.compiler.is_compiling() else _entered()
+    entered = [] if torch.compiler.is_compiling() else _current.entered
     if entered and entered[-1][0] is module:
         entered.pop()[1].__exit__(None, None, None)
-
-
-def _entered() -> list[tuple[nn.Module, AbstractContextManager]]:
-    """The modules that are running, from the outermost to the innermost."""
-    return _current.__dict__.setdefault("entered", [])
 
 
 @contextmanager
@@ -76,7 +82,7 @@ def recomputation() -> Iterator[None]:
     Inside another, it is part of that. Other torch.autograd.graph.saved_tensors_hooks around it
     see nothing of what is saved inside; those inside, as of torch.utils.checkpoint, come first.
     """
-    if getattr(_current, "recipes", None) is not None:
+    if _current.recipes is not None:
         yield
         return
     _current.recipes, _current.inside = {}, None
@@ -98,7 +104,7 @@ def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Returns:
         What function returns, a tensor in memory of its own.
     """
-    if torch.compiler.is_compiling() or getattr(_current, "recipes", None) is None:
+    if torch.compiler.is_compiling() or _current.recipes is None:
         return function(*inputs)
     _current.inside = inside = []
     try:
@@ -161,7 +167,7 @@ class _Saved:
     def reconsider(self) -> None:
         """Give up the tensor where there is a recipe for it."""
         tensor = self._tensor
-        recipes = getattr(_current, "recipes", None)  # None in a GPU's thread for backward passes
+        recipes = _current.recipes
         if tensor is None or tensor.layout != torch.strided or recipes is None:
             return
         recipe = recipes.get(tensor.untyped_storage()._cdata)
@@ -190,6 +196,6 @@ class _Saved:
 
 def _save(tensor: Tensor) -> _Saved:
     saved = _Saved(tensor, for_backward=True)
-    if (inside := getattr(_current, "inside", None)) is not None:
-        inside.append(saved)
+    if _current.inside is not None:
+        _current.inside.append(saved)
     return saved
