@@ -61,7 +61,7 @@ test-all: install test-kernels
 
 # In a process of their own: triton reads TRITON_INTERPRET when it is imported.
 test-kernels: install
-	TRITON_INTERPRET=$(TRITON_INTERPRET) $(RUN) -m pytest tests/ops/kernels
+	TRITON_INTERPRET=$(TRITON_INTERPRET) $(RUN) -m pytest tests/ops/kernels tests/studies/kernels
 
 lint: install
 	$(RUN) -m ruff check .

@@ -20,13 +20,13 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
 from tqdm import tqdm
 
-from gn_det.analysis.overlay import draw_objects
 from gn_det.checkpoint import check_weights_exist
 from gn_det.config import load_config
 from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_device
 from gn_det.engine.predictor import Predictor, model_categories
 from gn_det.errors import InputError
+from gn_det.plots.overlay import draw_objects
 from gn_det.utils import make_folder, write_atomically
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from helpers import load_program
+from support.programs import load_program
 from torch._subclasses import FakeTensorMode
 
 import gn_det.engine  # noqa: F401  (silences third-party warnings, as the tools do)

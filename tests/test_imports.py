@@ -11,57 +11,81 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Lowest first: a module may import from its own layer and from those before it.
-LAYERS = [
+# Storey by storey, and in each the lowest layer first. A module may import from its own layer and
+# from those below; the studies from none of each other.
+LIBRARY = [
     {"errors", "utils", "version"},
     {"ops"},
     {"layers"},
     {"injection"},
     {"modeling", "mmcv_plugin"},
     {"config"},
-    {"data", "checkpoint"},
-    {"engine", "analysis"},
 ]
+TRAINER = [{"data", "checkpoint", "plots"}, {"engine"}, {"classification"}]
+LAYERS = [*LIBRARY, *TRAINER, {"studies"}]
+TRITON = {"ops/kernels", "studies/kernels"}
 FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "gn_det").rglob("*.py"))
+MODULES = [f for f in FILES if f != "gn_det/__init__.py"]
 
 
-def layer_of(part: str) -> int:
-    matches = [index for index, parts in enumerate(LAYERS) if part in parts]
-    assert matches, f"gn_det.{part} stands in no layer of {LAYERS}"
+def layer_of(room: str) -> int:
+    matches = [index for index, rooms in enumerate(LAYERS) if room in rooms]
+    assert matches, f"gn_det.{room} stands in no layer of {LAYERS}"
     return matches[0]
 
 
-def imported_parts(file: str) -> set[str]:
-    """The parts of gn_det that a file imports, by the name after `gn_det.`."""
-    package = file.removesuffix(".py").split("/")[:-1]
-    parts = set()
+def imports_of(file: str) -> set[str]:
+    """The modules that a file imports, wherever it does; ``from a import b`` as a.b."""
+    found = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            modules = [f"{module}.{a.name}" for a in node.names] if module == "gn_det" else [module]
-        else:
-            continue
-        parts |= {m.split(".")[1] for m in modules if m.startswith("gn_det.")}
-    return parts
+            assert node.level == 0, f"{file} has a relative import; imports here are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f != "gn_det/__init__.py"])
-def test_imports_go_one_way(file: str) -> None:
-    part = file.split("/")[1].removesuffix(".py")
-    for imported in imported_parts(file):
-        assert layer_of(imported) <= layer_of(part), f"{file} imports gn_det.{imported}"
+def rooms_imported_by(file: str) -> list[list[str]]:
+    """What a file imports of gn_det, as the parts of the names behind ``gn_det.``."""
+    return [name.split(".")[1:] for name in imports_of(file) if name.startswith("gn_det.")]
+
+
+@pytest.mark.parametrize("file", MODULES)
+def test_imports_go_down(file: str) -> None:
+    room = file.split("/")[1].removesuffix(".py")
+    for imported, *_ in rooms_imported_by(file):
+        assert layer_of(imported) <= layer_of(room), f"{file} imports gn_det.{imported}"
+
+
+@pytest.mark.parametrize("file", [f for f in MODULES if f.startswith("gn_det/studies/")])
+def test_no_study_imports_another(file: str) -> None:
+    study = file.split("/")[2].removesuffix(".py")
+    for room, *rest in rooms_imported_by(file):
+        assert room != "studies" or rest[0] == study, f"{file} imports gn_det.studies.{rest[0]}"
+
+
+@pytest.mark.parametrize("file", MODULES)
+def test_triton_is_imported_beside_the_kernels_and_in_their_study_alone(file: str) -> None:
+    if not any(file.startswith(f"gn_det/{room}/") for room in TRITON):
+        assert not {name for name in imports_of(file) if name.split(".")[0] == "triton"}
 
 
 @pytest.mark.parametrize(
-    "file", [f for f in FILES if f.split("/")[1] in {"ops", "layers", "injection"}]
+    "file", [f for f in MODULES if f.split("/")[1] in {"ops", "layers", "injection"}]
 )
 def test_cfg_stays_out_of_the_lower_layers(file: str) -> None:
     tree = ast.parse((ROOT / file).read_text())
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert not names & {"cfg", "CfgNode"}
+
+
+def test_tests_stand_where_what_they_test_does() -> None:
+    rooms = {p.relative_to(ROOT / "gn_det") for p in (ROOT / "gn_det").rglob("*") if p.is_dir()}
+    rooms |= {Path("tools"), Path("demo"), Path("support")}
+    for test in (ROOT / "tests").rglob("*.py"):
+        folder = test.parent.relative_to(ROOT / "tests")
+        assert folder == Path() or folder in rooms, f"{test} mirrors no folder"
 
 
 def run_python(code: str) -> str:
@@ -90,7 +114,7 @@ def test_every_public_name_resolves_without_detectron2_and_mmcv_and_triton() -> 
 
 def test_public_names_survive_the_import_of_the_packages_behind_them() -> None:
     run_python(
-        "import gn_det.injection.convert, gn_det.ops.group_norm, gn_det.config.files, gn_det\n"
+        "import gn_det.injection.inject, gn_det.ops.group_norm, gn_det.config.files, gn_det\n"
         "assert callable(gn_det.inject) and callable(gn_det.group_norm)\n"
         "assert callable(gn_det.get_config)\n"
     )

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
 from mmcv.cnn import ConvModule, build_norm_layer, is_norm
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
+from support.programs import ROOT
 from torch import nn
 
 import gn_det.mmcv_plugin

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, build_wheel
+from support.programs import ROOT, build_wheel
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-import zoo
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from helpers import ROOT, TINY, folder_flags
+from support import zoo
+from support.programs import ROOT, TINY, folder_flags
 
 import gn_det
 from gn_det.injection.sites import DEFAULT_SITES, SITES

@@ -20,7 +20,7 @@ from gn_det import audit, fuse, inject
 from gn_det.config import load_config, load_lazy_config
 from gn_det.engine.command import run_command
 from gn_det.errors import InputError
-from gn_det.injection.norm_audit import Audit
+from gn_det.injection.audit import Audit
 
 FORMATS = {"text": str, "markdown": Audit.to_markdown, "json": Audit.to_json}
 

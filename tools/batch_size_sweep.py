@@ -11,17 +11,17 @@ import argparse
 import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 
 # isort: split
-from gn_det.analysis.sweep_report import (
+from gn_det.classification.command import add_recipe_arguments, recipe_of
+from gn_det.classification.networks import NORMS
+from gn_det.engine.command import run_command
+from gn_det.studies.paper.report import (
     describe_degradation,
     error_table,
     plot_error_by_batch,
     plot_error_curves,
     trained_csv,
 )
-from gn_det.engine.classifier_arguments import add_recipe_arguments, recipe_of
-from gn_det.engine.command import run_command
-from gn_det.engine.sweep import add_sweep_arguments, run_sweep
-from gn_det.modeling.classifiers import NORMS
+from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
 from gn_det.utils import write_atomically
 
 

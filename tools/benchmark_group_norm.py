@@ -23,12 +23,12 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from gn_det.analysis import kernel_report
-from gn_det.analysis.kernel_peers import peer_rows
-from gn_det.analysis.step_memory import memory_rows
-from gn_det.analysis.training_step import training_step_row
 from gn_det.engine.command import run_command
 from gn_det.errors import InputError
+from gn_det.studies.kernels import report as kernel_report
+from gn_det.studies.kernels.peers import peer_rows
+from gn_det.studies.kernels.training_step import training_step_row
+from gn_det.studies.memory.step import memory_rows
 
 SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step")
 

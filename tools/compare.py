@@ -18,7 +18,26 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from gn_det.analysis.comparison_report import (
+from gn_det.checkpoint import Checkpointer, check_weights_exist
+from gn_det.config import load_config
+from gn_det.data.datasets import register_folders
+from gn_det.data.train_loader import build_train_loader
+from gn_det.engine.command import run_command
+from gn_det.engine.launch import check_processes
+from gn_det.engine.run import locked
+from gn_det.engine.run_data import RunData, check_config_data, check_start, set_data
+from gn_det.engine.schedule import resolve_schedule
+from gn_det.errors import InputError
+from gn_det.plots.curves import read_metrics
+from gn_det.studies.comparison.cost import saved_bytes, step_seconds
+from gn_det.studies.comparison.matrix import (
+    Run,
+    check_comparable,
+    check_folders,
+    differences,
+    run_all,
+)
+from gn_det.studies.comparison.report import (
     Cost,
     Outcome,
     ap_table,
@@ -28,26 +47,6 @@ from gn_det.analysis.comparison_report import (
     plot_cost,
     plot_curves_of,
 )
-from gn_det.analysis.curves import read_metrics
-from gn_det.analysis.step_cost import saved_bytes, step_seconds
-from gn_det.checkpoint import Checkpointer, check_weights_exist
-from gn_det.config import load_config
-from gn_det.data.datasets import register_folders
-from gn_det.data.train_loader import build_train_loader
-from gn_det.engine.command import run_command
-from gn_det.engine.comparison import (
-    Run,
-    check_comparable,
-    check_folders,
-    differences,
-    locked,
-    run_all,
-)
-from gn_det.engine.launch import check_processes
-from gn_det.engine.run_data import RunData, check_config_data, set_data
-from gn_det.engine.schedule import resolve_schedule
-from gn_det.engine.start import check_start
-from gn_det.errors import InputError
 from gn_det.utils import write_atomically
 from gn_det.version import __version__
 

@@ -21,19 +21,19 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from gn_det.analysis.conversion_report import conversion_report, plot_conversion, stage_table
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import dump_config, load_config
 from gn_det.data.datasets import register_folders
 from gn_det.engine.command import run_command
-from gn_det.engine.conversion_stages import Conversion, convert_in_stages
-from gn_det.engine.detector_conversion import calibration_batches, config_with_gn, run_on_boxes
 from gn_det.engine.run import holds_run, run_folder, set_up_process, with_null
 from gn_det.engine.run_data import check_config_data, set_data
 from gn_det.engine.schedule import resolve_schedule
 from gn_det.engine.trainer import Trainer
 from gn_det.errors import InputError
-from gn_det.injection.calibration import bn_sites
+from gn_det.injection.convert_bn import bn_sites
+from gn_det.studies.conversion.detector import calibration_batches, config_with_gn, run_on_boxes
+from gn_det.studies.conversion.report import conversion_report, plot_conversion, stage_table
+from gn_det.studies.conversion.stages import Conversion, convert_in_stages
 from gn_det.utils import whole_file, write_atomically
 from gn_det.version import __version__
 

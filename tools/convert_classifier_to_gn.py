@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gn_det.analysis.conversion_report import conversion_report, plot_conversion, stage_table
-from gn_det.data.pictures import load_pictures
-from gn_det.data.seeding import seed_generators
-from gn_det.engine.classifier import (
+from gn_det.classification.command import add_device_argument
+from gn_det.classification.datasets import load_pictures
+from gn_det.classification.networks import Classifier
+from gn_det.classification.training import (
     ClassifierRecipe,
     error_rate,
     read_classifier,
     train_classifier,
     write_backbone_of,
 )
-from gn_det.engine.classifier_arguments import add_device_argument
+from gn_det.data.seeding import seed_generators
 from gn_det.engine.command import run_command
-from gn_det.engine.conversion_stages import Conversion, convert_in_stages
 from gn_det.engine.launch import check_device
 from gn_det.errors import InputError
-from gn_det.modeling.classifiers import Classifier
+from gn_det.studies.conversion.report import conversion_report, plot_conversion, stage_table
+from gn_det.studies.conversion.stages import Conversion, convert_in_stages
 from gn_det.utils import make_folder, whole_file, write_atomically
 from gn_det.version import __version__
 

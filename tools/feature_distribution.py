@@ -17,23 +17,28 @@ import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 from detectron2.engine import HookBase
 from detectron2.utils.logger import setup_logger
 
-from gn_det.analysis.feature_report import features_csv, plot_features, read_features
 from gn_det.checkpoint import check_weights_exist
+from gn_det.classification.command import add_recipe_arguments, recipe_of
+from gn_det.classification.networks import NORMS
 from gn_det.config import dump_config, load_config
 from gn_det.data.datasets import register_folders
 from gn_det.data.seeding import seed_generators
-from gn_det.engine.classifier_arguments import add_recipe_arguments, recipe_of
 from gn_det.engine.command import run_command
-from gn_det.engine.comparison import Run, check_folders, locked
-from gn_det.engine.feature_distribution import feature_recorders, features_file
 from gn_det.engine.launch import check_processes
-from gn_det.engine.run_data import check_config_data, set_data
+from gn_det.engine.run import locked
+from gn_det.engine.run_data import check_config_data, check_start, set_data
 from gn_det.engine.schedule import resolve_schedule
-from gn_det.engine.start import check_start
-from gn_det.engine.sweep import run_sweep
 from gn_det.engine.trainer import Trainer
 from gn_det.errors import InputError
-from gn_det.modeling.classifiers import NORMS
+from gn_det.studies.comparison.matrix import Run, check_folders
+from gn_det.studies.paper.features import (
+    feature_recorders,
+    features_csv,
+    features_file,
+    plot_features,
+    read_features,
+)
+from gn_det.studies.paper.sweep import run_sweep
 from gn_det.utils import make_folder, write_atomically
 
 HooksOf = Callable[[Path], Sequence[HookBase]]

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from gn_det import FusedGroupNorm
-from gn_det.analysis.sweep_report import Trained, error_table, plot_group_errors, trained_csv
-from gn_det.engine.classifier_arguments import add_recipe_arguments, recipe_of
+from gn_det.classification.command import add_recipe_arguments, recipe_of
 from gn_det.engine.command import run_command
-from gn_det.engine.sweep import add_sweep_arguments, run_sweep
+from gn_det.studies.paper.report import Trained, error_table, plot_group_errors, trained_csv
+from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
 from gn_det.utils import write_atomically
 
 _KINDS = {"num_groups": "groups", "channels_per_group": "channels a group"}

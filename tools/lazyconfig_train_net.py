@@ -30,8 +30,7 @@ from gn_det.config import load_lazy_config
 from gn_det.data.datasets import register_folders
 from gn_det.data.proposals import check_proposals
 from gn_det.data.train_loader import TrainLoader, build_train_loader
-from gn_det.engine.arguments import argument_parser
-from gn_det.engine.command import run_command
+from gn_det.engine.command import argument_parser, run_command
 from gn_det.engine.launch import (
     check_processes,
     follow,
@@ -40,9 +39,8 @@ from gn_det.engine.launch import (
     use_torchrun,
 )
 from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
-from gn_det.engine.run_data import RunData, check_data
+from gn_det.engine.run_data import RunData, check_data, check_start
 from gn_det.engine.schedule import resolve_lazy_schedule, schedule_table
-from gn_det.engine.start import check_start
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.termination import interruptible_evaluation
 from gn_det.engine.trainer import describe_model, prepare_model, wrap_ddp

@@ -20,18 +20,18 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 
-from gn_det.analysis.accumulation import (
-    accumulation_rows,
-    is_padded,
-    padding_rows,
-    training_pairs,
-)
 from gn_det.checkpoint import Checkpointer, check_weights_exist
 from gn_det.config import load_config
 from gn_det.data.datasets import register_folders
 from gn_det.data.seeding import seed_generators
 from gn_det.engine.command import run_command
 from gn_det.engine.run_data import check_data, set_data
+from gn_det.studies.accumulation import (
+    accumulation_rows,
+    is_padded,
+    padding_rows,
+    training_pairs,
+)
 from gn_det.utils import make_folder, write_atomically
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm
-from gn_det.analysis.figures import new_figure, save_figure
 from gn_det.engine.command import run_command
 from gn_det.errors import InputError
+from gn_det.plots.figures import new_figure, save_figure
 from gn_det.utils import make_folder
 
 IMAGES, CHANNELS, PLACES = 4, 6, 5  # N, C and H×W of the drawn tensor

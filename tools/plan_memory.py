@@ -18,7 +18,10 @@ import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 import torch
 from detectron2.config import CfgNode
 
-from gn_det.analysis.memory_plan import (
+from gn_det.config import load_config
+from gn_det.engine.command import run_command
+from gn_det.errors import InputError
+from gn_det.studies.memory.plan import (
     MARGIN,
     Card,
     Step,
@@ -28,10 +31,7 @@ from gn_det.analysis.memory_plan import (
     plan_table,
     plot_plan,
 )
-from gn_det.analysis.step_memory import VARIANTS, StepMemory, measure_step
-from gn_det.config import load_config
-from gn_det.engine.command import run_command
-from gn_det.errors import InputError
+from gn_det.studies.memory.step import VARIANTS, StepMemory, measure_step
 from gn_det.utils import make_folder
 
 NOT_COUNTED = f"""Not counted: CUDA's context, the workspace of convolutions, gradients of

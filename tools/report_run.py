@@ -11,11 +11,11 @@ import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 # isort: split
 from tabulate import tabulate
 
-from gn_det.analysis.contact_sheet import contact_sheet
-from gn_det.analysis.curves import plot_curves
 from gn_det.config import load_config
 from gn_det.engine.command import run_command
 from gn_det.errors import InputError
+from gn_det.plots.contact_sheet import contact_sheet
+from gn_det.plots.curves import plot_curves
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 # isort: split
 from detectron2.utils import comm
 
-from gn_det.engine.classifier import ClassifierRecipe, train_classifier
-from gn_det.engine.classifier_arguments import add_recipe_arguments, recipe_of
+from gn_det.classification.command import add_recipe_arguments, recipe_of
+from gn_det.classification.training import ClassifierRecipe, train_classifier
 from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_processes, follow, launch, torchrun_rank, use_torchrun
 from gn_det.engine.run import run_folder, set_up_process

@@ -17,8 +17,7 @@ from detectron2.utils import comm
 from gn_det.checkpoint import Checkpointer, check_weights_exist
 from gn_det.config import dump_config, load_config
 from gn_det.data.datasets import CocoFolder, register_folders
-from gn_det.engine.arguments import argument_parser
-from gn_det.engine.command import run_command
+from gn_det.engine.command import argument_parser, run_command
 from gn_det.engine.launch import (
     check_processes,
     follow,
@@ -27,9 +26,8 @@ from gn_det.engine.launch import (
     use_torchrun,
 )
 from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
-from gn_det.engine.run_data import check_config_data, set_data
+from gn_det.engine.run_data import check_config_data, check_start, set_data
 from gn_det.engine.schedule import resolve_schedule, schedule_table
-from gn_det.engine.start import check_start
 from gn_det.engine.trainer import Trainer
 from gn_det.utils import write_atomically
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
 
 # isort: split
-from gn_det.analysis.shifts import gap_csv, gap_table, plot_gap, shifted_errors
-from gn_det.data.pictures import load_pictures
-from gn_det.engine.classifier import read_classifier
-from gn_det.engine.classifier_arguments import add_device_argument
+from gn_det.classification.command import add_device_argument
+from gn_det.classification.datasets import load_pictures
+from gn_det.classification.training import read_classifier
 from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_device
 from gn_det.errors import InputError
+from gn_det.studies.paper.shifts import gap_csv, gap_table, plot_gap, shifted_errors
 from gn_det.utils import make_folder, write_atomically
 
 

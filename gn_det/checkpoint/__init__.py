@@ -1,6 +1,6 @@
 """Loading and saving weights."""
 
-from .checkpointer import Checkpointer
-from .weights_file import check_weights_exist
+from gn_det.checkpoint.checkpointer import Checkpointer
+from gn_det.checkpoint.weights_file import check_weights_exist
 
 __all__ = ["Checkpointer", "check_weights_exist"]

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import gn_det
 from gn_det.config.defaults import add_gn_config
 from gn_det.errors import InputError
 from gn_det.utils import nearest
@@ -138,7 +137,7 @@ def _refuse_flags(overrides: Sequence[str]) -> None:
 
 
 def _configs_root() -> Path:
-    package = Path(gn_det.__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from gn_det.utils import PARTIAL, make_folder, write_atomically
 __all__ = [
     "clear_half_written",
     "holds_run",
+    "locked",
     "run_folder",
     "set_up_process",
     "with_null",
@@ -74,6 +76,22 @@ def holds_run(path: Path) -> bool:
     metrics = os.path.join(path, "metrics.json")
     has_metrics = os.path.exists(metrics) and os.path.getsize(metrics) > 0
     return has_metrics or os.path.exists(os.path.join(path, "last_checkpoint"))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder.
+
+    Raises:
+        InputError: one does already.
+    """
+    make_folder(folder)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"another program is at work in {folder}") from error
+        yield
 
 
 def set_up_process(

@@ -16,7 +16,7 @@ from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
 from gn_det.utils import some
 
-__all__ = ["RunData", "check_config_data", "check_data", "set_data"]
+__all__ = ["RunData", "check_config_data", "check_data", "check_start", "set_data"]
 
 _CUSTOM = {"train": "custom_train", "val": "custom_val"}
 
@@ -174,3 +174,23 @@ def _refuse(dataset: dict[str, Any], bad: list, name: str, advice: str) -> None:
 def _describe(bad: list[tuple[dict, str]], dataset: dict[str, Any], most: int = 5) -> str:
     named = some((f"{image['file_name']} ({problem})" for image, problem in bad), most)
     return f"{len(bad)} of {len(dataset['images'])} images: {named}"
+
+
+def check_start(weights: str, freeze_at: int) -> None:
+    """Refuse a start from scratch with layers frozen at their random values.
+
+    Detectron's GN R-50-FPN from scratch reached 39.5 box AP in 3x, and 36.2 with two stages frozen.
+
+    Args:
+        weights: file or URL to start from; empty for none.
+        freeze_at: stages of the backbone that do not train, the stem being the first.
+
+    Raises:
+        InputError: there are no weights, and a stage is frozen.
+    """
+    if not weights and freeze_at > 0:
+        raise InputError(
+            f"without MODEL.WEIGHTS, MODEL.BACKBONE.FREEZE_AT {freeze_at} freezes random weights; "
+            "set it to 0 to train from scratch, or name the weights to start from "
+            "(for a LazyConfig, freeze_at of the ResNet and train.init_checkpoint)"
+        )

@@ -29,8 +29,8 @@ from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
 from gn_det.injection import audit, recompute
 from gn_det.layers import WeightStandardized
+from gn_det.layers.detectron2.roi_align import align_exactly
 from gn_det.layers.recomputation import recomputes_in
-from gn_det.layers.roi_align import align_exactly
 
 __all__ = ["Trainer", "describe_model", "prepare_model", "wrap_ddp"]
 

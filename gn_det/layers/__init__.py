@@ -1,9 +1,14 @@
 """nn.Modules over gn_det.ops. Those for Detectron2's blocks are in detectron2_blocks.py."""
 
-from .conv_norm import FusedReLU, give_norm
-from .group_norm import FusedGroupNorm, FusedGroupNormAct, default_num_groups, num_groups_of
-from .tower import GNTower, insert_norm
-from .weight_standardization import WeightStandardized
+from gn_det.layers.conv_norm import FusedReLU, give_norm
+from gn_det.layers.group_norm import (
+    FusedGroupNorm,
+    FusedGroupNormAct,
+    default_num_groups,
+    num_groups_of,
+)
+from gn_det.layers.tower import GNTower, insert_norm
+from gn_det.layers.weight_standardization import WeightStandardized
 
 __all__ = [
     "FusedGroupNorm",

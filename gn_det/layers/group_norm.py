@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gn_det.layers.recomputation import recomputed
 from gn_det.ops import group_norm
-from gn_det.ops.composed import group_norm_composed
+from gn_det.ops.aten import group_norm_composed
 
 __all__ = ["FusedGroupNorm", "FusedGroupNormAct", "default_num_groups", "num_groups_of"]
 

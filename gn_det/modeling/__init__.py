@@ -3,26 +3,26 @@
 Importing this package registers them.
 """
 
-from .backbone import (
+from gn_det.modeling.backbone import (
     build_gn_resnet_backbone,
     build_gn_resnet_fpn_backbone,
     build_gn_retinanet_resnet_fpn_backbone,
 )
-from .heads import (
+from gn_det.modeling.heads import (
     GNFastRCNNConvFCHead,
     GNKRCNNConvDeconvUpsampleHead,
     GNMaskRCNNConvUpsampleHead,
     GNSemSegFPNHead,
     GNStandardRPNHead,
 )
-from .meta_arch import (
+from gn_det.modeling.meta_arch import (
     GNGeneralizedRCNN,
     GNPanopticFPN,
     GNProposalNetwork,
     GNRetinaNet,
     GNSemanticSegmentor,
 )
-from .registration import register
+from gn_det.modeling.registration import register
 
 __all__ = [
     "GNFastRCNNConvFCHead",

@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.fpn import (
     build_retinanet_resnet_fpn_backbone,
 )
 
-from .with_gn import gn_options_from_config, with_gn
+from gn_det.modeling.with_gn import gn_options_from_config, with_gn
 
 __all__ = [
     "build_gn_resnet_backbone",

@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads import (
     MaskRCNNConvUpsampleHead,
 )
 
-from .with_gn import WithGN
+from gn_det.modeling.with_gn import WithGN
 
 __all__ = [
     "GNFastRCNNConvFCHead",

@@ -14,7 +14,7 @@ from detectron2.modeling import (
     SemanticSegmentor,
 )
 
-from .with_gn import WithGN
+from gn_det.modeling.with_gn import WithGN
 
 __all__ = [
     "GNGeneralizedRCNN",

@@ -13,8 +13,7 @@ from detectron2.modeling import (
 )
 
 from gn_det.errors import InputError
-
-from . import backbone, heads, meta_arch
+from gn_det.modeling import backbone, heads, meta_arch
 
 __all__ = ["register"]
 

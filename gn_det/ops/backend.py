@@ -10,7 +10,7 @@ import torch
 from gn_det.errors import InputError
 
 try:
-    from .kernels import TRITON_VERSION
+    from gn_det.ops.kernels import TRITON_VERSION
 except ImportError:
     TRITON_VERSION = None
 

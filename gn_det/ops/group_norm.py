@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import kernels_run_on, warn_once
-from .composed import group_norm_composed
-from .custom_op import fused_group_norm
-from .reference import group_norm_reference
+from gn_det.ops.aten import group_norm_composed
+from gn_det.ops.backend import kernels_run_on, warn_once
+from gn_det.ops.reference import group_norm_reference
+from gn_det.ops.triton_op import fused_group_norm
 
 __all__ = ["group_norm"]
 

@@ -10,7 +10,7 @@ import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
-from helpers import ROOT
+from support.programs import ROOT
 
 from gn_det import InputError
 from gn_det.checkpoint import Checkpointer

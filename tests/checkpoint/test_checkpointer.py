@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from support.programs import ROOT
 from torch import nn
 
 from gn_det import InputError

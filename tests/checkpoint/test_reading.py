@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from hostile import REFUSED, write_hostile
 from safetensors.torch import save_file
+from support.hostile import REFUSED, write_hostile
 from torch import nn
 
 from gn_det import InputError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
 from detectron2.checkpoint import DetectionCheckpointer
+from support import zoo
 
 from gn_det import inject
 from gn_det.checkpoint import Checkpointer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import REFUSED, Touch
+from support.hostile import REFUSED, Touch
 
 from gn_det import InputError
 from gn_det.checkpoint.unpickling import unpickle

@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
-from helpers import ROOT
+from support.programs import ROOT
 
 from gn_det import InputError
 from gn_det.checkpoint import Checkpointer, check_weights_exist

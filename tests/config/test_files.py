@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from detectron2.modeling import build_model
-from helpers import ROOT
+from support.programs import ROOT
 
 from gn_det import InputError, get_config
 from gn_det.config import dump_config, load_config, load_lazy_config

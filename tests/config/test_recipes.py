@@ -13,8 +13,8 @@ from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.solver import build_lr_scheduler, build_optimizer
-from helpers import ROOT
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from support.programs import ROOT
 from torch import nn
 
 from gn_det import audit

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from detectron2.data.build import load_proposals_into_dataset
 from detectron2.data.datasets import register_coco_instances
-from helpers import ROOT, TINY, folder_flags
-from hostile import REFUSED, write_hostile
+from support.hostile import REFUSED, write_hostile
+from support.programs import ROOT, TINY, folder_flags
 
 from gn_det import InputError
 from gn_det.config import load_config

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from helpers import ROOT, run_program
 from pycocotools.coco import COCO
+from support.programs import ROOT, run_program
 
 from gn_det import InputError, get_config
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils import comm
-from helpers import ROOT
+from support.programs import ROOT
 
 from gn_det import InputError
 from gn_det.engine.launch import check_processes, launch, torchrun_rank, use_torchrun

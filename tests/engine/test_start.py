@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gn_det import InputError
-from gn_det.engine.start import check_start
+from gn_det.engine.run_data import check_start
 
 
 def test_frozen_layers_need_weights() -> None:

@@ -7,15 +7,15 @@ import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling import ResNet
 from detectron2.modeling.backbone.resnet import BasicStem
-from helpers import ROOT
+from support.programs import ROOT
 from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm, InputError, audit, fuse
 from gn_det.config import load_config
 from gn_det.engine.trainer import Trainer, prepare_model
 from gn_det.layers import WeightStandardized
+from gn_det.layers.detectron2.roi_align import ExactROIAlign
 from gn_det.layers.recomputation import recomputes_in
-from gn_det.layers.roi_align import ExactROIAlign
 
 
 class Model(nn.Module):

@@ -6,10 +6,10 @@ import copy
 from pathlib import Path
 
 import pytest
-import zoo
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.projects.point_rend import add_pointrend_config
+from support import zoo
 from torch import Tensor, nn
 from torch.testing import assert_close
 

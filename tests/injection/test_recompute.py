@@ -8,7 +8,6 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-import zoo
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -19,7 +18,8 @@ from detectron2.modeling.backbone.resnet import (
     DeformBottleneckBlock,
 )
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
-from model_helpers import computed, randomized
+from support import zoo
+from support.models import computed, randomized
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -27,7 +27,7 @@ from torchvision.models import resnet18
 
 import gn_det
 from gn_det import FusedGroupNorm, InputError, audit, fuse, inject, recompute, revert
-from gn_det.analysis.activation_memory import kept_for_backward
+from gn_det.engine.activation_memory import kept_for_backward
 from gn_det.layers.recomputation import recomputation, recomputed, recomputes_in
 from gn_det.modeling import GNFastRCNNConvFCHead
 

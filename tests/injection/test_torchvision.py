@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from model_helpers import norms_by_site
+from support.models import norms_by_site
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models import detection, resnet18

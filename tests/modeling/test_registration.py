@@ -6,12 +6,12 @@ import importlib
 from pathlib import Path
 
 import pytest
-import zoo
 from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
-from model_helpers import norms_by_site
+from support import zoo
+from support.models import norms_by_site
 
 import gn_det
 import gn_det.modeling

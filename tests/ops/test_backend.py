@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import ROOT
+from support.programs import ROOT
 
 from gn_det.errors import InputError
 from gn_det.ops import backend, group_norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.kernels.kernel_helpers import (
+from support.kernels import (
     CHANNELS_LAST,
     CONTIGUOUS,
     DTYPES,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gn_det.analysis.kernel_report import Case, mask_rcnn_cases
 from gn_det.ops.plan import MAX_ENTRIES, make_plan
+from gn_det.studies.kernels.report import Case, mask_rcnn_cases
 
 SPLIT_SITES = ("stem", "res2", "res3", "FPN, RPN P2", "FPN, RPN P3")
 LARGE = [case for case in mask_rcnn_cases(1) if case.name.startswith(SPLIT_SITES)]

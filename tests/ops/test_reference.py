@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.kernels.kernel_helpers import FORMS, Form, make_inputs
+from support.kernels import FORMS, Form, make_inputs
 from torch import Tensor
 
 from gn_det.ops.reference import group_norm_reference

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import zoo
-from helpers import ROOT, run_program
+from support import zoo
+from support.programs import ROOT, run_program
 
 from gn_det import InputError
 

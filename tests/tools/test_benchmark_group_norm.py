@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import run_program
+from support.programs import run_program
 
-from gn_det.analysis import kernel_report
-from gn_det.analysis.kernel_peers import peer_rows
-from gn_det.analysis.kernel_report import DTYPES, FORMS, Case, code_rows, timing_row
-from gn_det.analysis.training_step import training_step_row
 from gn_det.ops import group_norm
+from gn_det.studies.kernels import report as kernel_report
+from gn_det.studies.kernels.peers import peer_rows
+from gn_det.studies.kernels.report import DTYPES, FORMS, Case, code_rows, timing_row
+from gn_det.studies.kernels.training_step import training_step_row
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TINY, folder_flags
 from PIL import Image
+from support.programs import ROOT, TINY, folder_flags
 from torch.utils.data import Subset
 
 from gn_det import InputError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from helpers import ROOT, folder_flags, run_program
+from support.programs import ROOT, folder_flags, run_program
 
 from gn_det import InputError
 

@@ -10,7 +10,7 @@ import cv2
 import pytest
 import torch
 from detectron2.modeling import build_model
-from helpers import ROOT, TINY, folder_flags
+from support.programs import ROOT, TINY, folder_flags
 
 from gn_det import FusedGroupNorm, InputError
 from gn_det.checkpoint import Checkpointer

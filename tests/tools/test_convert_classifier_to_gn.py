@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
-from helpers import ROOT
+from support.programs import ROOT
 
 from gn_det import InputError
 from gn_det.checkpoint import Checkpointer
+from gn_det.classification.training import ClassifierRecipe, train_classifier
 from gn_det.config import load_config
-from gn_det.engine.classifier import ClassifierRecipe, train_classifier
 
 PROGRAM = "tools/convert_classifier_to_gn.py"
 

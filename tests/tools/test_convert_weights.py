@@ -15,9 +15,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
-from helpers import ROOT, TINY, folder_flags
-from hostile import REFUSED, write_hostile
 from safetensors.torch import save_file
+from support.hostile import REFUSED, write_hostile
+from support.programs import ROOT, TINY, folder_flags
 from torch import Tensor, nn
 
 from gn_det import InputError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TINY, folder_flags
-from hostile import REFUSED, write_hostile
+from support.hostile import REFUSED, write_hostile
+from support.programs import ROOT, TINY, folder_flags
 
 from gn_det import InputError
 from gn_det.config import load_config

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from helpers import ROOT, build_wheel, load_program
+from support.programs import ROOT, build_wheel, load_program
 
 
 @pytest.fixture

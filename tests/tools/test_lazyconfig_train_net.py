@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import ROOT, folder_flags, run_program
+from support.programs import ROOT, folder_flags, run_program
 
 from gn_det import InputError
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, load_program, run_program
+from support.programs import ROOT, load_program, run_program
 
 from gn_det import InputError, get_config
-from gn_det.analysis import accumulation
+from gn_det.studies import accumulation
 
 TOOL = "tools/measure_accumulation.py"
 CONFIG = ROOT / "configs/small/quickstart.yaml"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, run_program
+from support.programs import ROOT, run_program
 
 from gn_det import InputError
-from gn_det.analysis.step_memory import measure_step
 from gn_det.config import get_config
+from gn_det.studies.memory.step import measure_step
 
 TOOL = "tools/plan_memory.py"
 SMALL = str(ROOT / "configs/small/mask_rcnn_R_18_FPN_gn.yaml")

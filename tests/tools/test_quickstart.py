@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY
+from support.programs import ROOT, TINY
 
 ARTIFACTS = {
     "model_final.pth", "last_checkpoint", "metrics.json", "config.yaml", "results.json",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, folder_flags
+from support.programs import ROOT, folder_flags
 
 from gn_det import InputError
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
-from helpers import ROOT, run_program
+from support.programs import ROOT, run_program
 
 from gn_det import InputError
 from gn_det.checkpoint import Checkpointer
+from gn_det.classification.training import read_classifier
 from gn_det.config import load_config
-from gn_det.engine.classifier import read_classifier
 
 PROGRAM = "tools/train_classifier.py"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from detectron2.data.detection_utils import read_image
-from helpers import ROOT, TINY, folder_flags, run_program
+from support.programs import ROOT, TINY, folder_flags, run_program
 
 from gn_det import InputError
 from gn_det.config import load_config

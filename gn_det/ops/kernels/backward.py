@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import (
+from gn_det.ops.kernels.tile import (
     SIZES,
     fold,
     load_parameter,

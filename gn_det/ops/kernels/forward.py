@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import (
+from gn_det.ops.kernels.tile import (
     SIZES,
     load_parameter,
     marked_sizes,

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gn_det.ops.plan import MAX_ENTRIES, Plan, make_plan
-
-from .backward import (
+from gn_det.ops.kernels.backward import (
     apply_gradients_kernel,
     gradient_sums_kernel,
     one_pass_gradients_kernel,
     reduce_gradients_kernel,
 )
-from .forward import apply_kernel, one_pass_kernel, statistics_kernel
+from gn_det.ops.kernels.forward import apply_kernel, one_pass_kernel, statistics_kernel
+from gn_det.ops.plan import MAX_ENTRIES, Plan, make_plan
 
 __all__ = ["Launch", "backward_launches", "forward_launches", "run"]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from support.kernels import INTERPRETED
 
 if not INTERPRETED and not torch.cuda.is_available():
     # Triton reads TRITON_INTERPRET when it is imported: these tests need a process of their own.

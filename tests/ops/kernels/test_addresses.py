@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from ops.kernels.kernel_helpers import (
+from support.kernels import (
     CHANNELS_LAST,
     FORMS,
     INTERPRETED,

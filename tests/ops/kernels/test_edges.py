@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from ops.kernels.kernel_helpers import (
+from support.kernels import (
     CHANNELS_LAST,
     CONTIGUOUS,
     FORMS,

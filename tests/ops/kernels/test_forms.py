@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.kernels.kernel_helpers import (
+from support.kernels import (
     CHANNELS_LAST,
     CONTIGUOUS,
     DTYPES,

@@ -11,7 +11,7 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
-from model_helpers import computed, randomized
+from support.models import computed, randomized
 from torch import Tensor, nn
 from torch.testing import assert_close
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from ops.kernels.kernel_helpers import (
+from support.kernels import (
     FORMS,
     LAYOUTS,
     check_against_reference,

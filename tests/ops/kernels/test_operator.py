@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gn_det.layers import FusedGroupNorm
 from gn_det.ops import group_norm
-from gn_det.ops.custom_op import fused_group_norm, fused_group_norm_backward
 from gn_det.ops.reference import group_norm_reference
+from gn_det.ops.triton_op import fused_group_norm, fused_group_norm_backward
 
 FORMS = {
     "GN": {},

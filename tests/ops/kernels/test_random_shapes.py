@@ -7,7 +7,7 @@ import math
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ops.kernels.kernel_helpers import (
+from support.kernels import (
     CHANNELS_LAST,
     CONTIGUOUS,
     DTYPES,

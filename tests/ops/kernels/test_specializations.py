@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from ops.kernels.kernel_helpers import CHANNELS_LAST, CONTIGUOUS, LAYOUTS
+from support.kernels import CHANNELS_LAST, CONTIGUOUS, LAYOUTS
 from torch import Tensor
 
 from gn_det.ops.kernels import backward, forward, launch

@@ -1,0 +1,1 @@
+"""Classifiers of any norm: networks, data sets, object crops, and their training."""

@@ -1,0 +1,97 @@
+"""Objects of a COCO-format data set, cut out: a classification set of the same pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from gn_det.data.coco import check_annotations, find_bad_images, read_coco
+from gn_det.errors import InputError
+
+__all__ = ["ObjectCrops", "sample"]
+
+_CONTEXT = 1.25  # side of a crop in sides of its object
+
+
+class ObjectCrops(Dataset):
+    """Crops around the objects of a COCO-format data set, and their classes.
+
+    Samples are as in :mod:`gn_det.classification.crops`. Crowds are left out.
+
+    Args:
+        json_file, image_root: the data set.
+        size: side of a picture in pixels.
+        augmented: whether a crop is mirrored, shifted and scaled at random, by NumPy's generator.
+
+    Raises:
+        InputError: bad annotations or images, or no objects.
+    """
+
+    def __init__(
+        self, json_file: str | Path, image_root: str | Path, size: int, *, augmented: bool
+    ) -> None:
+        dataset = read_coco(json_file)
+        check_annotations(dataset, json_file, masks=False, evaluated=False)
+        bad = find_bad_images(dataset["images"], image_root)
+        if bad:
+            image, problem = bad[0]
+            raise InputError(
+                f"{json_file}: {len(bad)} images are unusable, {image['file_name']}: {problem}"
+            )
+        categories = sorted(dataset["categories"], key=lambda c: c["id"])
+        index_of = {category["id"]: i for i, category in enumerate(categories)}
+        files = {i["id"]: str(Path(image_root) / i["file_name"]) for i in dataset["images"]}
+        self.classes = [category["name"] for category in categories]
+        self.objects: list[tuple[str, list[float], int]] = [
+            (files[a["image_id"]], a["bbox"], index_of[a["category_id"]])
+            for a in dataset["annotations"]
+            if not a.get("iscrowd")
+        ]
+        if not self.objects:
+            raise InputError(f"{json_file} has no annotated object")
+        self.size = size
+        self.augmented = augmented
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file, (x, y, width, height), label = self.objects[index]
+        center, side = np.array([x + width / 2, y + height / 2]), _CONTEXT * max(width, height)
+        mirrored = False
+        if self.augmented:
+            center += np.random.uniform(-0.1, 0.1, 2) * side
+            side *= np.exp(np.random.uniform(-0.2, 0.2))
+            mirrored = np.random.uniform() < 0.5
+        scale = self.size / side
+        shift = self.size / 2 - scale * center
+        crop = cv2.warpAffine(
+            cv2.imread(file),
+            np.array([[scale, 0, shift[0]], [0, scale, shift[1]]]),
+            (self.size, self.size),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT,
+        )
+        if mirrored:
+            crop = crop[:, ::-1]
+        return sample(crop, label, file)
+
+
+def sample(picture: np.ndarray, label: int, file_name: str) -> dict[str, Any]:
+    """A sample of a classification set.
+
+    Args:
+        picture: (H, W, 3) BGR with values from 0 to 255.
+        label: index of its class.
+        file_name: where the picture is from, named in errors.
+
+    Returns:
+        ``image``, a (3, H, W) float32 tensor, ``label`` and ``file_name``.
+    """
+    image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float()
+    return {"image": image, "label": label, "file_name": file_name}

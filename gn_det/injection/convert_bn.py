@@ -1,0 +1,373 @@
+"""From BN to GN: norms replaced, their γ, β fitted to what the BN layers put out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from gn_det.errors import InputError
+from gn_det.injection.inject import choose_sites, inject
+from gn_det.injection.least_squares import ChannelFit
+from gn_det.injection.sites import SITES, find_slots
+
+__all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn"]
+
+# Passes end when the error of no norm changes by more. On the way the mean may rise for a while:
+# norms that are fitted to inputs that change in the same pass make them worse for those behind.
+_SETTLED = 0.005
+
+Call = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True)
+class CalibrationRow:
+    """A norm that was converted.
+
+    Errors are ‖gn − bn‖ / ‖bn − mean(bn)‖ over the whole calibration set: gn is the norm's output
+    in the converted model (before an activation), with the errors of the norms before it; bn is
+    that of the BN layer in the model as it was, and its mean is taken over all elements of a
+    channel. 1 is no better than a constant in each channel. None where bn is constant, or the norm
+    not reached.
+
+    Attributes:
+        name: of the module.
+        site: key of SITES.
+        channels: C.
+        num_groups: G.
+        values: of each channel that were seen; 0 where the calibration set does not reach it.
+        constant_channels: those whose normalised input does not vary, and which kept the BN's γ.
+        copied: error with γ, β of the BN, everywhere in the model.
+        calibrated: error with γ, β fitted, everywhere in the model.
+    """
+
+    name: str
+    site: str
+    channels: int
+    num_groups: int
+    values: int
+    constant_channels: int
+    copied: float | None
+    calibrated: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What :func:`gn_det.injection.convert_bn` did; str() is the table.
+
+    Attributes:
+        rows: in the order of execution, norms that were not reached last.
+        pass_errors: mean error of the norms with γ, β copied, and after each pass.
+    """
+
+    rows: tuple[CalibrationRow, ...]
+    pass_errors: tuple[float, ...]
+
+    @property
+    def not_reached(self) -> tuple[str, ...]:
+        """Norms that the calibration set did not reach, which kept γ, β of the BN."""
+        return tuple(row.name for row in self.rows if row.values == 0)
+
+    def __str__(self) -> str:
+        return self._tables("simple")
+
+    def to_markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        return self._tables("github")
+
+    def to_json(self) -> str:
+        """``{"rows": [...], "pass_errors": [...]}``."""
+        return json.dumps(asdict(self), indent=2)
+
+    def _tables(self, style: str) -> str:
+        headers = ["norm", "site", "channels", "groups", "constant", "copied", "calibrated"]
+        rows = [
+            [
+                row.name,
+                row.site,
+                row.channels,
+                row.num_groups,
+                row.constant_channels or "",
+                row.copied,
+                row.calibrated,
+            ]
+            for row in self.rows
+        ]
+        rows.append(["mean", "", "", "", "", self.pass_errors[0], min(self.pass_errors)])
+        text = tabulate(rows, headers, tablefmt=style, floatfmt=".3f", missingval="-")
+        if any(row.constant_channels for row in self.rows):
+            text += "\n\nconstant: channels whose normalised input does not vary, with the BN's γ"
+        if self.not_reached:
+            text += (
+                f"\n\nNot reached by the calibration set, γ and β of the BN kept: "
+                f"{', '.join(self.not_reached)}"
+            )
+        return text
+
+
+def convert_bn(
+    model: nn.Module,
+    batches: Iterable[Any],
+    call: Call = lambda model, batch: model(batch),
+    sites: str | Sequence[str] = "ALL",
+    *,
+    num_groups: int | None = None,
+    channels_per_group: int | None = None,
+) -> Calibration:
+    """Replace BN, SyncBN and FrozenBN by FusedGroupNorm, in place, and fit γ, β to them.
+
+    The convolutions stay. The γ, β of a channel are the least-squares fit, in closed form, of the
+    norm in the converted model to the BN layer in the model as it was (with running statistics),
+    over all values of the calibration set. What a norm gets depends on the norms before it, so
+    passes over the set are repeated: after the k-th, the first k norms in the order of execution
+    are fitted to the inputs that they are going to see, as if one after the other. Passes end when
+    no norm's error changes any more, or after one for each norm; that of the least mean error is
+    kept. Each runs both models once on each batch, in eval mode and without gradients, and holds
+    the outputs of all BN layers for that batch.
+
+    A channel whose normalised input is constant keeps γ of the BN, and β alone is fitted. A norm
+    that the calibration set does not reach keeps both, and is reported. One without γ, β
+    (affine=False) has nothing to fit. Modes, hooks, frozen layers and names are as
+    :func:`gn_det.inject` leaves them.
+
+    Args:
+        model: with trained BN layers; after an error it is as it was.
+        batches: the calibration set, which each pass goes through.
+        call: runs the model that it is given on one batch. Both models have to take the same path:
+            where a model goes on with what it found, as detectors do with boxes, give that in.
+        sites: see :func:`gn_det.inject`; of groups of sites ("ALL"), those with BN are meant.
+        num_groups, channels_per_group: see :func:`gn_det.inject`.
+
+    Returns:
+        The error of each norm, with γ, β copied and fitted.
+
+    Raises:
+        InputError: see :func:`bn_sites`; or BN without running statistics, batches that can be
+            read once only or reach no norm, values that are not finite, or models that take
+            different paths.
+    """
+    if isinstance(batches, Iterator):
+        raise InputError(
+            f"calibration goes through the batches several times, and a {type(batches).__name__} "
+            "can be read once; give a list"
+        )
+    options = {"num_groups": num_groups, "channels_per_group": channels_per_group}
+    sites = bn_sites(model, sites, **options)
+    names = {module: name for name, module in model.named_modules()}
+    slots = {names[slot.norm]: slot for slot in find_slots(model) if slot.site in sites}
+    bns = {name: slot.norm for name, slot in slots.items() if _is_bn(slot.norm)}
+    for name, bn in bns.items():
+        _check_statistics(name, bn)
+    converted = inject(copy.deepcopy(model), sites, **options)
+    norms = {name: converted.get_submodule(name) for name in bns}
+
+    history: list[dict[str, float | None]] = []
+    best: dict[str, dict[str, Tensor]] = {}
+    with _eval_mode(model), _eval_mode(converted), torch.no_grad():
+        while len(history) <= len(norms):
+            fits = _fits(model, converted, bns, norms, batches, call)
+            history.append({name: _error(norms[name], fit) for name, fit in fits.items()})
+            if _mean(history[-1]) == min(map(_mean, history)):
+                best = {name: copy.deepcopy(norm.state_dict()) for name, norm in norms.items()}
+            if len(history) > 1 and _change(*history[-2:]) <= _SETTLED:
+                break
+            for name, fit in fits.items():
+                _set(norms[name], fit)
+
+    inject(model, sites, **options)
+    for name, state in best.items():
+        model.get_submodule(name).load_state_dict(state)
+    # The last of the least, as that of best.
+    calibrated = min(reversed(history), key=_mean)
+    return Calibration(
+        tuple(
+            CalibrationRow(
+                name,
+                slots[name].site,
+                norms[name].num_channels,
+                norms[name].num_groups,
+                fits[name].count if name in fits else 0,
+                int(fits[name].constant.sum()) if name in fits else 0,
+                history[0].get(name),
+                calibrated.get(name),
+            )
+            for name in dict.fromkeys([*fits, *norms])
+        ),
+        tuple(map(_mean, history)),
+    )
+
+
+def bn_sites(
+    model: nn.Module,
+    sites: str | Sequence[str] = "ALL",
+    *,
+    num_groups: int | None = None,
+    channels_per_group: int | None = None,
+) -> list[str]:
+    """The sites of a model where inject would replace BN layers, and change nothing else.
+
+    Args:
+        model, sites, num_groups, channels_per_group: see :func:`convert_bn`.
+
+    Returns:
+        Keys of SITES.
+
+    Raises:
+        InputError: there is no BN at a site that is named, or at none of a group of sites; beside
+            BN, a site has convolutions without a norm, or other norms, which inject would change.
+    """
+    sites = [sites] if isinstance(sites, str) else sites
+    slots = find_slots(model)
+    chosen = choose_sites(model, slots, sites)
+    with_bn = {slot.site for slot in slots if slot.site in chosen and _is_bn(slot.norm)}
+    without = [site for site in sites if site in SITES and site not in with_bn]
+    if without or not with_bn:
+        raise InputError(
+            f"{type(model).__name__} has no BN, SyncBN or FrozenBN layer to convert at "
+            f"{', '.join(without or sites)}"
+        )
+    regrouped = num_groups is not None or channels_per_group is not None
+    for slot in slots:
+        stays = isinstance(slot.norm, nn.GroupNorm) and not regrouped  # inject keeps its groups
+        if slot.site in with_bn and not _is_bn(slot.norm) and not stays:
+            there = (
+                "a convolution without a norm" if slot.norm is None else type(slot.norm).__name__
+            )
+            raise InputError(
+                f"site {slot.site} has BN and also {there}, which would become GN and compute "
+                "something else; convert the parts of the model that have BN one by one"
+            )
+    return [site for site in SITES if site in with_bn]
+
+
+def _is_bn(norm: nn.Module | None) -> bool:
+    """Whether what find_slots found is BN of any kind, a list of BN layers that cycles included."""
+    return hasattr(norm, "running_mean") or isinstance(norm, nn.ModuleList)
+
+
+def _check_statistics(name: str, bn: nn.Module) -> None:
+    for part in bn if isinstance(bn, nn.ModuleList) else [bn]:
+        if part.running_mean is None:
+            raise InputError(
+                f"{name} has no running statistics (track_running_stats=False), so that what it "
+                "puts out depends on the batch"
+            )
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _fits(
+    model: nn.Module,
+    converted: nn.Module,
+    bns: Mapping[str, nn.Module],
+    norms: Mapping[str, nn.GroupNorm],
+    batches: Iterable[Any],
+    call: Call,
+) -> dict[str, ChannelFit]:
+    """A pass: what each norm gets in the converted model, and is to make of it, as sums."""
+    fits: dict[str, ChannelFit] = {}
+    wanted: dict[str, list[Tensor]] = defaultdict(list)
+
+    def record(name: str, x: Tensor) -> None:
+        wanted[name].append(_bn(bns[name], x, len(wanted[name])))
+
+    def compare(name: str, x: Tensor) -> None:
+        y = wanted[name].pop(0) if wanted[name] else None
+        if y is None or y.shape != x.shape:
+            there = "nothing" if y is None else f"a {tuple(y.shape)} tensor"
+            raise InputError(
+                f"{name} gets a {tuple(x.shape)} tensor in the converted model and {there} in the "
+                "model with BN: what goes on from a result, such as boxes, has to be given to both"
+            )
+        if x.numel():
+            norm = norms[name]
+            x_hat = F.group_norm(x.double(), norm.num_groups, eps=norm.eps)
+            fits.setdefault(name, ChannelFit(norm.num_channels)).add(x_hat, y)
+
+    for batch in batches:
+        wanted.clear()
+        with _inputs(bns, record):
+            call(model, batch)
+        with _inputs(norms, compare):
+            call(converted, batch)
+        for name, left in wanted.items():
+            if left:
+                raise InputError(f"the converted model calls {name} less often than that with BN")
+    if not fits:
+        raise InputError("no batch of the calibration set reaches a norm that is converted")
+    for name, fit in fits.items():
+        if not fit.sums.isfinite().all():
+            raise InputError(f"what {name} gets or puts out has values that are not finite")
+    return fits
+
+
+@contextmanager
+def _inputs(norms: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Let see(name, x) look at every input of the norms."""
+    handles = [
+        norm.register_forward_pre_hook(lambda _, args, name=name: see(name, args[0]))
+        for name, norm in norms.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _bn(bn: nn.Module, x: Tensor, call: int) -> Tensor:
+    """What BN makes of x by its running statistics, before an activation, in float32 or float64.
+
+    Args:
+        call: how many calls on this batch there were before: a list of BN layers cycles.
+    """
+    statistics = bn[call % len(bn)] if isinstance(bn, nn.ModuleList) else bn
+    scale = (statistics.running_var.double() + statistics.eps).rsqrt()
+    shift = -statistics.running_mean.double() * scale
+    if bn.weight is not None:
+        scale = scale * bn.weight
+        shift = shift * bn.weight + bn.bias
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    y = x.double() * scale.view(shape) + shift.view(shape)
+    return y.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _error(norm: nn.GroupNorm, fit: ChannelFit) -> float | None:
+    ones = torch.ones(norm.num_channels, device=fit.sums.device)
+    return fit.relative_error(*((ones, 0 * ones) if norm.weight is None else norm.parameters()))
+
+
+def _set(norm: nn.GroupNorm, fit: ChannelFit) -> None:
+    if norm.weight is not None:
+        weight, bias = fit.solve(norm.weight)
+        norm.weight.copy_(weight)
+        norm.bias.copy_(bias)
+
+
+def _change(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> float:
+    """Of the error of the norm that changed most."""
+    changes = (abs(after[name] - error) for name, error in before.items() if error is not None)
+    return max(changes, default=0.0)
+
+
+def _mean(errors: Mapping[str, float | None]) -> float:
+    known = [error for error in errors.values() if error is not None]
+    return sum(known) / len(known) if known else 0.0

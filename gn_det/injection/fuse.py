@@ -1,0 +1,290 @@
+"""Fuse: let norms take in the additions and ReLUs behind them; recompute; revert: undo both."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gn_det.errors import InputError
+from gn_det.injection.sites import type_name
+from gn_det.layers import FusedGroupNorm, FusedReLU
+from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
+from gn_det.layers.recomputation import keep_in, recompute_in, recomputes_in
+from gn_det.layers.weight_standardization import ConvWSNorm1d, ConvWSNorm2d
+
+__all__ = ["fuse", "fused_forms", "recompute", "recomputed_norms", "revert"]
+
+_DEFORM = "FusedDeformBottleneckBlock"  # its 3x3 convolution calls its norm itself
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Let FusedGroupNorms compute the additions and ReLUs behind them, in place.
+
+    Detectron2's convolutions with norm and ReLU, residual blocks (basic, bottleneck, deformable),
+    the stem, FPN's lateral convolutions, and norm and ReLU one behind the other in nn.Sequentials
+    and heads become classes that compute the same in fewer passes over memory; subclasses of them
+    stay as they are. Modules, their names, parameters, hooks and isinstance are kept. A block
+    whose parts have hooks runs unfused; a norm whose repr has ``activation=relu`` returns what the
+    ReLU behind it did.
+
+    Args:
+        model: with FusedGroupNorms, see :func:`gn_det.inject`.
+
+    Returns:
+        model.
+
+    Raises:
+        InputError: it has no FusedGroupNorm, so nothing could be fused.
+    """
+    if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} has no FusedGroupNorm to fuse anything into; call inject first"
+        )
+    for name, (fused, fits) in FUSED.items():
+        for module in model.modules():
+            if type_name(type(module)) == name and fits(module):
+                module.__class__ = getattr(importlib.import_module(BLOCKS), fused)
+                if fused == _DEFORM:
+                    module.conv2.norm.activation = "relu"
+    for norm, relu in norms_right_before_relus(model):
+        norm.activation = "relu"
+        relu.__class__ = FusedReLU
+    return model
+
+
+def recompute(model: nn.Module) -> nn.Module:
+    """Train in less memory: compute again in the backward pass what is cheap to, in place.
+
+    Norms and ReLUs are, everywhere in the model, and the 1x1 convolutions that end a residual block
+    or stand in its shortcut. Of a bottleneck block are kept two narrow convolutions' outputs and
+    its result, as many bytes as with frozen BN; of FPN, stem and heads the convolutions' outputs.
+    Gradients are the same: on the CPU the same bits. Weights, their names, evaluation and what
+    torch.compile compiles stay as they are.
+
+    It acts while model runs as a whole: where it is a part of another, what leaves it is kept.
+    What runs inside torch.utils.checkpoint is left to that.
+
+    Args:
+        model: fused, see :func:`gn_det.fuse`. Call this last, before DistributedDataParallel.
+
+    Returns:
+        model.
+
+    Raises:
+        InputError: there is no FusedGroupNorm, or none that is fused with what is behind it.
+    """
+    if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} has no FusedGroupNorm to recompute; call inject and fuse first"
+        )
+    if all(form == "GN" for form in fused_forms(model).values()):
+        raise InputError(
+            f"no norm of {type(model).__name__} is fused with the ReLU or addition behind it, and "
+            "without that recomputing saves nothing; call fuse first, or inject at more sites"
+        )
+    recompute_in(model)
+    return model
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Undo fuse and recompute, and make FusedGroupNorms plain nn.GroupNorms, in place.
+
+    For export, and for comparisons with PyTorch's own. Parameters stay the same objects. Norms
+    that were built with an activation, and towers that gained norms, stay what they are.
+
+    Args:
+        model: of any kind.
+
+    Returns:
+        model.
+
+    Raises:
+        InputError: it has nothing of gn_det's, or a fused module was made another class since.
+    """
+    if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
+        raise InputError(f"{type(model).__name__} has no FusedGroupNorm: nothing to revert")
+    for name, module in model.named_modules():
+        if not _is_fused(module) and any(
+            kind.__module__ == BLOCKS for kind in type(module).__mro__
+        ):
+            raise InputError(
+                f"{name} is a {type(module).__name__} since fuse; undo that (parametrizations, "
+                "FSDP) before revert"
+            )
+    for norm in norms_of_fused_relus(model):
+        norm.activation = None
+    for module in model.modules():
+        keep_in(module)
+        if isinstance(module, FusedReLU):
+            module.__class__ = nn.ReLU
+        elif _is_fused(module):
+            if type(module).__name__ == _DEFORM:
+                module.conv2.norm.activation = None
+            kinds = type(module).__mro__
+            module.__class__ = next(kind for kind in kinds if type_name(kind) in FUSED)
+    for module in model.modules():
+        if type(module) is FusedGroupNorm and module.activation is None:
+            del module.activation
+            module.__class__ = nn.GroupNorm
+    return model
+
+
+def fused_forms(model: nn.Module) -> dict[nn.Module, str]:
+    """What each GroupNorm of a model computes in one call, such as "GN+add+ReLU"."""
+    forms = {}
+    for module in model.modules():  # blocks before their parts
+        if _is_fused(module):
+            for name, form in module.forms().items():
+                forms.setdefault(module.get_submodule(name), form)
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            if getattr(module, "activation", None) is not None:
+                forms[module] = "GN+ReLU"
+            forms.setdefault(module, "GN")
+    return forms
+
+
+def recomputed_norms(model: nn.Module) -> set[nn.Module]:
+    """The norms whose result is computed again in the backward pass: all but those of blocks."""
+    forms = fused_forms(model)
+    inside = {
+        part for module in model.modules() if recomputes_in(module) for part in module.modules()
+    }
+    return {norm for norm, form in forms.items() if norm in inside and "add+ReLU" not in form}
+
+
+def _is_fused(module: nn.Module) -> bool:
+    return type(module).__module__ == BLOCKS
+
+
+class Fusion(NamedTuple):
+    """A class of Detectron2's that has a fused form.
+
+    Attributes:
+        fused: name of that in BLOCKS.
+        fits: whether a module has the norms that it needs.
+    """
+
+    fused: str
+    fits: Callable[[nn.Module], bool]
+
+
+def _conv_fits(conv: nn.Module) -> bool:
+    return _has_plain_norm(conv) and (conv.activation is None or _is_relu(conv.activation))
+
+
+def _block_fits(block: nn.Module) -> bool:
+    convs = [block.conv1, block.conv2, block.shortcut, getattr(block, "conv3", None)]
+    return all(_is_fused_conv(conv) for conv in convs if conv is not None)
+
+
+def _deform_fits(block: nn.Module) -> bool:
+    convs = (conv for conv in (block.conv1, block.conv3, block.shortcut) if conv is not None)
+    plain = _has_plain_norm(block.conv2) and block.conv2.activation is None
+    return plain and all(map(_is_fused_conv, convs))
+
+
+def _stem_fits(stem: nn.Module) -> bool:
+    return _is_fused_conv(stem.conv1)
+
+
+def _fpn_fits(fpn: nn.Module) -> bool:
+    return all(map(_is_fused_conv, fpn.lateral_convs))
+
+
+def _is_relu(activation: object) -> bool:
+    return type(activation) is nn.ReLU or activation in (F.relu, F.relu_, torch.relu)
+
+
+def _has_plain_norm(conv: nn.Module) -> bool:
+    """Whether a convolution ends in a FusedGroupNorm that computes nothing else yet."""
+    norm = getattr(conv, "norm", None)
+    return type(norm) is FusedGroupNorm and norm.activation is None
+
+
+def _is_fused_conv(conv: nn.Module) -> bool:
+    return type_name(type(conv)) in _FUSED_CONVS and conv.activation is None
+
+
+BLOCKS = "gn_det.layers.detectron2.blocks"
+_FUSED_CONVS = (f"{BLOCKS}.FusedConv2d", f"{BLOCKS}.FusedConvWS2d")
+_RESNET = "detectron2.modeling.backbone.resnet"
+
+# By exact class, since a subclass may compute something else. Convolutions first: the others need
+# theirs to be fused ones.
+FUSED = {
+    "detectron2.layers.wrappers.Conv2d": Fusion("FusedConv2d", _conv_fits),
+    "gn_det.layers.detectron2.blocks.ConvWS2d": Fusion("FusedConvWS2d", _conv_fits),
+    f"{_RESNET}.BasicBlock": Fusion("FusedBasicBlock", _block_fits),
+    f"{_RESNET}.BottleneckBlock": Fusion("FusedBottleneckBlock", _block_fits),
+    f"{_RESNET}.DeformBottleneckBlock": Fusion("FusedDeformBottleneckBlock", _deform_fits),
+    f"{_RESNET}.BasicStem": Fusion("FusedBasicStem", _stem_fits),
+    "detectron2.modeling.backbone.fpn.FPN": Fusion("FusedFPN", _fpn_fits),
+}
+
+_CONV_NORMS = (ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d, ConvWSNorm1d, ConvWSNorm2d)
+
+# Modules that call their children one after the other, besides nn.Sequential.
+_HEADS = "detectron2.modeling.roi_heads"
+_REGNET = "detectron2.modeling.backbone.regnet"
+_IN_ORDER = {
+    f"{_HEADS}.mask_head.MaskRCNNConvUpsampleHead",
+    f"{_HEADS}.keypoint_head.KRCNNConvDeconvUpsampleHead",
+    f"{_REGNET}.SimpleStem",
+    f"{_REGNET}.ResStem",
+    f"{_REGNET}.VanillaBlock",
+    f"{_REGNET}.BasicTransform",
+    f"{_REGNET}.BottleneckTransform",
+}
+
+
+def norms_right_before_relus(model: nn.Module) -> Iterator[tuple[FusedGroupNorm, nn.ReLU]]:
+    """Yields (norm, ReLU) where both have this one place in the model."""
+    # children() has a module once, however often a parent holds it.
+    uses = Counter(child for parent in model.modules() for child in parent._modules.values())
+    for layer, relu in [*_pairs(model, nn.ReLU)]:
+        norm = _last_norm(layer)
+        if norm.activation is None and uses[layer] == uses[norm] == uses[relu] == 1:
+            yield norm, relu
+
+
+def norms_of_fused_relus(model: nn.Module) -> Iterator[FusedGroupNorm]:
+    """Yields the norms that have taken in the ReLU behind them."""
+    for layer, _ in _pairs(model, FusedReLU):
+        yield _last_norm(layer)
+
+
+def _pairs(model: nn.Module, relu_type: type[nn.ReLU]) -> Iterator[tuple[nn.Module, nn.ReLU]]:
+    """Yields (layer that ends in a norm, ReLU of exactly this type right behind)."""
+    for parent in model.modules():
+        if _calls_in_order(type(parent)):
+            layers = [layer for layer in parent._modules.values() if layer is not None]
+            for layer, following in pairwise(layers):
+                if type(following) is relu_type and _last_norm(layer) is not None:
+                    yield layer, following
+
+
+def _calls_in_order(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class call their children one after the other."""
+    if issubclass(kind, nn.Sequential) and kind.forward is nn.Sequential.forward:
+        return True
+    known = next((base for base in kind.__mro__ if type_name(base) in _IN_ORDER), kind)
+    same = all(
+        getattr(kind, name, None) is getattr(known, name, None) for name in ("forward", "layers")
+    )
+    return type_name(known) in _IN_ORDER and same
+
+
+def _last_norm(layer: nn.Module) -> FusedGroupNorm | None:
+    """The FusedGroupNorm that a layer is, or a convolution ends in."""
+    if type(layer) is FusedGroupNorm:
+        return layer
+    ends = type(layer) in _CONV_NORMS or _is_fused_conv(layer)
+    return layer.norm if ends and type(layer.norm) is FusedGroupNorm else None

@@ -1,0 +1,213 @@
+"""Convert: put FusedGroupNorm into a built model, in place."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gn_det.errors import InputError
+from gn_det.injection.sites import (
+    DEFAULT_SITES,
+    SITES,
+    Slot,
+    find_owners,
+    find_slots,
+    num_channels,
+)
+from gn_det.injection.standardize import check_standardizable, standardize
+from gn_det.layers import (
+    FusedGroupNorm,
+    FusedGroupNormAct,
+    give_norm,
+    insert_norm,
+    num_groups_of,
+)
+from gn_det.utils import nearest
+
+__all__ = ["choose_sites", "inject"]
+
+
+def inject(
+    model: nn.Module,
+    sites: str | Sequence[str] = "default",
+    *,
+    num_groups: int | None = None,
+    channels_per_group: int | None = None,
+    weight_standardization: bool = False,
+) -> nn.Module:
+    """Put FusedGroupNorm at sites of a model, in place.
+
+    A norm that is there (BN, SyncBN, FrozenBN, GN) is replaced, its γ and β carried over. A
+    convolution without one gains it, and loses its bias where Detectron2's own GN models have none
+    (backbone, FPN, box, mask and semantic heads), so the state-dict keys are theirs. In the towers
+    of RetinaNet and FCOS, where later modules move up, weights from before still load. A new norm
+    is frozen where the old one was, or, where that had no parameters, its convolution, so FREEZE_AT
+    holds. Hooks of a norm stay, and so do dropout and activation inside timm's. Norms of classes
+    with a forward of their own stay, and those behind linear layers.
+
+    Build optimizer and DistributedDataParallel afterwards: the norms' parameters are new.
+
+    Args:
+        model: of Detectron2 or torchvision or any other, or a component of one.
+        sites: names of SITES, or one of them. "default" stands for those that Detectron2's NORM
+            keys reach, and norms outside of Detectron2's parts ("other"); "ALL" for all. Those
+            that have nothing to normalise are left out of these two, not of names.
+        num_groups: G; where the channels are no multiple of it, the largest divisor below it.
+            Default: a GN layer's own, 32 for the others.
+        channels_per_group: in place of num_groups; where the channels are no multiple of it, the
+            largest divisor below it.
+        weight_standardization: whether the convolutions before these norms standardise their
+            weight, too (Qiao et al. 2019, arXiv 1903.10520): those of PyTorch's and Detectron2's
+            own classes. Transposed, deformable and other ones stay, which the audit tells. Weights
+            keep their names, and compute something else than without.
+
+    Returns:
+        model.
+
+    Raises:
+        InputError: an unknown site, a site with nothing to normalise (the message says what is
+            there), both ways to say how many groups, no convolution that can standardise its
+            weight, or a model in DistributedDataParallel.
+        ValueError: num_groups or channels_per_group is below 1.
+    """
+    if num_groups is not None and channels_per_group is not None:
+        raise InputError(
+            f"num_groups {num_groups} and channels_per_group {channels_per_group} are two ways to "
+            "say the same; give one"
+        )
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise InputError("inject before DistributedDataParallel, which would not see the new norms")
+    slots = find_slots(model)
+    chosen = choose_sites(model, slots, [sites] if isinstance(sites, str) else sites)
+    holders = defaultdict(list)  # several, where modules share a norm
+    for parent in model.modules():
+        for child in parent.children():
+            holders[child].append(parent)
+    slots = [slot for slot in slots if slot.site in chosen]
+    if weight_standardization:
+        check_standardizable(slots)
+    # All are built before the first is placed: an error leaves the model as it was.
+    norms = [_norm_for(slot, num_groups, channels_per_group) for slot in slots]
+    for slot, norm in zip(slots, norms, strict=True):
+        if slot.norm is None:
+            _add(slot, norm)
+        else:
+            for holder in holders[slot.norm]:
+                _replace(holder, slot.norm, norm)
+        if weight_standardization:
+            standardize(slot.conv)
+    return model
+
+
+def choose_sites(model: nn.Module, slots: Iterable[Slot], sites: Sequence[str]) -> set[str]:
+    """The sites that are meant, each checked to have a slot."""
+    groups = {"default": DEFAULT_SITES, "ALL": tuple(SITES)}
+    there = Counter(slot.site for slot in slots)
+    chosen: set[str] = set()
+    for site in sites:
+        if site in groups:
+            chosen |= there.keys() & set(groups[site])
+        elif site not in SITES:
+            known = [*groups, *SITES]
+            raise InputError(
+                f"no site {site!r}{nearest(site, known)}; there are {', '.join(known)}"
+            )
+        elif site not in there:
+            raise InputError(f"{_nothing_at(model, site)}. {_what_is_there(model, there)}")
+        else:
+            chosen.add(site)
+    if not chosen:
+        raise InputError(
+            f"nothing to normalise at {', '.join(sites) or 'no sites'}. "
+            f"{_what_is_there(model, there)}"
+        )
+    return chosen
+
+
+def _nothing_at(model: nn.Module, site: str) -> str:
+    found = [
+        f"{name or 'the model'} ({type(m).__name__})" for name, m, _ in find_owners(model, site)
+    ]
+    if not found or site == "other":
+        return f"site {site}: {type(model).__name__} has none"
+    hint = SITES[site].hint and f": {SITES[site].hint}"
+    return f"site {site}: {', '.join(found)} has nothing to normalise{hint}"
+
+
+def _what_is_there(model: nn.Module, there: Counter[str]) -> str:
+    if there:
+        listed = ", ".join(f"{site} {count}" for site, count in there.items())
+        return f"The places for norms in {type(model).__name__}: {listed}"
+    empty = [
+        _nothing_at(model, site)
+        for site in SITES
+        if site != "other" and any(find_owners(model, site))
+    ]
+    return "; ".join([f"{type(model).__name__} has no place for a norm", *empty])
+
+
+def _norm_for(slot: Slot, num_groups: int | None, channels_per_group: int | None) -> FusedGroupNorm:
+    old, conv = slot.norm, slot.conv
+    channels = conv.out_channels if old is None else num_channels(old)
+    if isinstance(old, nn.GroupNorm) and num_groups is None and channels_per_group is None:
+        groups = old.num_groups
+    else:
+        groups = num_groups_of(channels, num_groups, channels_per_group)
+    tensors = chain.from_iterable(
+        (*module.parameters(), *module.buffers()) for module in (conv, old) if module is not None
+    )
+    like = next(tensors, torch.empty(0))
+    norm = FusedGroupNorm(
+        channels,
+        groups,
+        old.eps if isinstance(old, nn.GroupNorm) else 1e-5,
+        affine=old is None or old.weight is not None,
+        device=like.device,
+        dtype=like.dtype,
+    )
+    if old is None:
+        return norm.requires_grad_(conv.weight.requires_grad).train(conv.training)
+    _carry_over(old, norm)
+    # FrozenBN's are buffers, which tell nothing of whether a layer is frozen.
+    source = old if isinstance(old.weight, nn.Parameter) else conv
+    trains = source is None or source.weight is None or source.weight.requires_grad
+    return norm.requires_grad_(trains).train(old.training)
+
+
+def _carry_over(old: nn.Module, norm: FusedGroupNorm) -> None:
+    """Give a norm the parameters of the one that it replaces, its hooks, and what it also did."""
+    if norm.affine:
+        with torch.no_grad():
+            norm.weight.copy_(old.weight)
+            norm.bias.copy_(old.bias)
+    for name, value in vars(old).items():
+        if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):  # their hooks
+            setattr(norm, name, value)
+    if isinstance(old, FusedGroupNorm):
+        norm.activation = old.activation
+    drop, act = getattr(old, "drop", None), getattr(old, "act", None)
+    if type(act) is nn.ReLU and isinstance(drop, (nn.Identity, type(None))):
+        norm.activation = "relu"
+    elif act is not None:
+        norm.__class__ = FusedGroupNormAct
+        norm.drop, norm.act = drop or nn.Identity(), act
+
+
+def _replace(holder: nn.Module, old: nn.Module, norm: FusedGroupNorm) -> None:
+    for name, child in [*holder._modules.items()]:
+        if child is old:
+            setattr(holder, name, norm)
+
+
+def _add(slot: Slot, norm: FusedGroupNorm) -> None:
+    if slot.parent is slot.conv:
+        give_norm(slot.conv, norm)
+    else:
+        insert_norm(slot.parent, slot.conv, norm)
+    if SITES[slot.site].drops_bias:
+        slot.conv.bias = None

@@ -1,0 +1,1 @@
+"""Detectron2's own modules that end in FusedGroupNorm."""

@@ -1,0 +1,254 @@
+"""Detectron2's convolution, residual blocks, stem and FPN, ending in fused group_norm calls.
+
+Each is a subclass with the same modules and another forward; :func:`gn_det.fuse` gives a built
+module the class in place, and :func:`gn_det.revert` takes it back. All their norms are
+FusedGroupNorm. Where hooks watch the parts of a block, or one was given another forward or norm
+since, Detectron2's own forward runs: a hook sees what it saw before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.backbone.resnet import (
+    BasicBlock,
+    BasicStem,
+    BottleneckBlock,
+    DeformBottleneckBlock,
+)
+from torch import Tensor, nn
+
+from gn_det.layers.group_norm import FusedGroupNorm
+from gn_det.layers.recomputation import recomputed
+from gn_det.layers.weight_standardization import WeightStandardized
+
+__all__ = [
+    "ConvWS2d",
+    "FusedBasicBlock",
+    "FusedBasicStem",
+    "FusedBottleneckBlock",
+    "FusedConv2d",
+    "FusedConvWS2d",
+    "FusedDeformBottleneckBlock",
+    "FusedFPN",
+]
+
+
+class ConvWS2d(WeightStandardized, Conv2d):
+    """Detectron2's Conv2d with Weight Standardization: convolution, norm, activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convolved(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+
+class FusedConv2d(Conv2d):
+    """Convolution, GN and activation, the last two in one call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if not isinstance(self.norm, FusedGroupNorm) or _watched(self.children()):
+                return super().forward(x)
+        # The ReLU may also be a module behind this one, which its norm has taken in.
+        return self.normalized(x, "relu" if self.activation is not None else self.norm.activation)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        return F.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def expanded(self, x: Tensor) -> Tensor:
+        """The convolution alone; where it is 1x1, recomputation computes it again.
+
+        For those that a block's channels multiply in: little work beside the size of the result.
+        """
+        if torch.jit.is_scripting() or self.kernel_size != (1, 1):
+            return self.convolved(x)
+        return recomputed(self.convolved, x)
+
+    def normalized(
+        self,
+        x: Tensor,
+        activation: Optional[str],
+        residual: Optional[Tensor] = None,
+        normalize_residual: bool = False,
+        residual_weight: Optional[Tensor] = None,
+        residual_bias: Optional[Tensor] = None,
+    ) -> Tensor:
+        """The convolution and a form of group_norm, see FusedGroupNorm.normalize."""
+        return self.norm.normalize(
+            self.convolved(x), activation,
+            residual, normalize_residual, residual_weight, residual_bias,
+        )  # fmt: skip
+
+    def forms(self) -> dict[str, str]:
+        """What each norm below does besides GN, by its name in this module."""
+        return {"norm": "GN" if self.activation is None else "GN+ReLU"}
+
+
+class FusedConvWS2d(FusedConv2d, ConvWS2d):
+    """FusedConv2d with Weight Standardization."""
+
+    convolved = ConvWS2d.convolved
+
+
+class _FusedBlock:
+    """What residual blocks share: their end, where norms, addition and ReLU are one call."""
+
+    def shortcut_for(
+        self, x: Tensor, num_groups: int, eps: float
+    ) -> tuple[Tensor, bool, Optional[Tensor], Optional[Tensor]]:
+        """What the last norm adds: residual, normalize_residual, residual_weight, residual_bias.
+
+        The norm of a projection joins that call where it has the last norm's num_groups and eps.
+        """
+        if self.shortcut is None:
+            return x, False, None, None
+        norm = self.shortcut.norm
+        if norm.num_groups == num_groups and norm.eps == eps:
+            return self.shortcut.expanded(x), True, norm.weight, norm.bias
+        return self.shortcut.normalized(x, None), False, None, None
+
+    def forms(self) -> dict[str, str]:
+        *inner, last = [name for name in ("conv1", "conv2", "conv3") if hasattr(self, name)]
+        forms = {f"{name}.norm": "GN+ReLU" for name in inner}
+        forms[f"{last}.norm"] = "GN+add+ReLU"
+        if self.shortcut is not None:
+            norm, end = self.shortcut.norm, getattr(self, last).norm
+            forms["shortcut.norm"] = "GN"
+            if (norm.num_groups, norm.eps) == (end.num_groups, end.eps):
+                forms[f"{last}.norm"] = forms["shortcut.norm"] = "GN+GN+add+ReLU"
+        return forms
+
+
+class FusedBasicBlock(_FusedBlock, BasicBlock):
+    """Two 3x3 convolutions and a shortcut in two group_norm calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if _watched(self.children()):
+                return BasicBlock.forward(self, x)
+        out = self.conv1.normalized(x, "relu")
+        residual, normalize, weight, bias = self.shortcut_for(
+            x, self.conv2.norm.num_groups, self.conv2.norm.eps
+        )
+        return self.conv2.normalized(out, "relu", residual, normalize, weight, bias)
+
+
+class FusedBottleneckBlock(_FusedBlock, BottleneckBlock):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut in three group_norm calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if _watched(self.children()):
+                return BottleneckBlock.forward(self, x)
+        out = self.conv2.normalized(self.conv1.normalized(x, "relu"), "relu")
+        residual, normalize, weight, bias = self.shortcut_for(
+            x, self.conv3.norm.num_groups, self.conv3.norm.eps
+        )
+        return self.conv3.norm.normalize(
+            self.conv3.expanded(out), "relu", residual, normalize, weight, bias
+        )
+
+
+class FusedDeformBottleneckBlock(_FusedBlock, DeformBottleneckBlock):
+    """FusedBottleneckBlock whose 3x3 convolution is deformable.
+
+    That one ends in its norm by itself, and the norm in the ReLU (activation="relu").
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _watched(self.children()):
+            return DeformBottleneckBlock.forward(self, x)
+        out = self.conv1.normalized(x, "relu")
+        offset = self.conv2_offset(out)
+        if self.deform_modulated:
+            *offset, mask = offset.chunk(3, dim=1)
+            out = self.conv2(out, torch.cat(offset, dim=1), mask.sigmoid())
+        else:
+            out = self.conv2(out, offset)
+        residual, normalize, weight, bias = self.shortcut_for(
+            x, self.conv3.norm.num_groups, self.conv3.norm.eps
+        )
+        return self.conv3.norm.normalize(
+            self.conv3.expanded(out), "relu", residual, normalize, weight, bias
+        )
+
+
+class FusedBasicStem(BasicStem):
+    """7x7 convolution, GN with ReLU, max pooling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if _watched(self.children()):
+                return BasicStem.forward(self, x)
+        x = self.conv1.normalized(x, "relu")
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+    def forms(self) -> dict[str, str]:
+        return {"conv1.norm": "GN+ReLU"}
+
+
+class FusedFPN(FPN):
+    """FPN whose lateral norms add the level above.
+
+    Under CUDA autocast the level keeps the lateral's dtype, though F.interpolate returns float32.
+    """
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if not torch.jit.is_scripting():
+            if _watched(self.lateral_convs):
+                return FPN.forward(self, x)
+        features = self.bottom_up(x)
+        level = self.lateral_convs[0](features[self.in_features[-1]])
+        results = [self.output_convs[0](level)]
+        # TorchScript unrolls a loop over modules, and cannot slice them.
+        for index, (lateral, output) in enumerate(zip(self.lateral_convs, self.output_convs)):
+            if index > 0:
+                if torch.jit.is_scripting():
+                    above = _upsampled(level)
+                else:
+                    above = recomputed(_upsampled, level)
+                level = lateral.normalized(features[self.in_features[-index - 1]], None, above)
+                if self._fuse_type == "avg":
+                    level = level / 2
+                results.insert(0, output(level))
+        if self.top_block is not None:
+            if self.top_block.in_feature in features:
+                top = features[self.top_block.in_feature]
+            else:
+                top = results[self._out_features.index(self.top_block.in_feature)]
+            results.extend(self.top_block(top))
+        return dict(zip(self._out_features, results))
+
+    def forms(self) -> dict[str, str]:
+        names = {conv: name for name, conv in self.named_children()}
+        return {f"{names[conv]}.norm": "GN+add" for conv in self.lateral_convs[1:]}
+
+
+def _upsampled(level: Tensor) -> Tensor:
+    return F.interpolate(level, scale_factor=2.0, mode="nearest")
+
+
+def _watched(parts: Iterable[nn.Module]) -> bool:
+    """Whether parts have to be called one by one: something watches or replaces what they do."""
+    return torch.nn.modules.module._has_any_global_hook() or any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        or (isinstance(module, FusedConv2d) and not isinstance(module.norm, FusedGroupNorm))
+        for part in parts
+        for module in part.modules()
+    )

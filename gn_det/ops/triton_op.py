@@ -1,0 +1,222 @@
+"""The kernels as PyTorch operators: implementation, shapes for the compiler, gradient formula."""
+
+# No `from __future__ import annotations`: torch.library reads the annotations as objects.
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from gn_det.ops.aten import group_norm_composed
+
+__all__ = ["fused_group_norm", "fused_group_norm_backward", "layout_of"]
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """The layout that x is in, or nearest to: channels_last where its channels lie densest."""
+    if x.dim() in (4, 5) and x.stride(1) == 1 and not x.is_contiguous():
+        return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def _dense(
+    tensor: Optional[Tensor], layout: torch.memory_format = torch.contiguous_format
+) -> Optional[Tensor]:
+    return None if tensor is None else tensor.contiguous(memory_format=layout)
+
+
+@torch.library.custom_op("gn_det::group_norm", mutates_args=())
+def fused_group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    eps: float,
+    relu: bool,
+    residual: Optional[Tensor],
+    normalize_residual: bool,
+    residual_weight: Optional[Tensor],
+    residual_bias: Optional[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The five forms of :func:`gn_det.group_norm`, on arguments that it has checked.
+
+    Returns:
+        y of x's shape and dtype in x's layout, and the statistics, float32 (2, N, G): mean and
+        1/√(variance + eps) of each group, followed by the residual's, (4, N, G), if normalised.
+    """
+    from gn_det.ops.kernels import launch
+
+    layout = layout_of(x)
+    y, statistics, launches = launch.forward_launches(
+        _dense(x, layout),
+        num_groups,
+        _dense(weight),
+        _dense(bias),
+        eps,
+        relu,
+        _dense(residual, layout),
+        normalize_residual,
+        _dense(residual_weight),
+        _dense(residual_bias),
+    )
+    launch.run(launches, x.device)
+    return y, statistics
+
+
+@fused_group_norm.register_fake
+def _(
+    x: Tensor,
+    num_groups: int,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    eps: float,
+    relu: bool,
+    residual: Optional[Tensor],
+    normalize_residual: bool,
+    residual_weight: Optional[Tensor],
+    residual_bias: Optional[Tensor],
+) -> tuple[Tensor, Tensor]:
+    shape = (4 if normalize_residual else 2, x.size(0), num_groups)
+    statistics = x.new_empty(shape, dtype=torch.float32)
+    return torch.empty_like(x, memory_format=layout_of(x)), statistics
+
+
+@torch.library.custom_op("gn_det::group_norm_backward", mutates_args=())
+def fused_group_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    y: Optional[Tensor],
+    statistics: Tensor,
+    num_groups: int,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    relu: bool,
+    residual: Optional[Tensor],
+    residual_weight: Optional[Tensor],
+    residual_bias: Optional[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`fused_group_norm`.
+
+    Args:
+        y: the output, where ReLU's mask cannot be found again from x: with an added residual.
+        residual: given only if it is normalised.
+
+    Returns:
+        dx; the residual's gradient, empty where that is dy or nothing; and float32 (2, C), dγ and
+        dβ, followed by those of a normalised residual, (4, C).
+    """
+    from gn_det.ops.kernels import launch
+
+    layout = layout_of(x)
+    dx, dresidual, dparameters, launches = launch.backward_launches(
+        _dense(dy, layout),
+        _dense(x, layout),
+        _dense(y, layout),
+        statistics,
+        num_groups,
+        _dense(weight),
+        _dense(bias),
+        relu,
+        _dense(residual, layout),
+        _dense(residual_weight),
+        _dense(residual_bias),
+    )
+    launch.run(launches, x.device)
+    return dx, x.new_empty(0) if dresidual is None else dresidual, dparameters
+
+
+@fused_group_norm_backward.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    y: Optional[Tensor],
+    statistics: Tensor,
+    num_groups: int,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    relu: bool,
+    residual: Optional[Tensor],
+    residual_weight: Optional[Tensor],
+    residual_bias: Optional[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=layout_of(x))
+    has_residual = y is not None or residual is not None
+    dresidual = torch.empty_like(dx) if has_residual else x.new_empty(0)
+    dparameters = x.new_empty((statistics.size(0), x.size(1)), dtype=torch.float32)
+    return dx, dresidual, dparameters
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    (
+        x, num_groups, weight, bias, eps, relu, residual, normalize_residual,
+        residual_weight, residual_bias,
+    ) = inputs  # fmt: skip
+    y, statistics = output
+    ctx.num_groups, ctx.eps, ctx.relu = num_groups, eps, relu
+    ctx.normalize_residual = normalize_residual
+    ctx.residual_added = residual is not None and not normalize_residual
+    ctx.save_for_backward(
+        x,
+        y if relu and ctx.residual_added else None,
+        statistics,
+        weight,
+        bias,
+        residual if normalize_residual else None,
+        residual_weight,
+        residual_bias,
+    )
+
+
+def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple:
+    x, y, statistics, weight, bias, residual, residual_weight, residual_bias = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        dx, dweight, dbias, dresidual, dresidual_weight, dresidual_bias = _composed_gradients(
+            ctx, dy, x, y, weight, bias, residual, residual_weight, residual_bias
+        )
+    else:
+        dx, dresidual, dparameters = fused_group_norm_backward(
+            dy, x, y, statistics, ctx.num_groups, weight, bias, ctx.relu,
+            residual, residual_weight, residual_bias,
+        )  # fmt: skip
+        parameters = (weight, bias, residual_weight, residual_bias)
+        dweight, dbias, dresidual_weight, dresidual_bias = (
+            None if parameter is None else dparameters[row].to(parameter.dtype)
+            for row, parameter in enumerate(parameters)
+        )
+        if ctx.residual_added and not ctx.relu:
+            dresidual = dy
+        elif not (ctx.residual_added or ctx.normalize_residual):
+            dresidual = None
+    return (
+        dx, None, dweight, dbias, None, None, dresidual, None, dresidual_weight, dresidual_bias,
+    )  # fmt: skip
+
+
+def _composed_gradients(
+    ctx: Any,
+    dy: Tensor,
+    x: Tensor,
+    y: Optional[Tensor],
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    residual: Optional[Tensor],
+    residual_weight: Optional[Tensor],
+    residual_bias: Optional[Tensor],
+) -> list[Optional[Tensor]]:
+    """The same gradients by ATen operators, which have gradients of their own (create_graph)."""
+    if y is not None:
+        # The residual itself was not kept; its mask is all that is missing.
+        dy = dy * (y > 0)
+    inputs = [x, weight, bias, residual, residual_weight, residual_bias]
+    z = group_norm_composed(
+        x, ctx.num_groups, weight, bias, ctx.eps, ctx.relu and y is None,
+        residual, ctx.normalize_residual, residual_weight, residual_bias,
+    )  # fmt: skip
+    wanted = [i for i in inputs if i is not None and i.requires_grad]
+    gradients = iter(torch.autograd.grad(z, wanted, dy, create_graph=True))
+    found = [next(gradients) if i is not None and i.requires_grad else None for i in inputs]
+    if ctx.residual_added:
+        found[3] = dy
+    return found
+
+
+fused_group_norm.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,1 @@
+"""Figures: curves, objects drawn over images, contact sheets."""

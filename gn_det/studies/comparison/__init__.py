@@ -1,0 +1,1 @@
+"""GN beside frozen BN and BN: a matrix of runs, their cost, the report."""

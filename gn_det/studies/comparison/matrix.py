@@ -1,0 +1,227 @@
+"""A comparison of norms: the runs of its matrix, what is equal in them, and getting them done."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from gn_det.config import dump_config, load_config
+from gn_det.engine.termination import TERMINATED
+from gn_det.errors import InputError
+from gn_det.utils import make_folder, write_atomically
+
+__all__ = ["Run", "check_comparable", "check_folders", "differences", "run_all"]
+
+# Where a recipe may say which norm is where, and what comes with the weights of its classifier.
+_NORM_KEYS = re.compile(r"MODEL\.GN\..*|.*\.NORM")
+_COMPONENTS = re.compile(r"MODEL\.META_ARCHITECTURE|.*\.(NAME|HEAD_NAME)")
+_START_KEYS = re.compile(r"MODEL\.(WEIGHTS|RESNETS\.STRIDE_IN_1X1|PIXEL_MEAN|PIXEL_STD)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the matrix.
+
+    Attributes:
+        recipe: stem of the config file.
+        ims_per_gpu: images on each GPU at a time.
+        seed: of the run.
+        cfg: its whole config, as it trains.
+    """
+
+    recipe: str
+    ims_per_gpu: int
+    seed: int
+    cfg: CfgNode
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}-{self.ims_per_gpu}ims-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.OUTPUT_DIR)
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "results.json").exists()
+
+    @property
+    def iterations_done(self) -> int:
+        """Iterations that metrics.json tells of; all of a finished run."""
+        if self.finished:
+            return self.cfg.SOLVER.MAX_ITER
+        try:
+            lines = (self.folder / "metrics.json").read_text().splitlines()
+            return min(json.loads(lines[-1])["iteration"] + 1, self.cfg.SOLVER.MAX_ITER)
+        except (OSError, ValueError, LookupError):
+            return 0
+
+    @property
+    def failure(self) -> str:
+        """The last line that an unfinished run said."""
+        lines = (self.folder / "console.txt").read_text().strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+def differences(configs: Mapping[str, CfgNode]) -> dict[str, dict[str, Any]]:
+    """The settings in which configs differ, and their value in each, by key and name."""
+    flat = {name: dict(_settings(cfg)) for name, cfg in configs.items()}
+    keys = sorted(set().union(*flat.values()))
+    return {
+        key: {name: settings.get(key) for name, settings in flat.items()}
+        for key in keys
+        if len({repr(settings.get(key)) for settings in flat.values()}) > 1
+    }
+
+
+def check_comparable(configs: Mapping[str, CfgNode]) -> None:
+    """Refuse recipes that differ in more than the norm.
+
+    They may differ in where they have which norm and in the weights that they start from, with what
+    belongs to those (stride, pixel mean and standard deviation), but all or none start from some.
+
+    Args:
+        configs: by recipe.
+
+    Raises:
+        InputError: naming each other setting in which they differ, with its values.
+    """
+    others = {
+        key: values for key, values in differences(configs).items() if not _is_of_norm(key, values)
+    }
+    if others:
+        told = "; ".join(
+            f"{key} is {', '.join(f'{value!r} in {name}' for name, value in values.items())}"
+            for key, values in others.items()
+        )
+        raise InputError(
+            f"the recipes differ in more than the norm: {told}. Set it in each alike, or show one "
+            "of them with --beside"
+        )
+
+
+def check_folders(runs: Sequence[Run]) -> None:
+    """Check that no two runs share a folder, and that what is there has the same settings.
+
+    Raises:
+        InputError: naming the run, and for other settings their keys and values.
+    """
+    twice = [name for name, count in Counter(run.name for run in runs).items() if count > 1]
+    if twice:
+        raise InputError(f"the matrix has {twice[0]} twice, which would share a folder")
+    for run in runs:
+        file = run.folder / "config.yaml"
+        if not file.exists():
+            if run.folder.exists() and any(run.folder.iterdir()):
+                raise InputError(f"{run.folder} holds something that is no run of this comparison")
+            continue
+        there = differences({"there": load_config(file), "asked": run.cfg})
+        if there:
+            told = "; ".join(
+                f"{key} is {values['there']!r} there and {values['asked']!r} here"
+                for key, values in there.items()
+            )
+            raise InputError(
+                f"{run.folder} holds a run with other settings: {told}. Compare in another folder, "
+                "or remove that one"
+            )
+
+
+def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> dict[str, str]:
+    """Train and evaluate what is not finished, going on with what was interrupted.
+
+    Args:
+        runs: of the matrix.
+        train_net: tools/train_net.py.
+        jobs: runs at a time; they share the cores of the CPU.
+        num_gpus: of each run.
+
+    Returns:
+        By name of a run that failed, the last line that it said.
+    """
+    waiting = [run for run in runs if not run.finished]
+    working: dict[subprocess.Popen, Run] = {}
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    failures: dict[str, str] = {}
+    total = sum(run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH for run in runs)
+    with tqdm(total=total, unit="image", desc="comparison", smoothing=0.05) as progress:
+        progress.initial = progress.n = _images_done(runs)
+        try:
+            while waiting or working:
+                while waiting and len(working) < jobs:
+                    run = waiting.pop(0)
+                    working[_start(run, train_net, jobs, num_gpus)] = run
+                time.sleep(1)
+                for process in [p for p in working if p.poll() is not None]:
+                    run = working.pop(process)
+                    if process.returncode == TERMINATED:  # whoever ends one run ends them all
+                        sys.exit(TERMINATED)
+                    if not run.finished:
+                        failures[run.name] = run.failure
+                        progress.write(f"{run.name} failed: {run.failure}")
+                progress.set_postfix_str(", ".join(run.name for run in working.values()))
+                progress.n = _images_done(runs)
+                progress.refresh()
+        finally:
+            for process in working:  # each saves a checkpoint
+                process.send_signal(signal.SIGTERM)
+            for process in working:
+                process.wait()
+            signal.signal(signal.SIGTERM, before)
+    return failures
+
+
+def _start(run: Run, train_net: Path, jobs: int, num_gpus: int) -> subprocess.Popen:
+    make_folder(run.folder)
+    config = run.folder / "config.yaml"
+    write_atomically(config, dump_config(run.cfg))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with open(run.folder / "console.txt", "a") as console:
+        return subprocess.Popen(
+            [
+                sys.executable, train_net, "--config-file", config, "--resume",
+                "--num-gpus", str(num_gpus), "--dist-url", "auto",
+            ],
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            start_new_session=True,  # Ctrl-C reaches this process, which ends the others in peace
+        )  # fmt: skip
+
+
+def _images_done(runs: Sequence[Run]) -> int:
+    return sum(run.iterations_done * run.cfg.SOLVER.IMS_PER_BATCH for run in runs)
+
+
+def _settings(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots, and their values; where a run writes is none of its settings."""
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _settings(value, f"{prefix}{key}.")
+        elif prefix + key != "OUTPUT_DIR":
+            yield prefix + key, json.loads(json.dumps(value))  # as a file has it, without tuples
+
+
+def _is_of_norm(key: str, values: Mapping[str, Any]) -> bool:
+    if _NORM_KEYS.fullmatch(key):
+        return True
+    if _COMPONENTS.fullmatch(key):  # gn_det's entries are Detectron2's with GN
+        return len({re.sub("^GN|gn_", "", str(value)) for value in values.values()}) == 1
+    if key == "MODEL.WEIGHTS":
+        return all(values.values())
+    return bool(_START_KEYS.fullmatch(key))

@@ -1,0 +1,222 @@
+"""The report of a comparison: tables of AP and cost, and their pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tabulate import tabulate
+
+from gn_det.plots.figures import (
+    csv_text,
+    deviation,
+    mean_and_deviation,
+    new_figure,
+    plot_mean,
+    save_figure,
+    set_log2_places,
+)
+
+__all__ = [
+    "Cost",
+    "Outcome",
+    "ap_table",
+    "cost_table",
+    "outcomes_csv",
+    "plot_ap",
+    "plot_cost",
+    "plot_curves_of",
+]
+
+_TASKS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run reached.
+
+    Attributes:
+        recipe, ims_per_gpu, seed: which run.
+        ims_per_step: images of a step.
+        failure: why it did not finish; empty where it did.
+        curves: by metric, its values by the images seen; the last AP is that of the run.
+    """
+
+    recipe: str
+    ims_per_gpu: int
+    seed: int
+    ims_per_step: int
+    failure: str = ""
+    curves: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def ap(self, metric: str) -> float | None:
+        """The last value of bbox/AP or segm/AP; None for a run that did not finish."""
+        curve = self.curves.get(metric)
+        return curve[max(curve)] if curve and not self.failure else None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training step of a recipe costs, per image.
+
+    Attributes:
+        recipe, ims_per_gpu: which.
+        activation_mb: MiB kept for the backward pass.
+        seconds: of a forward and backward pass.
+    """
+
+    recipe: str
+    ims_per_gpu: int
+    activation_mb: float
+    seconds: float
+
+
+def ap_table(outcomes: Sequence[Outcome], tablefmt: str = "github") -> str:
+    """Mean ± sample standard deviation over the seeds, a row for each recipe."""
+    numbers = sorted({o.ims_per_gpu for o in outcomes})
+    metrics = _metrics(outcomes)
+    headers = ["", *(f"{_TASKS[m]}, {n} image{'s' * (n > 1)}" for m in metrics for n in numbers)]
+    rows = [
+        [recipe] + [_cell(_of(outcomes, recipe, n), metric) for metric in metrics for n in numbers]
+        for recipe in _recipes(outcomes)
+    ]
+    return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True)
+
+
+def cost_table(costs: Sequence[Cost], tablefmt: str = "github") -> str:
+    """MiB and milliseconds for each image, a row for each recipe."""
+    numbers = sorted({cost.ims_per_gpu for cost in costs})
+    titles = ("MiB saved an image", "ms an image")
+    by = {(c.recipe, c.ims_per_gpu): (c.activation_mb, 1000 * c.seconds) for c in costs}
+    headers = ["", *(f"{title}, {n} at a time" for title in titles for n in numbers)]
+    rows = [
+        [recipe]
+        + [
+            f"{by[recipe, n][column]:.1f}" if (recipe, n) in by else ""
+            for column in range(len(titles))
+            for n in numbers
+        ]
+        for recipe in dict.fromkeys(cost.recipe for cost in costs)
+    ]
+    return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True)
+
+
+def outcomes_csv(outcomes: Sequence[Outcome]) -> str:
+    """A line for each run."""
+    metrics = _metrics(outcomes)
+    return csv_text(
+        ["recipe", "ims_per_gpu", "seed", "ims_per_step", *metrics, "failure"],
+        [
+            [
+                *(o.recipe, o.ims_per_gpu, o.seed, o.ims_per_step),
+                *("" if o.ap(m) is None else f"{o.ap(m):.4f}" for m in metrics),
+                o.failure,
+            ]
+            for o in outcomes
+        ],
+    )
+
+
+def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) -> None:
+    """AP against the images of a step, a line for each recipe, a bar for the spread over seeds.
+
+    Recipes that are shown beside the comparison are dashed.
+    """
+    metrics = _metrics(outcomes)
+    figure = new_figure(5.5 * len(metrics), 4)
+    for axes, metric in zip(
+        figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
+    ):
+        for number, recipe in enumerate(_recipes(outcomes)):
+            points: dict[int, list[float]] = {}
+            for outcome in outcomes:
+                if outcome.recipe == recipe and outcome.ap(metric) is not None:
+                    points.setdefault(outcome.ims_per_step, []).append(outcome.ap(metric))
+            places = sorted(points)
+            axes.errorbar(
+                [place * (1 + 0.012 * number) for place in places],  # bars beside each other
+                [statistics.mean(points[place]) for place in places],
+                [deviation(points[place]) for place in places],
+                marker="o",
+                linestyle="--" if recipe in beside else "-",
+                capsize=3,
+                label=recipe,
+            )
+        steps = sorted({outcome.ims_per_step for outcome in outcomes})
+        set_log2_places(axes, steps)
+        axes.set(xlabel="images a step", ylabel=_TASKS[metric], ylim=(0, None))
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, png)
+
+
+def plot_curves_of(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) -> None:
+    """AP and training loss against the images seen, a row for each number of images a GPU.
+
+    Means over the seeds, their spread in a lighter tone; recipes beside the comparison are dashed.
+    """
+    numbers = sorted({o.ims_per_gpu for o in outcomes})
+    metrics = [*_metrics(outcomes), "total_loss"]
+    figure = new_figure(4.5 * len(metrics), 3.4 * len(numbers))
+    grid = figure.subplots(len(numbers), len(metrics), squeeze=False)
+    for row, n in zip(grid, numbers, strict=True):
+        for axes, metric in zip(row, metrics, strict=True):
+            for recipe in _recipes(outcomes):
+                curves = [o.curves.get(metric, {}) for o in _of(outcomes, recipe, n)]
+                plot_mean(axes, curves, recipe, "--" if recipe in beside else "-")
+            title = _TASKS.get(metric, "training loss")
+            axes.set(xlabel="images seen", ylabel=title, title=f"{n} image{'s' * (n > 1)} a GPU")
+            axes.grid(alpha=0.3)
+    grid[0, -1].legend(fontsize=8)
+    save_figure(figure, png)
+
+
+def plot_cost(costs: Sequence[Cost], png: Path) -> None:
+    """Bars of activation memory and time for each image."""
+    figure = new_figure(11, 4)
+    numbers = sorted({cost.ims_per_gpu for cost in costs})
+    recipes = list(dict.fromkeys(cost.recipe for cost in costs))
+    width = 0.8 / max(1, len(numbers))
+    for axes, (key, scale, title) in zip(
+        figure.subplots(1, 2),
+        (
+            ("activation_mb", 1, "MiB saved for backward, an image"),
+            ("seconds", 1000, "ms an image"),
+        ),
+        strict=True,
+    ):
+        for place, n in enumerate(numbers):
+            by = {c.recipe: getattr(c, key) * scale for c in costs if c.ims_per_gpu == n}
+            bars = axes.bar(
+                [i + (place - (len(numbers) - 1) / 2) * width for i in range(len(recipes))],
+                [by.get(recipe, 0.0) for recipe in recipes],
+                width,
+                label=f"{n} at a time",
+            )
+            axes.bar_label(bars, fmt="%.0f", fontsize=8)
+        axes.set_xticks(range(len(recipes)), recipes, rotation=20, ha="right")
+        axes.set(ylabel=title)
+        axes.grid(alpha=0.3, axis="y")
+    if costs:
+        axes.legend(fontsize=8)
+    save_figure(figure, png)
+
+
+def _metrics(outcomes: Sequence[Outcome]) -> list[str]:
+    found = [metric for metric in _TASKS if any(metric in o.curves for o in outcomes)]
+    return found or ["bbox/AP"]  # where nothing finished
+
+
+def _recipes(outcomes: Sequence[Outcome]) -> list[str]:
+    return list(dict.fromkeys(o.recipe for o in outcomes))
+
+
+def _of(outcomes: Sequence[Outcome], recipe: str, ims_per_gpu: int) -> list[Outcome]:
+    return [o for o in outcomes if (o.recipe, o.ims_per_gpu) == (recipe, ims_per_gpu)]
+
+
+def _cell(outcomes: Sequence[Outcome], metric: str) -> str:
+    values = [value for o in outcomes if (value := o.ap(metric)) is not None]
+    return mean_and_deviation(values, len(outcomes))

@@ -1,0 +1,1 @@
+"""From BN to GN: detectors and classifiers, stage by stage, with a report."""

@@ -1,0 +1,108 @@
+"""The report of a conversion from BN to GN: the metric by stage, the error of each norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from tabulate import tabulate
+
+from gn_det.injection.convert_bn import Calibration
+from gn_det.plots.figures import new_figure, save_figure
+
+__all__ = ["conversion_report", "plot_conversion", "stage_table"]
+
+
+def stage_table(metric: str, values: Mapping[str, float], tablefmt: str = "github") -> str:
+    """A metric by stage.
+
+    Args:
+        metric: its name.
+        values: by stage, in their order.
+        tablefmt: of tabulate.
+    """
+    rows = [[stage, f"{value:.4g}"] for stage, value in values.items()]
+    return tabulate(rows, ["", metric], tablefmt=tablefmt, disable_numparse=True)
+
+
+def conversion_report(
+    source: str,
+    how: str,
+    calibration: Calibration,
+    metric: str = "",
+    values: Mapping[str, float] | None = None,
+    picture: str = "conversion.png",
+) -> str:
+    """The report in Markdown.
+
+    Args:
+        source: what was converted.
+        how: a paragraph on the calibration set, and on what loads the weights.
+        calibration: of the norms.
+        metric, values: see :func:`stage_table`; no values where nothing was evaluated.
+        picture: address of what :func:`plot_conversion` drew.
+    """
+    stages = f"## By stage\n\n{stage_table(metric, values)}\n\n" if values else ""
+    passes = ", ".join(f"{error:.3f}" for error in calibration.pass_errors)
+    return f"""# {source} from BN to GN
+
+{how}
+
+{stages}## Error of each norm
+
+‖gn − bn‖ / ‖bn − mean(bn)‖ over the calibration set, gn being the output of the norm in the
+converted model and bn that of the BN layer in the model as it was, its mean that of a channel: 1 is
+no better than a constant in each channel. Copied: with γ, β of the BN. Calibrated: with γ, β fitted
+by least squares. Mean over the norms, copied and after each pass: {passes}.
+
+![Error of each norm]({picture})
+
+{calibration.to_markdown()}
+"""
+
+
+def plot_conversion(
+    calibration: Calibration,
+    png: str | Path,
+    metric: str = "",
+    values: Mapping[str, float] | None = None,
+) -> None:
+    """Draw the error of each norm, copied and calibrated, and beside it the metric by stage.
+
+    Args:
+        calibration: of the norms.
+        png: file to write.
+        metric, values: see :func:`stage_table`; no values, no second picture.
+    """
+    rows = [row for row in calibration.rows if row.calibrated is not None]
+    # What all names have in front tells them not apart.
+    parents = zip(*(row.name.split(".")[:-1] for row in rows), strict=False)
+    shared = ".".join(parts[0] for parts in takewhile(lambda parts: len({*parts}) == 1, parents))
+    names = [row.name[len(shared) + bool(shared) :] for row in rows]
+    width = min(max(6.0, 0.22 * len(rows)), 16.0)
+    figure = new_figure(width + (4 if values else 0), 4.6)
+    panels = figure.subplots(
+        1, 1 + bool(values), squeeze=False, width_ratios=[width, 4][: 1 + bool(values)]
+    )[0]
+    errors: Axes = panels[0]
+    for name in ("copied", "calibrated"):
+        errors.plot([getattr(row, name) for row in rows], marker="o", markersize=4, label=name)
+    errors.axhline(1, color="gray", linestyle="--", linewidth=1, label="a constant in each channel")
+    errors.set_xticks(range(len(rows)), names, rotation=90, fontsize=7)
+    errors.set(
+        ylabel="relative error",
+        title=f"Norms of {shared or 'the model'}, in order of execution",
+        ylim=(0, None),
+    )
+    errors.grid(alpha=0.3)
+    errors.legend(fontsize=8)
+    if values:
+        stages: Axes = panels[1]
+        bars = stages.bar(range(len(values)), [*values.values()], color="C0")
+        stages.bar_label(bars, fmt="%.3g", fontsize=8)
+        stages.set_xticks(range(len(values)), [*values], fontsize=8)
+        stages.margins(y=0.1)  # for the labels
+        stages.set(title=metric, ylim=(min(0, *values.values()), None))
+    save_figure(figure, png)

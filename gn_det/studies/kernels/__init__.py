@@ -1,0 +1,1 @@
+"""What the kernels cost: counted traffic, machine code, peers, times."""

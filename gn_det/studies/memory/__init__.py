@@ -1,0 +1,1 @@
+"""What a training step keeps in memory, and what fits on a card."""

@@ -1,0 +1,1 @@
+"""The experiments of Wu & He 2018: sweeps, shifts, features, and their figures."""

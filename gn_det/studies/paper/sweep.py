@@ -1,0 +1,161 @@
+"""Training several classifiers, and going on with what was interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
+from tqdm import tqdm
+
+from gn_det.classification.datasets import load_pictures
+from gn_det.classification.training import ClassifierRecipe, finished_results, train_classifier
+from gn_det.engine.launch import check_device
+from gn_det.engine.run import clear_half_written, locked
+from gn_det.errors import InputError
+from gn_det.studies.paper.report import Trained
+from gn_det.utils import make_folder
+
+__all__ = ["add_sweep_arguments", "run_sweep"]
+
+
+def no_hooks(folder: Path) -> tuple[HookBase, ...]:
+    """None besides the usual."""
+    return ()
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --output, --seeds and --jobs."""
+    parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, which share the cores of the CPU"
+    )
+
+
+def run_sweep(
+    recipes: Mapping[str, ClassifierRecipe],
+    args: argparse.Namespace,
+    hooks_of: Callable[[Path], Sequence[HookBase]] = no_hooks,
+) -> list[Trained]:
+    """Train classifiers, each in a folder of ``output/runs``; finished ones are not trained again.
+
+    Args:
+        recipes: by the name of their run.
+        args: with output, which one sweep at a time may use, jobs, device and num_workers.
+        hooks_of: by the folder of a run, what hooks it has besides the usual.
+
+    Returns:
+        What each reached, or why it did not finish, as where its loss was not finite.
+
+    Raises:
+        InputError: bad data or recipes, another sweep is at work in the folder, or a process was
+            killed.
+    """
+    output, jobs = args.output, args.jobs
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: at least 1")
+    check_device(args.device)
+    first = next(iter(recipes.values()))
+    print(json.dumps(asdict(first), indent=2))
+    for recipe in recipes.values():
+        recipe.check(args.device)
+    load_pictures(first.data, first.size)
+    outcomes: dict[str, dict[str, Any] | str] = {}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with locked(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
+        waiting = []
+        for name, recipe in recipes.items():
+            finished = finished_results(recipe, output / "runs" / name)
+            if finished:
+                outcomes[name] = finished
+                progress.update()
+            else:
+                waiting.append((name, recipe))
+        # Fresh processes, as one that has used a GPU or many threads cannot be forked.
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_the_sweep) as pool:
+            futures = {
+                pool.submit(_train, recipe, output / "runs" / name, threads, args, hooks_of): name
+                for name, recipe in waiting
+            }
+            try:
+                for future in as_completed(futures):
+                    name = futures[future]
+                    outcomes[name] = future.result()
+                    if isinstance(outcomes[name], str):
+                        progress.write(f"{name} failed: {outcomes[name]}")
+                    progress.update()
+            except BrokenProcessPool as error:
+                raise InputError(
+                    "a process was killed, often for want of memory; with fewer --jobs this goes "
+                    "on where it was interrupted"
+                ) from error
+            except BaseException:  # Ctrl-C: each saves a checkpoint
+                processes = [*pool._processes.values()]
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in processes:
+                    process.terminate()
+                raise
+    return [_trained(recipe, outcomes[name]) for name, recipe in recipes.items()]
+
+
+def _end_with_the_sweep() -> None:
+    """Let a process save a checkpoint and end where the one that has started it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep sends SIGTERM
+    _prctl_pr_set_pdeathsig(signal.SIGTERM)
+
+
+def _train(
+    recipe: ClassifierRecipe,
+    folder: Path,
+    threads: int,
+    args: argparse.Namespace,
+    hooks_of: Callable[[Path], Sequence[HookBase]],
+) -> dict[str, Any] | str:
+    torch.set_num_threads(threads)
+    logging.getLogger("detectron2").addHandler(logging.NullHandler())  # the outcome says it
+    make_folder(folder)
+    clear_half_written(folder)
+    try:
+        return train_classifier(
+            recipe,
+            folder,
+            args.device,
+            resume=True,
+            num_workers=args.num_workers,
+            quiet=True,
+            more_hooks=hooks_of(folder),
+        )
+    except InputError as error:
+        return str(error)
+    except SystemExit as ended:  # by SIGTERM; the pool would keep the process for more
+        os._exit(ended.code)
+
+
+def _trained(recipe: ClassifierRecipe, outcome: dict[str, Any] | str) -> Trained:
+    run = (
+        recipe.norm,
+        recipe.num_groups,
+        recipe.channels_per_group,
+        recipe.ims_per_gpu,
+        recipe.seed,
+    )
+    if isinstance(outcome, str):
+        return Trained(*run, failure=outcome)
+    curves = {
+        f"error/{split}": dict(enumerate(outcome[f"{split}_errors"], start=1))
+        for split in ("train", "val")
+    }
+    return Trained(*run, outcome["val_error"], outcome["train_error"], curves=curves)

@@ -1,0 +1,50 @@
+"""The report of a conversion: tables and picture, with and without a metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+
+from gn_det.injection.convert_bn import Calibration, CalibrationRow
+from gn_det.studies.conversion.report import conversion_report, plot_conversion, stage_table
+
+STAGES = {"BN": 0.9, "copied": 0.3, "calibrated": 0.81234}
+FOUND = Calibration(
+    (
+        CalibrationRow("stem.norm", "backbone", 64, 32, 100, 2, 1.2, 0.6),
+        CalibrationRow("res2.norm", "backbone", 64, 32, 100, 0, 1.3, 0.7),
+        CalibrationRow("head.norm", "box_head", 64, 32, 0, 0, None, None),
+    ),
+    (1.25, 0.7, 0.65),
+)
+
+
+def test_the_stages_are_a_table_in_their_order() -> None:
+    lines = stage_table("held-out accuracy", STAGES).splitlines()
+    assert "held-out accuracy" in lines[0]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [*STAGES]
+    assert "0.8123" in lines[4]
+
+
+def test_the_report_has_tables_passes_and_picture() -> None:
+    text = conversion_report("r18.yaml", "How.", FOUND, "accuracy", STAGES)
+    assert text.startswith("# r18.yaml from BN to GN\n\nHow.\n\n## By stage\n")
+    assert "and after each pass: 1.250, 0.700, 0.650." in text
+    assert "(conversion.png)" in text and FOUND.to_markdown() in text
+
+
+def test_without_a_metric_the_report_is_of_the_norms_alone() -> None:
+    text = conversion_report("r18.yaml", "How.", FOUND)
+    assert "By stage" not in text and "## Error of each norm" in text
+
+
+@pytest.mark.parametrize("stages", [{}, STAGES], ids=["errors", "errors and stages"])
+def test_the_picture_is_drawn(stages: dict[str, float], tmp_path: Path) -> None:
+    plot_conversion(FOUND, tmp_path / "plot.png", "accuracy", stages)
+    picture = cv2.imread(str(tmp_path / "plot.png"))
+    assert picture.std() > 10
+    plot_conversion(FOUND, tmp_path / "alone.png")
+    wider = picture.shape[1] > cv2.imread(str(tmp_path / "alone.png")).shape[1]
+    assert wider == bool(stages)
