@@ -14,6 +14,7 @@ from detectron2.engine import HookBase
 from torch.utils.data import Dataset
 
 from gn_det import InputError
+from gn_det.classification import training as engine
 from gn_det.classification.networks import build_classifier
 from gn_det.classification.training import (
     SCHEDULES,
@@ -24,7 +25,6 @@ from gn_det.classification.training import (
     write_backbone_of,
 )
 from gn_det.config import load_config
-from gn_det.engine import classifier as engine
 from gn_det.engine.termination import TERMINATED
 from gn_det.plots.curves import read_metrics
 

@@ -19,7 +19,7 @@ from support.programs import ROOT, TINY, folder_flags
 from torch.utils.data import Subset
 
 from gn_det import InputError
-from gn_det.data import pictures
+from gn_det.classification import datasets as pictures
 
 DIGITS = ["--data", "digits", "--network", "resnet10", "--epochs", 1, "--device", "cpu"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gn_det.studies.kernels.launch import Launch
+from gn_det.ops.kernels.launch import Launch
 
 __all__ = ["TARGETS", "MachineCode", "compile_launch"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
-from gn_det.studies.kernels.launch import Launch, run
+from gn_det.ops.kernels.launch import Launch, run
 
 __all__ = ["SECTOR_BYTES", "Access", "Traffic", "count_traffic"]
 
