@@ -10,9 +10,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import run_command
+from gn_det.engine.launch import check_device
+from gn_det.engine.predictor import Predictor, model_categories
 
-# isort: split
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
@@ -22,9 +23,6 @@ from tqdm import tqdm
 
 from gn_det.checkpoint import check_weights_exist
 from gn_det.config import load_config
-from gn_det.engine.command import run_command
-from gn_det.engine.launch import check_device
-from gn_det.engine.predictor import Predictor, model_categories
 from gn_det.errors import InputError
 from gn_det.plots.overlay import draw_objects
 from gn_det.utils import make_folder, write_atomically
@@ -35,7 +33,7 @@ VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 
 
 def main() -> int:
-    args = parse_args()
+    args = parse_arguments()
     inputs = find_inputs(args.input)
     outputs = output_paths(inputs, args.output)
     cfg = load_demo_config(args)
@@ -60,7 +58,7 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--config-file", type=Path, required=True, help="config.yaml of a run, or another config")
@@ -87,7 +85,7 @@ def load_demo_config(args: argparse.Namespace) -> Any:
     elif not cfg.MODEL.WEIGHTS:
         raise InputError(f"{args.config_file} names no weights; give them with --weights")
     check_weights_exist(cfg.MODEL.WEIGHTS)
-    check_device(cfg.MODEL.DEVICE)
+    check_device(cfg.MODEL.DEVICE, "--opts MODEL.DEVICE cpu")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     return cfg

@@ -11,22 +11,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
+from gn_det.engine.run import begin_run, locked
+from gn_det.engine.run_data import RunData
+from gn_det.engine.schedule import resolve_schedule
 
-# isort: split
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from gn_det.checkpoint import Checkpointer, check_weights_exist
+from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
-from gn_det.data.datasets import register_folders
 from gn_det.data.train_loader import build_train_loader
-from gn_det.engine.command import run_command
-from gn_det.engine.launch import check_processes
-from gn_det.engine.run import locked
-from gn_det.engine.run_data import RunData, check_config_data, check_start, set_data
-from gn_det.engine.schedule import resolve_schedule
 from gn_det.errors import InputError
 from gn_det.plots.curves import read_metrics
 from gn_det.studies.comparison.cost import saved_bytes, step_seconds
@@ -56,13 +52,16 @@ def main() -> int:
     recipes = read_recipes(args.recipes, args.beside, args.opts)
     compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
     check_comparable(compared)
-    data = check_recipes(recipes, args)
-    runs = matrix(recipes, args, data)
+    runs = matrix(recipes, args)
+    options = RunOptions.from_args(args)
+    data = None
+    for run in runs:
+        data = begin_run(run.cfg, options, args.output, data)
     with locked(args.output):
         check_folders(runs)
         failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
         outcomes = [outcome(run, failures.get(run.name, "")) for run in runs]
-        costs = measure(runs, data)
+        costs = measure(runs)
         report(args.output, compared, recipes, held_out(data), outcomes, costs)
     return 1 if failures else 0
 
@@ -80,19 +79,7 @@ def read_recipes(
     return recipes
 
 
-def check_recipes(recipes: dict[str, CfgNode], args: argparse.Namespace) -> RunData:
-    """Check devices, weights and data before anything trains."""
-    for cfg in recipes.values():
-        check_weights_exist(cfg.MODEL.WEIGHTS)
-        check_start(cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
-        for ims_per_gpu in args.ims_per_gpu:
-            check_processes(
-                cfg.MODEL.DEVICE, args, ims_per_gpu * args.num_gpus, amp=cfg.SOLVER.AMP.ENABLED
-            )
-    return check_config_data(args, next(iter(recipes.values())))
-
-
-def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace, data: RunData) -> list[Run]:
+def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace) -> list[Run]:
     """Every run, those of one seed beside each other."""
     runs = []
     for seed in args.seeds:
@@ -103,7 +90,6 @@ def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace, data: RunData)
                 if args.quick:
                     shorten(cfg)
                 cfg = resolve_schedule(cfg, args.num_gpus)
-                set_data(cfg, data)
                 cfg.SEED = seed
                 run = Run(name, ims_per_gpu, seed, cfg)
                 cfg.OUTPUT_DIR = str(args.output / "runs" / run.name)
@@ -136,9 +122,8 @@ def outcome(run: Run, failure: str) -> Outcome:
     return Outcome(run.recipe, run.ims_per_gpu, run.seed, step, failure, curves)
 
 
-def measure(runs: Sequence[Run], data: RunData) -> list[Cost]:
+def measure(runs: Sequence[Run]) -> list[Cost]:
     """Cost of a step of every recipe as it ended, on the first images that the runs train on."""
-    register_folders(data.folders)
     costs = []
     for ims_per_gpu in dict.fromkeys(run.ims_per_gpu for run in runs):
         models, batch = {}, None
@@ -255,9 +240,7 @@ def device_name(cfg: CfgNode) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Config overrides for every run, KEY VALUE ..., come last."
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", required=True, help="config files to compare")
     parser.add_argument(
         "--beside",
@@ -273,11 +256,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each run")
-    for flag in ("--train", "--val"):
-        parser.add_argument(flag, nargs=2, metavar=("JSON", "IMAGES_DIR"))
-    parser.add_argument("--skip-bad-images", action="store_true")
-    parser.add_argument("opts", nargs=argparse.REMAINDER)
-    parser.set_defaults(num_machines=1, eval_only=False)
+    add_data_arguments(parser)
+    add_overrides(parser)
     args = parser.parse_args()
     if args.quick:
         args.seeds = args.seeds[:1]

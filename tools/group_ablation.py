@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import run_command
 
-# isort: split
 import torch
 import torch.nn.functional as F
 
 from gn_det import FusedGroupNorm
 from gn_det.classification.command import add_recipe_arguments, recipe_of
-from gn_det.engine.command import run_command
 from gn_det.studies.paper.report import Trained, error_table, plot_group_errors, trained_csv
 from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
 from gn_det.utils import write_atomically
@@ -38,7 +36,9 @@ def main() -> int:
         for kind in _KINDS
         for number in getattr(args, kind)
     }
-    trained = run_sweep(recipes, args)
+    trained = run_sweep(
+        recipes, args.output, device=args.device, jobs=args.jobs, num_workers=args.num_workers
+    )
     write_atomically(args.output / "errors.csv", trained_csv(trained))
     plot_group_errors(trained, args.output / "group_errors.png")
     print("\nValidation error in percent:")

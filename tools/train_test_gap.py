@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
-
-# isort: split
-from gn_det.classification.command import add_device_argument
-from gn_det.classification.datasets import load_pictures
-from gn_det.classification.training import read_classifier
 from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_device
+
+from gn_det.classification.command import CPU, add_device_argument
+from gn_det.classification.datasets import load_pictures
+from gn_det.classification.training import read_classifier
 from gn_det.errors import InputError
 from gn_det.studies.paper.shifts import gap_csv, gap_table, plot_gap, shifted_errors
 from gn_det.utils import make_folder, write_atomically
@@ -26,7 +24,7 @@ def main() -> None:
     args = parse_arguments()
     if min(args.batch_sizes) < 1:
         raise InputError(f"--batch-sizes {args.batch_sizes}: at least 1")
-    device = check_device(args.device)
+    device = check_device(args.device, CPU)
     if (args.output / "gap.csv").exists():
         raise InputError(f"{args.output} holds a table already; name another folder")
     make_folder(args.output)

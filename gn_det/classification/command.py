@@ -12,7 +12,9 @@ import torch
 from gn_det.classification.networks import NETWORKS, NORMS
 from gn_det.classification.training import SCHEDULES, ClassifierRecipe
 
-__all__ = ["add_device_argument", "add_recipe_arguments", "recipe_of"]
+__all__ = ["CPU", "add_device_argument", "add_recipe_arguments", "recipe_of"]
+
+CPU = "--device cpu"  # how to choose it, for errors of a GPU that is not there
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "data": {

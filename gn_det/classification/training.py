@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
 from detectron2.solver import WarmupParamScheduler
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter
+from detectron2.utils.events import EventWriter, JSONWriter
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
     MultiStepParamScheduler,
@@ -38,6 +37,7 @@ from gn_det.classification.networks import (
     stacked,
 )
 from gn_det.data.train_loader import TrainLoader
+from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.termination import TerminationHook
 from gn_det.engine.trainer import wrap_ddp
@@ -199,6 +199,7 @@ def train_classifier(
     errors = EpochErrors(steps, evaluate)
     max_iter = steps * recipe.epochs
     main = comm.is_main_process()
+    writers: list[EventWriter] = []
     if main:
         settings = {**asdict(recipe), **circumstances}
         write_atomically(output_dir / _RECIPE, json.dumps(settings, indent=2) + "\n")
@@ -207,25 +208,20 @@ def train_classifier(
             if quiet
             else build_writers(str(output_dir), max_iter)
         )
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=SCHEDULES[recipe.schedule]),
-            errors,
-            hooks.PeriodicCheckpointer(checkpointer, steps, max_iter, max_to_keep=1)
-            if main
-            else None,
-            termination,
-            *more_hooks,
-            # Of what an epoch has measured, each writing takes the last.
-            hooks.PeriodicWriter(writers, min(20, steps)) if main else None,
-        ]
+    fit(
+        trainer,
+        checkpointer,
+        SCHEDULES[recipe.schedule],
+        max_iter,
+        weights=weights,
+        resume=resume,
+        checkpoint_period=steps,
+        max_to_keep=1,
+        writers=writers,
+        log_period=min(20, steps),  # of what an epoch has measured, each writing takes the last
+        more_hooks=[errors, *more_hooks],
+        termination=termination,
     )
-    checkpointer.resume_or_load(weights, resume=resume)
-    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    loader.start = start_iter
-    with closing(loader):
-        trainer.train(start_iter, max_iter)
     return _write_outcome(recipe, output_dir, classifier, errors) if main else {}
 
 
@@ -233,7 +229,7 @@ def train_classifier(
 def error_rate(
     classifier: Classifier, pictures: Dataset, batch_size: int = 100, num_workers: int = 0
 ) -> float:
-    """Percentage of pictures whose class has not the highest score, over all processes.
+    """Top-1 error in percent, over all processes.
 
     Args:
         classifier: evaluated in eval mode, and left in the mode that it was in.

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from tabulate import tabulate
 
 from gn_det.injection.convert_bn import Calibration
 from gn_det.plots.figures import new_figure, save_figure
+from gn_det.studies.conversion.stages import Conversion
+from gn_det.utils import with_null, write_atomically
+from gn_det.version import __version__
 
-__all__ = ["conversion_report", "plot_conversion", "stage_table"]
+__all__ = ["conversion_report", "plot_conversion", "stage_table", "write_report"]
+
+
+def write_report(
+    folder: Path,
+    title: str,
+    how: str,
+    conversion: Conversion,
+    metric: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write report.md, report.json and conversion.png.
+
+    Args:
+        folder: to write to.
+        title, how: see :func:`conversion_report`.
+        conversion: what was found.
+        metric: name of what was evaluated; empty where nothing was.
+        settings: of the conversion, for report.json.
+    """
+    calibration, values = conversion.calibration, conversion.metric
+    plot_conversion(calibration, folder / "conversion.png", metric, values)
+    text = conversion_report(title, how, calibration, metric, values)
+    write_atomically(folder / "report.md", text)
+    content = {
+        "gn_det": __version__,
+        **settings,
+        "metric": metric,
+        "stages": values,
+        "calibration": asdict(calibration),
+    }
+    write_atomically(folder / "report.json", json.dumps(with_null(content), indent=1) + "\n")
 
 
 def stage_table(metric: str, values: Mapping[str, float], tablefmt: str = "github") -> str:
