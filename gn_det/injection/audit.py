@@ -123,7 +123,7 @@ def audit(model: nn.Module) -> Audit:
         norm = slot.norm
         if isinstance(norm, nn.GroupNorm):
             trainable = norm.weight is not None and norm.weight.requires_grad
-            form = forms[norm]
+            form = str(forms[norm])
             if isinstance(slot.conv, WeightStandardized):
                 form = f"WS+{form}"
             elif standardized and (reason := why_not_standardizable(slot.conv)):

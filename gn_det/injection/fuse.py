@@ -18,6 +18,7 @@ from gn_det.layers import FusedGroupNorm, FusedReLU
 from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
 from gn_det.layers.recomputation import keep_in, recompute_in, recomputes_in
 from gn_det.layers.weight_standardization import ConvWSNorm1d, ConvWSNorm2d
+from gn_det.ops.form import Form
 
 __all__ = ["fuse", "fused_forms", "recompute", "recomputed_norms", "revert"]
 
@@ -84,7 +85,7 @@ def recompute(model: nn.Module) -> nn.Module:
         raise InputError(
             f"{type(model).__name__} has no FusedGroupNorm to recompute; call inject and fuse first"
         )
-    if all(form == "GN" for form in fused_forms(model).values()):
+    if all(form == Form() for form in fused_forms(model).values()):
         raise InputError(
             f"no norm of {type(model).__name__} is fused with the ReLU or addition behind it, and "
             "without that recomputing saves nothing; call fuse first, or inject at more sites"
@@ -136,9 +137,9 @@ def revert(model: nn.Module) -> nn.Module:
     return model
 
 
-def fused_forms(model: nn.Module) -> dict[nn.Module, str]:
-    """What each GroupNorm of a model computes in one call, such as "GN+add+ReLU"."""
-    forms = {}
+def fused_forms(model: nn.Module) -> dict[nn.Module, Form]:
+    """What each GroupNorm of a model computes in one call."""
+    forms: dict[nn.Module, Form] = {}
     for module in model.modules():  # blocks before their parts
         if _is_fused(module):
             for name, form in module.forms().items():
@@ -146,8 +147,8 @@ def fused_forms(model: nn.Module) -> dict[nn.Module, str]:
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
             if getattr(module, "activation", None) is not None:
-                forms[module] = "GN+ReLU"
-            forms.setdefault(module, "GN")
+                forms[module] = Form(relu=True)
+            forms.setdefault(module, Form())
     return forms
 
 
@@ -157,7 +158,7 @@ def recomputed_norms(model: nn.Module) -> set[nn.Module]:
     inside = {
         part for module in model.modules() if recomputes_in(module) for part in module.modules()
     }
-    return {norm for norm, form in forms.items() if norm in inside and "add+ReLU" not in form}
+    return {norm for norm, form in forms.items() if norm in inside and not (form.relu and form.add)}
 
 
 def _is_fused(module: nn.Module) -> bool:

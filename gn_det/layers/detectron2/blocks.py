@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from gn_det.layers.group_norm import FusedGroupNorm
 from gn_det.layers.recomputation import recomputed
 from gn_det.layers.weight_standardization import WeightStandardized
+from gn_det.ops.form import Form
 
 __all__ = [
     "ConvWS2d",
@@ -91,9 +92,9 @@ class FusedConv2d(Conv2d):
             residual, normalize_residual, residual_weight, residual_bias,
         )  # fmt: skip
 
-    def forms(self) -> dict[str, str]:
-        """What each norm below does besides GN, by its name in this module."""
-        return {"norm": "GN" if self.activation is None else "GN+ReLU"}
+    def forms(self) -> dict[str, Form]:
+        """What each norm below computes in one call, by its name in this module."""
+        return {"norm": Form(relu=self.activation is not None)}
 
 
 class FusedConvWS2d(FusedConv2d, ConvWS2d):
@@ -119,15 +120,16 @@ class _FusedBlock:
             return self.shortcut.expanded(x), True, norm.weight, norm.bias
         return self.shortcut.normalized(x, None), False, None, None
 
-    def forms(self) -> dict[str, str]:
+    def forms(self) -> dict[str, Form]:
         *inner, last = [name for name in ("conv1", "conv2", "conv3") if hasattr(self, name)]
-        forms = {f"{name}.norm": "GN+ReLU" for name in inner}
-        forms[f"{last}.norm"] = "GN+add+ReLU"
+        forms = {f"{name}.norm": Form(relu=True) for name in inner}
+        forms[f"{last}.norm"] = Form(relu=True, add=True)
         if self.shortcut is not None:
             norm, end = self.shortcut.norm, getattr(self, last).norm
-            forms["shortcut.norm"] = "GN"
+            forms["shortcut.norm"] = Form()
             if (norm.num_groups, norm.eps) == (end.num_groups, end.eps):
-                forms[f"{last}.norm"] = forms["shortcut.norm"] = "GN+GN+add+ReLU"
+                both = Form(relu=True, add=True, normalize_add=True)
+                forms[f"{last}.norm"] = forms["shortcut.norm"] = both
         return forms
 
 
@@ -195,8 +197,8 @@ class FusedBasicStem(BasicStem):
         x = self.conv1.normalized(x, "relu")
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
-    def forms(self) -> dict[str, str]:
-        return {"conv1.norm": "GN+ReLU"}
+    def forms(self) -> dict[str, Form]:
+        return {"conv1.norm": Form(relu=True)}
 
 
 class FusedFPN(FPN):
@@ -231,9 +233,9 @@ class FusedFPN(FPN):
             results.extend(self.top_block(top))
         return dict(zip(self._out_features, results))
 
-    def forms(self) -> dict[str, str]:
+    def forms(self) -> dict[str, Form]:
         names = {conv: name for name, conv in self.named_children()}
-        return {f"{names[conv]}.norm": "GN+add" for conv in self.lateral_convs[1:]}
+        return {f"{names[conv]}.norm": Form(add=True) for conv in self.lateral_convs[1:]}
 
 
 def _upsampled(level: Tensor) -> Tensor:
