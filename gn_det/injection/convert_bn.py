@@ -19,6 +19,7 @@ from gn_det.errors import InputError
 from gn_det.injection.inject import choose_sites, inject
 from gn_det.injection.least_squares import ChannelFit
 from gn_det.injection.sites import SITES, find_slots
+from gn_det.layers import Groups
 
 __all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn"]
 
@@ -225,6 +226,7 @@ def bn_sites(
         InputError: there is no BN at a site that is named, or at none of a group of sites; beside
             BN, a site has convolutions without a norm, or other norms, which inject would change.
     """
+    groups = Groups(num_groups, channels_per_group)
     sites = [sites] if isinstance(sites, str) else sites
     slots = find_slots(model)
     chosen = choose_sites(model, slots, sites)
@@ -235,9 +237,8 @@ def bn_sites(
             f"{type(model).__name__} has no BN, SyncBN or FrozenBN layer to convert at "
             f"{', '.join(without or sites)}"
         )
-    regrouped = num_groups is not None or channels_per_group is not None
     for slot in slots:
-        stays = isinstance(slot.norm, nn.GroupNorm) and not regrouped  # inject keeps its groups
+        stays = isinstance(slot.norm, nn.GroupNorm) and groups.is_default
         if slot.site in with_bn and not _is_bn(slot.norm) and not stays:
             there = (
                 "a convolution without a norm" if slot.norm is None else type(slot.norm).__name__

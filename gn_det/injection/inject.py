@@ -23,9 +23,9 @@ from gn_det.injection.standardize import check_standardizable, standardize
 from gn_det.layers import (
     FusedGroupNorm,
     FusedGroupNormAct,
+    Groups,
     give_norm,
     insert_norm,
-    num_groups_of,
 )
 from gn_det.utils import nearest
 
@@ -71,15 +71,10 @@ def inject(
 
     Raises:
         InputError: an unknown site, a site with nothing to normalise (the message says what is
-            there), both ways to say how many groups, no convolution that can standardise its
-            weight, or a model in DistributedDataParallel.
-        ValueError: num_groups or channels_per_group is below 1.
+            there), both ways to say how many groups or a number below 1, no convolution that can
+            standardise its weight, or a model in DistributedDataParallel.
     """
-    if num_groups is not None and channels_per_group is not None:
-        raise InputError(
-            f"num_groups {num_groups} and channels_per_group {channels_per_group} are two ways to "
-            "say the same; give one"
-        )
+    groups = Groups(num_groups, channels_per_group)
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise InputError("inject before DistributedDataParallel, which would not see the new norms")
     slots = find_slots(model)
@@ -92,7 +87,7 @@ def inject(
     if weight_standardization:
         check_standardizable(slots)
     # All are built before the first is placed: an error leaves the model as it was.
-    norms = [_norm_for(slot, num_groups, channels_per_group) for slot in slots]
+    norms = [_norm_for(slot, groups) for slot in slots]
     for slot, norm in zip(slots, norms, strict=True):
         if slot.norm is None:
             _add(slot, norm)
@@ -151,20 +146,17 @@ def _what_is_there(model: nn.Module, there: Counter[str]) -> str:
     return "; ".join([f"{type(model).__name__} has no place for a norm", *empty])
 
 
-def _norm_for(slot: Slot, num_groups: int | None, channels_per_group: int | None) -> FusedGroupNorm:
+def _norm_for(slot: Slot, groups: Groups) -> FusedGroupNorm:
     old, conv = slot.norm, slot.conv
     channels = conv.out_channels if old is None else num_channels(old)
-    if isinstance(old, nn.GroupNorm) and num_groups is None and channels_per_group is None:
-        groups = old.num_groups
-    else:
-        groups = num_groups_of(channels, num_groups, channels_per_group)
+    keeps_groups = isinstance(old, nn.GroupNorm) and groups.is_default
     tensors = chain.from_iterable(
         (*module.parameters(), *module.buffers()) for module in (conv, old) if module is not None
     )
     like = next(tensors, torch.empty(0))
     norm = FusedGroupNorm(
         channels,
-        groups,
+        old.num_groups if keeps_groups else groups.of(channels),
         old.eps if isinstance(old, nn.GroupNorm) else 1e-5,
         affine=old is None or old.weight is not None,
         device=like.device,
