@@ -1,4 +1,4 @@
-"""nn.Modules over gn_det.ops. Those for Detectron2's blocks are in detectron2_blocks.py."""
+"""nn.Modules over gn_det.ops. Those for Detectron2's blocks are in the package detectron2."""
 
 from gn_det.layers.conv_norm import FusedReLU, give_norm
 from gn_det.layers.group_norm import FusedGroupNorm, FusedGroupNormAct

@@ -9,7 +9,7 @@ since, Detectron2's own forward runs: a hook sees what it saw before.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,10 @@ from gn_det.layers.weight_standardization import WeightStandardized
 from gn_det.ops.form import Form
 
 __all__ = [
+    "FUSED",
+    "STANDARDIZED",
     "ConvWS2d",
+    "Fused",
     "FusedBasicBlock",
     "FusedBasicStem",
     "FusedBottleneckBlock",
@@ -37,6 +40,7 @@ __all__ = [
     "FusedConvWS2d",
     "FusedDeformBottleneckBlock",
     "FusedFPN",
+    "is_fused_conv",
 ]
 
 
@@ -52,8 +56,32 @@ class ConvWS2d(WeightStandardized, Conv2d):
         return x
 
 
-class FusedConv2d(Conv2d):
+class Fused:
+    """What :func:`gn_det.fuse` asks of a class in FUSED.
+
+    Attributes:
+        relu_norms: names of the norms below that apply the ReLU behind them themselves, since
+            their convolution calls them.
+    """
+
+    relu_norms: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether a module of the class that FUSED names has the norms that are needed here."""
+        raise NotImplementedError
+
+    def forms(self) -> dict[str, Form]:
+        """What each norm below computes in one call, by its name in this module."""
+        raise NotImplementedError
+
+
+class FusedConv2d(Fused, Conv2d):
     """Convolution, GN and activation, the last two in one call."""
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        return _ends_in_plain_norm(conv) and (conv.activation is None or _is_relu(conv.activation))
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -93,7 +121,6 @@ class FusedConv2d(Conv2d):
         )  # fmt: skip
 
     def forms(self) -> dict[str, Form]:
-        """What each norm below computes in one call, by its name in this module."""
         return {"norm": Form(relu=self.activation is not None)}
 
 
@@ -103,8 +130,13 @@ class FusedConvWS2d(FusedConv2d, ConvWS2d):
     convolved = ConvWS2d.convolved
 
 
-class _FusedBlock:
+class _FusedBlock(Fused):
     """What residual blocks share: their end, where norms, addition and ReLU are one call."""
+
+    @staticmethod
+    def fits(block: nn.Module) -> bool:
+        convs = (block.conv1, block.conv2, getattr(block, "conv3", None), block.shortcut)
+        return all(is_fused_conv(conv) for conv in convs if conv is not None)
 
     def shortcut_for(
         self, x: Tensor, num_groups: int, eps: float
@@ -166,8 +198,16 @@ class FusedBottleneckBlock(_FusedBlock, BottleneckBlock):
 class FusedDeformBottleneckBlock(_FusedBlock, DeformBottleneckBlock):
     """FusedBottleneckBlock whose 3x3 convolution is deformable.
 
-    That one ends in its norm by itself, and the norm in the ReLU (activation="relu").
+    That one calls its norm itself.
     """
+
+    relu_norms = ("conv2.norm",)
+
+    @staticmethod
+    def fits(block: nn.Module) -> bool:
+        plain = _ends_in_plain_norm(block.conv2) and block.conv2.activation is None
+        convs = (block.conv1, block.conv3, block.shortcut)
+        return plain and all(is_fused_conv(conv) for conv in convs if conv is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         if _watched(self.children()):
@@ -187,8 +227,12 @@ class FusedDeformBottleneckBlock(_FusedBlock, DeformBottleneckBlock):
         )
 
 
-class FusedBasicStem(BasicStem):
+class FusedBasicStem(Fused, BasicStem):
     """7x7 convolution, GN with ReLU, max pooling."""
+
+    @staticmethod
+    def fits(stem: nn.Module) -> bool:
+        return is_fused_conv(stem.conv1)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -201,11 +245,15 @@ class FusedBasicStem(BasicStem):
         return {"conv1.norm": Form(relu=True)}
 
 
-class FusedFPN(FPN):
+class FusedFPN(Fused, FPN):
     """FPN whose lateral norms add the level above.
 
     Under CUDA autocast the level keeps the lateral's dtype, though F.interpolate returns float32.
     """
+
+    @staticmethod
+    def fits(fpn: nn.Module) -> bool:
+        return all(map(is_fused_conv, fpn.lateral_convs))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if not torch.jit.is_scripting():
@@ -242,6 +290,21 @@ def _upsampled(level: Tensor) -> Tensor:
     return F.interpolate(level, scale_factor=2.0, mode="nearest")
 
 
+def is_fused_conv(module: nn.Module) -> bool:
+    """Whether a module is a fused convolution, of exactly these classes, that ends in its norm."""
+    return type(module) in (FusedConv2d, FusedConvWS2d) and module.activation is None
+
+
+def _ends_in_plain_norm(conv: nn.Module) -> bool:
+    """Whether a convolution has a FusedGroupNorm that computes nothing else yet."""
+    norm = getattr(conv, "norm", None)
+    return type(norm) is FusedGroupNorm and norm.activation is None
+
+
+def _is_relu(activation: object) -> bool:
+    return type(activation) is nn.ReLU or activation in (F.relu, F.relu_, torch.relu)
+
+
 def _watched(parts: Iterable[nn.Module]) -> bool:
     """Whether parts have to be called one by one: something watches or replaces what they do."""
     return torch.nn.modules.module._has_any_global_hook() or any(
@@ -254,3 +317,22 @@ def _watched(parts: Iterable[nn.Module]) -> bool:
         for part in parts
         for module in part.modules()
     )
+
+
+# What gn_det.fuse makes of a module, by its exact class, since a subclass may compute something
+# else. Convolutions come first: the others need theirs to be fused ones.
+FUSED: dict[type[nn.Module], type[Fused]] = {
+    Conv2d: FusedConv2d,
+    ConvWS2d: FusedConvWS2d,
+    BasicBlock: FusedBasicBlock,
+    BottleneckBlock: FusedBottleneckBlock,
+    DeformBottleneckBlock: FusedDeformBottleneckBlock,
+    BasicStem: FusedBasicStem,
+    FPN: FusedFPN,
+}
+
+# The same with Weight Standardization, by exact class, too.
+STANDARDIZED: dict[type[nn.Module], type[nn.Module]] = {
+    Conv2d: ConvWS2d,
+    FusedConv2d: FusedConvWS2d,
+}
