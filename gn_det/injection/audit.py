@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from tabulate import tabulate
 from torch import nn
 
-from gn_det.injection.fuse import fused_forms, recomputed_norms
+from gn_det.injection.fuse import fused_forms
+from gn_det.injection.recompute import recomputed_norms
 from gn_det.injection.sites import DEFAULT_SITES, SITES, Slot, find_owners, find_slots
 from gn_det.injection.standardize import why_not_standardizable
 from gn_det.layers import WeightStandardized, default_num_groups

@@ -1,4 +1,4 @@
-"""Fuse: let norms take in the additions and ReLUs behind them; recompute; revert: undo both."""
+"""Fuse: let norms take in the additions and ReLUs behind them. Unfuse: undo that."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gn_det.injection.sites import type_name
 from gn_det.layers import FusedGroupNorm, FusedReLU
 from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
 from gn_det.layers.detectron2 import loaded_blocks
-from gn_det.layers.recomputation import keep_in, recompute_in, recomputes_in
+from gn_det.layers.recomputation import keep_in
 from gn_det.layers.weight_standardization import ConvWSNorm1d, ConvWSNorm2d
 from gn_det.ops.form import Form
 
 if TYPE_CHECKING:
     from gn_det.layers.detectron2.blocks import Fused
 
-__all__ = ["fuse", "fused_forms", "recompute", "recomputed_norms", "revert"]
+__all__ = ["fuse", "fused_forms", "revert", "unfuse"]
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -59,41 +59,7 @@ def fuse(model: nn.Module) -> nn.Module:
     return model
 
 
-def recompute(model: nn.Module) -> nn.Module:
-    """Train in less memory: compute again in the backward pass what is cheap to, in place.
-
-    Norms and ReLUs are, everywhere in the model, and the 1x1 convolutions that end a residual block
-    or stand in its shortcut. Of a bottleneck block are kept two narrow convolutions' outputs and
-    its result, as many bytes as with frozen BN; of FPN, stem and heads the convolutions' outputs.
-    Gradients are the same: on the CPU the same bits. Weights, their names, evaluation and what
-    torch.compile compiles stay as they are.
-
-    It acts while model runs as a whole: where it is a part of another, what leaves it is kept.
-    What runs inside torch.utils.checkpoint is left to that.
-
-    Args:
-        model: fused, see :func:`gn_det.fuse`. Call this last, before DistributedDataParallel.
-
-    Returns:
-        model.
-
-    Raises:
-        InputError: there is no FusedGroupNorm, or none that is fused with what is behind it.
-    """
-    if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
-        raise InputError(
-            f"{type(model).__name__} has no FusedGroupNorm to recompute; call inject and fuse first"
-        )
-    if all(form == Form() for form in fused_forms(model).values()):
-        raise InputError(
-            f"no norm of {type(model).__name__} is fused with the ReLU or addition behind it, and "
-            "without that recomputing saves nothing; call fuse first, or inject at more sites"
-        )
-    recompute_in(model)
-    return model
-
-
-def revert(model: nn.Module) -> nn.Module:
+def unfuse(model: nn.Module) -> nn.Module:
     """Undo fuse and recompute, and make FusedGroupNorms plain nn.GroupNorms, in place.
 
     For export, and for comparisons with PyTorch's own. Parameters stay the same objects. Norms
@@ -109,13 +75,13 @@ def revert(model: nn.Module) -> nn.Module:
         InputError: it has nothing of gn_det's, or a fused module was made another class since.
     """
     if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
-        raise InputError(f"{type(model).__name__} has no FusedGroupNorm: nothing to revert")
+        raise InputError(f"{type(model).__name__} has no FusedGroupNorm: nothing to unfuse")
     unfused = {fused: kind for kind, fused in _fused_classes().items()}
     for name, module in model.named_modules():
         if isinstance(module, tuple(unfused)) and type(module) not in unfused:
             raise InputError(
                 f"{name} is a {type(module).__name__} since fuse; undo that (parametrizations, "
-                "FSDP) before revert"
+                "FSDP) before unfuse"
             )
     for norm in norms_of_fused_relus(model):
         norm.activation = None
@@ -134,6 +100,9 @@ def revert(model: nn.Module) -> nn.Module:
     return model
 
 
+revert = unfuse  # the name that it had first
+
+
 def fused_forms(model: nn.Module) -> dict[nn.Module, Form]:
     """What each GroupNorm of a model computes in one call."""
     forms: dict[nn.Module, Form] = {}
@@ -148,15 +117,6 @@ def fused_forms(model: nn.Module) -> dict[nn.Module, Form]:
                 forms[module] = Form(relu=True)
             forms.setdefault(module, Form())
     return forms
-
-
-def recomputed_norms(model: nn.Module) -> set[nn.Module]:
-    """The norms whose result is computed again in the backward pass: all but those of blocks."""
-    forms = fused_forms(model)
-    inside = {
-        part for module in model.modules() if recomputes_in(module) for part in module.modules()
-    }
-    return {norm for norm, form in forms.items() if norm in inside and not (form.relu and form.add)}
 
 
 def _fused_classes() -> dict[type[nn.Module], type[Fused]]:

@@ -1,7 +1,7 @@
 """Detectron2's convolution, residual blocks, stem and FPN, ending in fused group_norm calls.
 
 Each is a subclass with the same modules and another forward; :func:`gn_det.fuse` gives a built
-module the class in place, and :func:`gn_det.revert` takes it back. All their norms are
+module the class in place, and :func:`gn_det.unfuse` takes it back. All their norms are
 FusedGroupNorm. Where hooks watch the parts of a block, or one was given another forward or norm
 since, Detectron2's own forward runs: a hook sees what it saw before.
 """
@@ -31,7 +31,7 @@ from gn_det.ops.form import Form
 __all__ = [
     "FUSED",
     "STANDARDIZED",
-    "ConvWS2d",
+    "D2ConvWS2d",
     "Fused",
     "FusedBasicBlock",
     "FusedBasicStem",
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-class ConvWS2d(WeightStandardized, Conv2d):
+class D2ConvWS2d(WeightStandardized, Conv2d):
     """Detectron2's Conv2d with Weight Standardization: convolution, norm, activation."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,10 +124,10 @@ class FusedConv2d(Fused, Conv2d):
         return {"norm": Form(relu=self.activation is not None)}
 
 
-class FusedConvWS2d(FusedConv2d, ConvWS2d):
+class FusedConvWS2d(FusedConv2d, D2ConvWS2d):
     """FusedConv2d with Weight Standardization."""
 
-    convolved = ConvWS2d.convolved
+    convolved = D2ConvWS2d.convolved
 
 
 class _FusedBlock(Fused):
@@ -323,7 +323,7 @@ def _watched(parts: Iterable[nn.Module]) -> bool:
 # else. Convolutions come first: the others need theirs to be fused ones.
 FUSED: dict[type[nn.Module], type[Fused]] = {
     Conv2d: FusedConv2d,
-    ConvWS2d: FusedConvWS2d,
+    D2ConvWS2d: FusedConvWS2d,
     BasicBlock: FusedBasicBlock,
     BottleneckBlock: FusedBottleneckBlock,
     DeformBottleneckBlock: FusedDeformBottleneckBlock,
@@ -333,6 +333,6 @@ FUSED: dict[type[nn.Module], type[Fused]] = {
 
 # The same with Weight Standardization, by exact class, too.
 STANDARDIZED: dict[type[nn.Module], type[nn.Module]] = {
-    Conv2d: ConvWS2d,
+    Conv2d: D2ConvWS2d,
     FusedConv2d: FusedConvWS2d,
 }
