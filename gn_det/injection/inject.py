@@ -29,7 +29,7 @@ from gn_det.layers import (
 )
 from gn_det.utils import nearest
 
-__all__ = ["choose_sites", "inject"]
+__all__ = ["choose_sites", "inject", "place_norms"]
 
 
 def inject(
@@ -75,27 +75,10 @@ def inject(
             standardise its weight, or a model in DistributedDataParallel.
     """
     groups = Groups(num_groups, channels_per_group)
-    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        raise InputError("inject before DistributedDataParallel, which would not see the new norms")
     slots = find_slots(model)
     chosen = choose_sites(model, slots, [sites] if isinstance(sites, str) else sites)
-    holders = defaultdict(list)  # several, where modules share a norm
-    for parent in model.modules():
-        for child in parent.children():
-            holders[child].append(parent)
     slots = [slot for slot in slots if slot.site in chosen]
-    if weight_standardization:
-        check_standardizable(slots)
-    # All are built before the first is placed: an error leaves the model as it was.
-    norms = [_norm_for(slot, groups) for slot in slots]
-    for slot, norm in zip(slots, norms, strict=True):
-        if slot.norm is None:
-            _add(slot, norm)
-        else:
-            for holder in holders[slot.norm]:
-                _replace(holder, slot.norm, norm)
-        if weight_standardization:
-            standardize(slot.conv)
+    place_norms(model, slots, groups, weight_standardization)
     return model
 
 
@@ -122,6 +105,33 @@ def choose_sites(model: nn.Module, slots: Iterable[Slot], sites: Sequence[str]) 
             f"{_what_is_there(model, there)}"
         )
     return chosen
+
+
+def place_norms(
+    model: nn.Module, slots: Sequence[Slot], groups: Groups, weight_standardization: bool = False
+) -> None:
+    """Put a FusedGroupNorm into each slot of a model, in place, or raise and change nothing.
+
+    Raises:
+        InputError: no convolution can standardise its weight, or the model is distributed.
+    """
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise InputError("inject before DistributedDataParallel, which would not see the new norms")
+    if weight_standardization:
+        check_standardizable(slots)
+    norms = [_norm_for(slot, groups) for slot in slots]
+    holders = defaultdict(list)  # several, where modules share a norm
+    for parent in model.modules():
+        for child in parent.children():
+            holders[child].append(parent)
+    for slot, norm in zip(slots, norms, strict=True):
+        if slot.norm is None:
+            _add(slot, norm)
+        else:
+            for holder in holders[slot.norm]:
+                _replace(holder, slot.norm, norm)
+        if weight_standardization:
+            standardize(slot.conv)
 
 
 def _nothing_at(model: nn.Module, site: str) -> str:
