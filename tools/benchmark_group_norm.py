@@ -23,6 +23,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from gn_det.errors import InputError
+from gn_det.ops.form import FORMS
 from gn_det.studies.kernels import report as kernel_report
 from gn_det.studies.kernels.peers import peer_rows
 from gn_det.studies.kernels.training_step import training_step_row
@@ -54,7 +55,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--form", choices=kernel_report.FORMS, default="GN+ReLU")
+    parser.add_argument("--form", choices=FORMS, default="GN+ReLU")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2], help="images per GPU")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     return parser.parse_args()

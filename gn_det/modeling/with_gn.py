@@ -24,16 +24,19 @@ def with_gn(
 
 
 def gn_options_from_config(cfg: CfgNode) -> dict[str, int]:
-    """What MODEL.GN says of every site, as arguments of with_gn."""
+    """What MODEL.GN says of every site, as arguments of :func:`with_gn`."""
     return {
+        **groups_from_config(cfg),
         "weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION,
         "recompute": cfg.MODEL.GN.RECOMPUTE,
-        **groups_from_config(cfg),
     }
 
 
 def groups_from_config(cfg: CfgNode) -> dict[str, int]:
-    """How many groups MODEL.GN says GN has, as the keyword of :func:`gn_det.inject`."""
+    """What MODEL.GN says of the number of groups, as an argument of :func:`gn_det.inject`.
+
+    MODEL.GN.CHANNELS_PER_GROUP takes the place of MODEL.GN.NUM_GROUPS where it is above 0.
+    """
     if cfg.MODEL.GN.CHANNELS_PER_GROUP > 0:
         return {"channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP}
     return {"num_groups": cfg.MODEL.GN.NUM_GROUPS}

@@ -9,9 +9,10 @@ import torch
 from support.programs import run_program
 
 from gn_det.ops import group_norm
+from gn_det.ops.form import FORMS
 from gn_det.studies.kernels import report as kernel_report
 from gn_det.studies.kernels.peers import peer_rows
-from gn_det.studies.kernels.report import DTYPES, FORMS, Case, code_rows, timing_row
+from gn_det.studies.kernels.report import DTYPES, Case, code_rows, timing_row
 from gn_det.studies.kernels.training_step import training_step_row
 
 
