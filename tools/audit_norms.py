@@ -38,7 +38,8 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         help="YAML or LazyConfig (.py) file, or the name of one of Detectron2's model zoo",
     )
-    parser.add_argument("--sites",
+    parser.add_argument(
+        "--sites",
         nargs="+",
         metavar="SITE",
         help="see gn_det.inject; ALL for all. End them with -- if config overrides follow",

@@ -26,9 +26,7 @@ FEW = ["MODEL.RPN.PRE_NMS_TOPK_TRAIN", 100, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40]
 FEW += ["MODEL.RPN.POST_NMS_TOPK_TEST", 40, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16]
 FEW += ["DATALOADER.ASPECT_RATIO_GROUPING", False]  # so that some of few pictures differ in size
 # The quickstart's model with another norm in its body, and none elsewhere.
-OTHER_NORM = ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]
-OTHER_NORM += ["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"]
-OTHER_NORM += ["MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", "MODEL.RESNETS.NORM"]
+OTHER_NORM = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.RESNETS.NORM"]
 
 
 def config(folder: Path, *overrides: object) -> CfgNode:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.programs import ROOT, load_program, run_program
+from support.programs import ROOT, load_program
 
 from gn_det import InputError, get_config
 from gn_det.studies import accumulation
@@ -67,14 +67,13 @@ def test_weights_that_are_not_there_are_told_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_data_set_of_one_image_is_told_in_a_line(
-    edit_shapes: Callable[..., Path], tmp_path: Path
+def test_a_data_set_of_one_image_is_refused(
+    edit_shapes: Callable[..., Path], tmp_path: Path, call_main: Callable
 ) -> None:
     def keep_one(dataset: dict) -> None:
         first = dataset["annotations"][0]["image_id"]
         dataset["images"] = [i for i in dataset["images"] if i["id"] == first]
         dataset["annotations"] = [a for a in dataset["annotations"] if a["image_id"] == first]
 
-    done = run_program(TOOL, *flags(edit_shapes(keep_one), tmp_path / "out"))
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: custom_train has no two images")
+    with pytest.raises(InputError, match="^custom_train has no two images"):
+        call_main(TOOL, *flags(edit_shapes(keep_one), tmp_path / "out"))

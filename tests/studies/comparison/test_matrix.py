@@ -146,7 +146,8 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path, program: 
 
 def test_ending_a_comparison_ends_its_runs_in_peace(tmp_path: Path, program: Path) -> None:
     code = (
-        "import sys; sys.path[:0] = ['tests/studies/comparison', 'tests']; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
+        "sys.path[:0] = ['tests/studies/comparison', 'tests']\n"
         "from test_matrix import run, run_all\n"
         f"run_all([run(Path({str(tmp_path)!r}), seed=2)], Path({str(program)!r}), 1, 1)"
     )
