@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from gn_det.errors import InputError
 
 __all__ = [
     "PARTIAL",
+    "check_regular_file",
     "make_folder",
     "nearest",
     "reason_of",
@@ -25,6 +27,26 @@ __all__ = [
 ]
 
 PARTIAL = ".partial"  # what is being written, beside what it will be
+
+
+def check_regular_file(path: str | Path, what: str) -> None:
+    """Check that a file is there that can be read to its end: no folder, device, pipe or socket.
+
+    Args:
+        path: of the file.
+        what: it should be, in the plural.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"{what} {path} do not exist") from error
+        raise InputError(f"{what} {path} cannot be read: {reason_of(error)}") from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{what} {path} are no file, but a folder, device, pipe or socket")
 
 
 def make_folder(path: Path) -> None:

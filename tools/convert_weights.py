@@ -13,13 +13,12 @@ from typing import Any
 
 from gn_det.engine.command import run_command
 
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from gn_det.checkpoint import check_weights_exist
 from gn_det.checkpoint.backbone_file import check_backbone_file, write_backbone
 from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.resnet_layouts import ResNetBody, resnet_body, to_detectron
+from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
 
 # ImageNet's, from 0 to 255, in the order R, G, B.
@@ -32,8 +31,8 @@ def main() -> None:
     check_backbone_file(args.output)
     if args.layout == "detectron" and args.output.suffix != ".pkl":
         raise InputError(f"Detectron's layout is one of .pkl files, and {args.output} is none")
-    check_weights_exist(args.input)
-    checkpoint = read_weights(PathManager.get_local_path(args.input), wrapped=True)
+    file, _ = find_weights(args.input)
+    checkpoint = read_weights(file, wrapped=True)
     body = resnet_body(checkpoint, args.prefix)
     config = shared_config(body, checkpoint, args)
     weights = to_detectron(body.weights) if args.layout == "detectron" else body.weights

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from gn_det.checkpoint.reading import read_weights
-from gn_det.checkpoint.weights_file import check_weights_exist
+from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
 from gn_det.layers import GNTower
 from gn_det.utils import reason_of, some, whole_file, write_atomically
@@ -84,8 +83,10 @@ class Checkpointer(DetectionCheckpointer):
         self._whole = checkpointables is None or not self.checkpointables
         if self._whole and not path:
             raise InputError("there are no weights to load: set MODEL.WEIGHTS")
-        check_weights_exist(path)
         self._path = path
+        if path:
+            file, self._matching_heuristics = find_weights(path)
+            path = str(file)
         try:
             with _as_it_was_on_failure(self.model):
                 return super().load(path, checkpointables, **kwargs)
@@ -94,14 +95,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = read_weights(filename)
-        queries = parse_qs(self._parsed_url_during_load.query)
-        if queries.pop("matching_heuristics", ["False"]) == ["True"]:
+        if self._matching_heuristics:
             loaded["matching_heuristics"] = True
-        if queries:
-            raise InputError(
-                f"{self._path}: ?{self._parsed_url_during_load.query} is not known; "
-                "?matching_heuristics=True is"
-            )
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from gn_det.checkpoint.budget import check_archive
 from gn_det.checkpoint.unpickling import unpickle
 from gn_det.errors import InputError
 from gn_det.utils import some
@@ -54,6 +55,12 @@ def read_weights(file: str | Path, *, wrapped: bool = False) -> dict[str, Any]:
             f"{file} holds no weights under 'model' nor at its top, but {found}; save the "
             "model's state_dict alone"
         )
+    for name, value in model.items():
+        if value.layout == torch.strided and value.nbytes > value.untyped_storage().nbytes():
+            raise InputError(
+                f"{file} is refused: {name!a} is {tuple(value.shape)}, more than the file "
+                "holds of it"
+            )
     return loaded
 
 
@@ -93,6 +100,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
 
 
 def _torch_load(file: Path) -> dict[str, Any]:
+    check_archive(file)
     try:
         with warnings.catch_warnings():  # of TorchScript archives, which are then refused
             warnings.simplefilter("ignore")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gn_det.checkpoint.budget import check_pickle
 from gn_det.errors import InputError
 
 __all__ = ["unpickle"]
@@ -28,11 +29,16 @@ def unpickle(file: Path) -> Any:
         file: a local file.
 
     Raises:
-        InputError: it asks for anything else, which is named (``posix.system``), or is no pickle.
+        InputError: it asks for anything else, which is named (``posix.system``), exceeds a budget
+            of :mod:`gn_det.checkpoint.budget`, or is no pickle.
     """
     try:
         with open(file, "rb") as stream:
+            check_pickle(stream, file)
+            stream.seek(0)
             return _Unpickler(stream, encoding="latin1").load()
+    except InputError:
+        raise
     except _RefusedError as refused:
         raise InputError(
             f"{file} is refused: it asks for {_printable(refused)}, and pickles are read that hold "

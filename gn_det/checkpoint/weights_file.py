@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 from detectron2.checkpoint.catalog import ModelCatalog, ModelCatalogHandler
-from detectron2.utils.file_io import Detectron2Handler, PathManager
-from iopath.common.file_io import get_cache_dir
+from detectron2.utils.file_io import Detectron2Handler
 
+from gn_det.checkpoint.download import fetch, is_address, kept_at
+from gn_det.checkpoint.reading import read_weights
 from gn_det.errors import InputError
+from gn_det.utils import check_regular_file
 
-__all__ = ["check_weights_exist", "weights_address"]
+__all__ = ["check_weights_exist", "find_weights", "weights_address"]
+
+_MATCHING = re.compile(r"\?matching_heuristics=True$")  # a flag of Detectron2's, not of the address
 
 
 def weights_address(path: str) -> str:
@@ -32,26 +34,44 @@ def weights_address(path: str) -> str:
     return path
 
 
-def check_weights_exist(path: str) -> None:
-    """Check that a weights file is there, downloading what has an address.
+def find_weights(path: str) -> tuple[Path, bool]:
+    """The local file of weights, downloaded where they have an address.
+
+    Args:
+        path: a file, an address, or a name of Detectron2's; ``?matching_heuristics=True`` may
+            follow, as in Detectron2.
+
+    Returns:
+        The file, and whether that followed.
 
     Raises:
         InputError: it is not there, or cannot be downloaded; then with its address, and the two
             ways to supply it.
     """
-    if not path:
-        return
-    file = urlparse(path)._replace(query="").geturl()  # Detectron2's ?matching_heuristics=True
-    address = weights_address(file)
+    name, flags = _MATCHING.subn("", path)
+    address = weights_address(name)
+    if not is_address(address):
+        file, _, query = address.partition("?")
+        if query:
+            raise InputError(f"{path}: ?{query} is not known; ?matching_heuristics=True is")
+        check_regular_file(file, "weights")
+        return Path(file), bool(flags)
+    kept = kept_at(address)
     try:
-        found = Path(PathManager.get_local_path(file)).is_file()
-    except (OSError, URLError, KeyError, RuntimeError) as error:
-        kept = os.path.join(get_cache_dir(), urlparse(address).path.lstrip("/"))
-        reason = " ".join(str(error).split())
+        return fetch(address, lambda file: read_weights(file, wrapped=True)), bool(flags)
+    except InputError as error:
         raise InputError(
-            f"weights {path} cannot be fetched ({reason}). Download {address} where there is a "
-            "network, and give the file as MODEL.WEIGHTS (train.init_checkpoint for a LazyConfig), "
-            f"or put it at {kept}, where it is looked for first"
+            f"weights {path}: {error}. Download {address} where there is a network, and give the "
+            "file as MODEL.WEIGHTS (train.init_checkpoint for a LazyConfig), or put it at "
+            f"{kept}, where it is looked for first"
         ) from error
-    if not found:
-        raise InputError(f"weights {path} do not exist")
+
+
+def check_weights_exist(path: str) -> None:
+    """:func:`find_weights`, unless path is empty.
+
+    Raises:
+        InputError: see there.
+    """
+    if path:
+        find_weights(path)

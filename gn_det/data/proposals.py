@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
+from gn_det.checkpoint.download import is_address
 from gn_det.checkpoint.unpickling import unpickle
 from gn_det.errors import InputError
+from gn_det.utils import check_regular_file
 
 __all__ = ["check_config_proposals", "check_proposals"]
 
@@ -54,13 +55,10 @@ def check_proposals(files: Sequence[str]) -> None:
             containers, or that has another form.
     """
     for file in files:
-        try:
-            local = Path(PathManager.get_local_path(file))
-        except Exception as error:  # each of iopath's handlers has its own
-            raise InputError(f"proposals {file} cannot be fetched: {error}") from error
-        if not local.is_file():
-            raise InputError(f"proposals {file} do not exist")
-        _check(local, local.stat().st_mtime_ns)
+        if is_address(file):
+            raise InputError(f"proposals {file}: download the file, and name the local copy")
+        check_regular_file(file, "proposals")
+        _check(Path(file), Path(file).stat().st_mtime_ns)
 
 
 @cache  # data are checked before a run, and as its loaders are built

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from pathlib import Path
@@ -9,30 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
 from support.programs import ROOT
 
 from gn_det import InputError
 from gn_det.checkpoint import Checkpointer, check_weights_exist
+from gn_det.checkpoint.download import kept_at
 from gn_det.checkpoint.weights_file import weights_address
 from gn_det.config import load_config
 
 R50_GN = "catalog://ImageNetPretrained/FAIR/R-50-GN"
-R50_GN_FILE = "detectron/ImageNetPretrained/47261647/R-50-GN.pkl"
+R50_GN_ADDRESS = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/47261647/R-50-GN.pkl"
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of downloads, and no network."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    for handler in PathManager._path_handlers.values():
-        if hasattr(handler, "cache_map"):
-            monkeypatch.setattr(handler, "cache_map", {})
 
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr("iopath.common.file_io.download", unreachable)
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
     return tmp_path / "cache"
 
 
@@ -45,7 +43,7 @@ def test_no_weights_are_none_and_a_file_must_be_there(tmp_path: Path) -> None:
 
 
 def test_names_of_detectron2_stand_for_addresses() -> None:
-    assert weights_address(R50_GN) == f"https://dl.fbaipublicfiles.com/{R50_GN_FILE}"
+    assert weights_address(R50_GN) == R50_GN_ADDRESS
     assert weights_address("detectron2://ImageNetPretrained/MSRA/R-50.pkl") == (
         "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
     )
@@ -59,7 +57,8 @@ def test_names_of_detectron2_stand_for_addresses() -> None:
 )
 def test_without_a_network_the_error_has_the_address_and_both_ways(cache: Path, name: str) -> None:
     address = weights_address(name)
-    place = cache / address.split("/", 3)[3]
+    place = kept_at(address)
+    assert cache in place.parents
     with pytest.raises(InputError) as caught:
         check_weights_exist(name)
     message = str(caught.value)
@@ -86,7 +85,7 @@ def test_a_recipe_trains_from_a_copy_of_fairs_weights(cache: Path, way: str) -> 
     model = build_model(cfg)
     body = model.backbone.bottom_up
     expected = {key: torch.rand_like(value) for key, value in body.state_dict().items()}
-    copy = cache / R50_GN_FILE
+    copy = kept_at(R50_GN_ADDRESS)
     copy.parent.mkdir(parents=True)
     blobs = {caffe2_name(key): value.numpy() for key, value in expected.items()}
     copy.write_bytes(pickle.dumps({"blobs": blobs}))
@@ -95,3 +94,9 @@ def test_a_recipe_trains_from_a_copy_of_fairs_weights(cache: Path, way: str) -> 
         R50_GN if way == "kept" else str(copy), checkpointables=[]
     )
     assert all(torch.equal(value, expected[key]) for key, value in body.state_dict().items())
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(InputError, match="pipe.pth are no file, but a folder, device, pipe or soc"):
+        check_weights_exist(str(tmp_path / "pipe.pth"))
