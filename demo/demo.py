@@ -25,7 +25,7 @@ from gn_det.checkpoint import check_weights_exist
 from gn_det.config import load_config
 from gn_det.errors import InputError
 from gn_det.plots.overlay import draw_objects
-from gn_det.utils import make_folder, write_atomically
+from gn_det.utils import check_regular_file, make_folder, write_atomically
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error)
@@ -100,6 +100,7 @@ def find_inputs(patterns: list[str]) -> list[Path]:
             suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
             files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
         elif path.exists():
+            check_regular_file(path, "--input")
             files = [path]
         else:
             files = sorted(Path(p) for p in glob(pattern, recursive=True) if Path(p).is_file())

@@ -34,19 +34,20 @@ def check_regular_file(path: str | Path, what: str) -> None:
 
     Args:
         path: of the file.
-        what: it should be, in the plural.
+        what: it should be.
 
     Raises:
         InputError: it is not.
     """
+    does, is_ = ("do", "are") if what.endswith("s") else ("does", "is")
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
-            raise InputError(f"{what} {path} do not exist") from error
+            raise InputError(f"{what} {path} {does} not exist") from error
         raise InputError(f"{what} {path} cannot be read: {reason_of(error)}") from error
     if not stat.S_ISREG(mode):
-        raise InputError(f"{what} {path} are no file, but a folder, device, pipe or socket")
+        raise InputError(f"{what} {path} {is_} no file, but a folder, device, pipe or socket")
 
 
 def make_folder(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -76,6 +77,21 @@ class Checkpointer(DetectionCheckpointer):
         if not self.has_checkpoint():
             return "there is no checkpoint yet"
         return f"{self.get_checkpoint_file()} is as it was, and a resumed run starts from it"
+
+    def get_checkpoint_file(self) -> str:
+        """The file in this folder that ``last_checkpoint`` names; empty where there is none.
+
+        Raises:
+            InputError: it names something else.
+        """
+        path = super().get_checkpoint_file()
+        name = os.path.relpath(path, self.save_dir) if path else ""
+        if path and (name != os.path.basename(path) or not os.path.isfile(path)):
+            raise InputError(
+                f"{os.path.join(self.save_dir, 'last_checkpoint')} names {name!a}, which is no "
+                "file of that folder; write the name of one of its checkpoints there"
+            )
+        return path
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, **kwargs: Any

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gn_det.config.defaults import add_gn_config
 from gn_det.errors import InputError
-from gn_det.utils import nearest
+from gn_det.utils import check_regular_file, nearest
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -64,8 +64,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
     cfg = SafeCfgNode(defaults)
     cfg.MODEL.DEVICE = "auto"
     if path is not None:
-        if not Path(path).is_file():
-            raise InputError(f"config file {path} does not exist")
+        check_regular_file(path, "config file")
         with _one_line_errors(cfg, str(path)):
             cfg.merge_from_file(str(path))
     with _one_line_errors(cfg, "the overrides"):

@@ -1,21 +1,26 @@
-"""A Detectron2 config node whose YAML cannot run code."""
+"""A Detectron2 config node whose YAML cannot run code, hide a section, or cost much to read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import detectron2
 import yaml
 from detectron2.config import CfgNode
 
 from gn_det.errors import InputError
+from gn_det.utils import check_regular_file
 
 __all__ = ["SafeCfgNode"]
 
 # An install from Detectron2's repository links its configs into the package.
 _PACKAGE = Path(detectron2.__file__).resolve().parent
 _DETECTRON2 = (_PACKAGE, (_PACKAGE / "model_zoo" / "configs").resolve())
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 100_000  # values, each counted as often as an alias repeats it
+MAX_DEPTH = 50
 
 
 class SafeCfgNode(CfgNode):
@@ -25,12 +30,23 @@ class SafeCfgNode(CfgNode):
     anchor sizes with Python tags, and whoever could change them could change Detectron2.
     """
 
+    _reading: ClassVar[list[Path]] = []  # files whose _BASE_ is being read
+
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         del allow_unsafe  # decided by where the file lies, for each _BASE_ anew
-        folders = Path(filename).resolve().parents
-        trusted = any(folder in folders for folder in _DETECTRON2)
+        if "://" in filename:
+            raise InputError(f"config {filename} is an address; download it, and name the file")
+        check_regular_file(filename, "config file")
+        path = Path(filename).resolve()
+        if path in cls._reading:
+            chain = " -> ".join(str(each) for each in (*cls._reading, path))
+            raise InputError(f"_BASE_ leads back to its beginning: {chain}")
+        trusted = any(folder in path.parents for folder in _DETECTRON2)
+        cls._reading.append(path)
         try:
+            if not trusted:
+                _check(path)
             content = super().load_yaml_with_base(filename, allow_unsafe=trusted)
         except yaml.constructor.ConstructorError as error:
             raise InputError(
@@ -40,6 +56,48 @@ class SafeCfgNode(CfgNode):
             raise InputError(f"{filename} is no YAML: {' '.join(str(error).split())}") from error
         except TypeError as error:  # fvcore looks for _BASE_ in an empty file's None
             raise InputError(f"{filename} holds no config keys") from error
+        finally:
+            cls._reading.pop()
         if not isinstance(content, dict):
             raise InputError(f"{filename} holds no config keys")
         return content
+
+
+def _check(file: Path) -> None:
+    """Check the budgets of a YAML file, and that no mapping has a key twice."""
+    size = file.stat().st_size
+    if size > MAX_BYTES:
+        raise InputError(f"{file} has {size} bytes, and a config at most {MAX_BYTES}")
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except RecursionError as error:
+        raise InputError(f"{file} is nested deeper than {MAX_DEPTH}") from error
+    if root is not None:
+        _count(root, file, {}, 1)
+
+
+def _count(node: yaml.Node, file: Path, counts: dict[yaml.Node, int], depth: int) -> int:
+    """Values below a node, those behind aliases as often as they are repeated."""
+    if node in counts:
+        return counts[node]
+    counts[node] = MAX_NODES + 1  # where an alias leads back here
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise InputError(
+                    f"{file}, line {key.start_mark.line + 1}: {key.value} stands here a second "
+                    "time, and would replace the first; merge the two"
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    if depth > MAX_DEPTH:
+        raise InputError(f"{file} is nested deeper than {MAX_DEPTH}")
+    counts[node] = total = 1 + sum(_count(part, file, counts, depth + 1) for part in parts)
+    if total > MAX_NODES:
+        raise InputError(f"{file} unfolds to more than {MAX_NODES} values; write without aliases")
+    return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gn_det.errors import InputError
-from gn_det.utils import some
+from gn_det.utils import check_regular_file, some
 
 __all__ = ["check_annotations", "find_bad_images", "image_problem", "read_coco"]
 
@@ -45,6 +46,7 @@ def read_coco(
     Raises:
         InputError: no such file, no JSON, or entries without the keys that COCO gives them.
     """
+    check_regular_file(json_file, "annotation file")
     try:
         dataset = json.loads(Path(json_file).read_text(encoding="utf-8"))
     except OSError as error:
@@ -155,6 +157,8 @@ def find_bad_images(
 def image_problem(path: Path, height: int, width: int) -> str | None:
     """What is wrong with an image file, or None; reads its header and its end."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            return "not a file"
         with Image.open(path) as image:
             kind, size = image.format, image.size
             # Detectron2 turns images upright; PNG would be decoded to look for its EXIF.

@@ -293,3 +293,15 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_path: Pa
         assert process.wait() == -signal.SIGKILL
         resumed = Checkpointer(nn.Linear(2000, 2000), str(tmp_path))
         resumed.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("name", ["../other/model.pth", "/etc/passwd", "gone.pth", "sub/m.pth"])
+def test_last_checkpoint_names_a_file_of_its_folder(name: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for folder in (tmp_path / "other", run / "sub"):
+        folder.mkdir(parents=True)
+    save(tmp_path / "other" / "model.pth", model().state_dict())
+    save(run / "sub" / "m.pth", model().state_dict())
+    (run / "last_checkpoint").write_text(name)
+    with pytest.raises(InputError, match="last_checkpoint names .*, which is no file of that fold"):
+        Checkpointer(model(), str(run)).resume_or_load("", resume=True)

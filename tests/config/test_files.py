@@ -88,7 +88,7 @@ def test_overrides_come_last(write: Callable[[str], Path]) -> None:
         ("MODEL: {", [], "is no YAML"),
         ("MODEL:\n  # DEVICE: cpu\nVERSION: 2", [], "MODEL"),
         ("MODEL: 3\nVERSION: 2", [], "MODEL"),
-        ("_BASE_: config.yaml\nVERSION: 2", [], "recursion"),
+        ("_BASE_: config.yaml\nVERSION: 2", [], "leads back to its beginning"),
         ("VERSION: 2", ["OUTPUT_DIR", "x", "--num-gpus", "2"], "--num-gpus .* flags come first"),
         ("_BASE_: nowhere.yaml\nVERSION: 2", [], "nowhere.yaml"),
     ],

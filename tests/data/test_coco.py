@@ -67,7 +67,7 @@ def test_malformed_json_is_refused(tmp_path: Path, text: str, message: str) -> N
 
 
 def test_a_missing_json_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.json cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
         read_coco(tmp_path / "nowhere.json")
 
 

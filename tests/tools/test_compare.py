@@ -116,7 +116,7 @@ def test_what_is_there_is_not_overwritten(
         (lambda s, o: flags(s, o, "bn", "nothing"), r"nothing\.yaml does not exist"),
         (lambda s, o: flags(s, o, "bn", "bn"), "two recipes are called bn"),
         (lambda s, o: flags(s, o, seeds=(0, 0)), "has bn-1ims-seed0 twice"),
-        (lambda s, o: flags(s / "gone", o), r"gone.*train\.json cannot be read"),
+        (lambda s, o: flags(s / "gone", o), r"gone.*train\.json does not exist"),
         (lambda s, o: [*flags(s, o), "MODEL.WEIGHTS", "gone.pth"], r"weights gone\.pth do not"),
     ],
 )

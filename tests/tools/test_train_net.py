@@ -210,7 +210,7 @@ def test_a_user_sees_one_line_and_status_2() -> None:
     done = run_program(TRAIN_NET, *CONFIG, "--train", "nowhere.json", ".")
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ") and "nowhere.json cannot be read" in line
+    assert line.startswith("error: ") and "nowhere.json does not exist" in line
 
 
 @pytest.mark.slow
