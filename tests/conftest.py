@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 
 import gn_det.engine  # noqa: F401  (silences third-party warnings, as the tools do)
 from gn_det.data.shapes import generate_shapes
+from gn_det.engine import activation_memory
 from gn_det.ops import backend
 
 
@@ -81,9 +82,5 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 @pytest.fixture
 def autocast() -> Iterator[None]:
     """What torch.autocast("cuda", torch.bfloat16) does, which without a GPU does nothing."""
-    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    torch.set_autocast_enabled("cuda", True)
-    torch.set_autocast_dtype("cuda", torch.bfloat16)
-    yield
-    torch.set_autocast_enabled("cuda", before[0])
-    torch.set_autocast_dtype("cuda", before[1])
+    with activation_memory.autocast(enabled=True, dtype=torch.bfloat16):
+        yield

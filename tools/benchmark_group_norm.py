@@ -34,8 +34,8 @@ SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step")
 
 def main() -> None:
     args = parse_arguments()
-    if min(args.images) < 1:
-        raise InputError(f"--images {min(args.images)}: a GPU holds at least 1 image")
+    if min(args.ims_per_gpu) < 1:
+        raise InputError(f"--ims-per-gpu {min(args.ims_per_gpu)}: a GPU holds at least 1 image")
     variants = list(itertools.product(kernel_report.DTYPES, kernel_report.LAYOUTS))
     sections = {
         "traffic": lambda: traffic(args, variants),
@@ -56,13 +56,13 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--form", choices=FORMS, default="GN+ReLU")
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 2], help="images per GPU")
+    parser.add_argument("--ims-per-gpu", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     return parser.parse_args()
 
 
 def traffic(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
-    for images in args.images:
+    for images in args.ims_per_gpu:
         rows = in_interpreter(
             kernel_report.traffic_row,
             [
@@ -81,7 +81,7 @@ def traffic(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
 
 
 def code(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
-    cases = [case for images in args.images for case in kernel_report.mask_rcnn_cases(images)]
+    cases = [case for images in args.ims_per_gpu for case in kernel_report.mask_rcnn_cases(images)]
     rows = []
     for dtype, layout in tqdm(variants, desc="compiling", unit="variant"):
         rows += kernel_report.code_rows(cases, args.form, dtype, layout)
@@ -99,14 +99,14 @@ def accuracy() -> None:
 
 
 def memory(args: argparse.Namespace) -> None:
-    for images in args.images:
+    for images in args.ims_per_gpu:
         rows = memory_rows(images)
         show(f"Kept for backward: Mask R-CNN in bf16, {images} image(s) of 800×1333, MiB", rows)
 
 
 def timings(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
     os.environ["GN_DET_BACKEND"] = "triton"  # ours, or an error
-    for images in args.images:
+    for images in args.ims_per_gpu:
         cases = kernel_report.mask_rcnn_cases(images)
         rows = [
             kernel_report.timing_row(case, args.form, dtype, layout)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 from gn_det.injection import fuse
-from gn_det.layers import FusedGroupNorm, num_groups_of
+from gn_det.layers import FusedGroupNorm, Groups
 
 __all__ = [
     "NETWORKS",
@@ -111,7 +111,7 @@ def build_classifier(
             say how many.
     """
     check_network(network, norm, num_groups, channels_per_group)
-    layer = _norm_layer(norm, num_groups, channels_per_group)
+    layer = _norm_layer(norm, Groups(num_groups, channels_per_group))
     if network == "vgg16":
         backbone: nn.Module = VGG16(layer, num_classes)
     else:
@@ -123,37 +123,27 @@ def check_network(
     network: str, norm: str, num_groups: int | None, channels_per_group: int | None
 ) -> None:
     """Refuse what :func:`build_classifier` cannot build, with its arguments and its errors."""
+    groups = Groups(num_groups, channels_per_group)
     if network not in NETWORKS or norm not in NORMS:
         raise InputError(
             f"network {network!r} and norm {norm!r}: the networks are {', '.join(NETWORKS)}, the "
             f"norms {', '.join(NORMS)}"
         )
-    if norm != "GN" and (num_groups, channels_per_group) != (None, None):
+    if norm != "GN" and not groups.is_default:
         raise InputError(
             f"num_groups {num_groups} and channels_per_group {channels_per_group} are of GN, and "
             f"the norm is {norm}"
         )
-    if any(n is not None and n < 1 for n in (num_groups, channels_per_group)):
-        raise InputError(
-            f"num_groups {num_groups} and channels_per_group {channels_per_group}: at least 1"
-        )
-    if num_groups is not None and channels_per_group is not None:
-        raise InputError(
-            f"num_groups {num_groups} and channels_per_group {channels_per_group} are two ways "
-            "to say the same; give one"
-        )
 
 
-def _norm_layer(norm: str, num_groups: int | None, channels_per_group: int | None) -> Norm:
+def _norm_layer(norm: str, groups: Groups) -> Norm:
     return {
         "none": "",
         "BN": "BN",
         "SyncBN": _SyncBN,
         "LN": partial(FusedGroupNorm, num_groups=1),
         "IN": lambda channels: FusedGroupNorm(channels, channels),
-        "GN": lambda channels: FusedGroupNorm(
-            channels, num_groups_of(channels, num_groups, channels_per_group)
-        ),
+        "GN": lambda channels: FusedGroupNorm(channels, groups.of(channels)),
     }[norm]
 
 

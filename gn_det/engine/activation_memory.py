@@ -56,14 +56,19 @@ def kept_for_backward(
 
 
 @contextmanager
-def autocast(enabled: bool) -> Iterator[None]:
-    """torch.autocast("cuda", torch.float16) for fake tensors, too: it needs no GPU.
+def autocast(enabled: bool, dtype: torch.dtype = torch.float16) -> Iterator[None]:
+    """torch.autocast("cuda", dtype) for fake tensors, too: it needs no GPU.
 
-    Counts are those of bfloat16, whose fake convolutions are never channels_last without a GPU.
+    float16 keeps as many bytes as bfloat16, whose fake convolutions are never channels_last without
+    a GPU.
+
+    Args:
+        enabled: whether operators run in dtype.
+        dtype: torch.float16 or torch.bfloat16.
     """
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", enabled)
-    torch.set_autocast_dtype("cuda", torch.float16)
+    torch.set_autocast_dtype("cuda", dtype)
     try:
         yield
     finally:

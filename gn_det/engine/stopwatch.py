@@ -1,14 +1,17 @@
-"""Where the time of a step goes, and how much memory it took."""
+"""How long a step takes, where its time goes, and how much memory it took."""
 
 from __future__ import annotations
 
 import resource
 import time
 from collections import Counter
+from typing import Any
 
 import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
 
-__all__ = ["Stopwatch", "peak_memory_mb"]
+__all__ = ["Stopwatch", "peak_memory_mb", "seconds_of_step"]
 
 Moment = float | torch.cuda.Event
 
@@ -51,6 +54,28 @@ class Stopwatch:
 
 def _seconds(begin: Moment, end: Moment) -> float:
     return end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000
+
+
+def seconds_of_step(model: nn.Module, batch: Any) -> float:
+    """Seconds of one forward and backward pass, to the end of a GPU's work; no gradient is left.
+
+    Args:
+        model: in training mode, returning a dict of losses.
+        batch: what it takes.
+    """
+    _wait_for_gpu()
+    start = time.perf_counter()
+    with EventStorage():
+        sum(model(batch).values()).backward()
+    _wait_for_gpu()
+    seconds = time.perf_counter() - start
+    model.zero_grad()
+    return seconds
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def peak_memory_mb(device_type: str) -> float:

@@ -18,7 +18,7 @@ from gn_det.errors import InputError
 from gn_det.injection.inject import choose_sites, place_norms
 from gn_det.injection.least_squares import ChannelFit
 from gn_det.injection.report import Report
-from gn_det.injection.sites import SITES, Slot, find_slots
+from gn_det.injection.sites import SITES, Layer, Slot, find_slots
 from gn_det.layers import Groups
 
 __all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn"]
@@ -161,7 +161,7 @@ def convert_bn(
         _check_statistics(name, bn)
     converted = copy.deepcopy(model)
     place_norms(converted, [s for s in find_slots(converted) if s.site in chosen], groups)
-    norms = {name: converted.get_submodule(name) for name in bns}
+    norms: dict[str, Any] = {name: converted.get_submodule(name) for name in bns}
 
     history: list[dict[str, float | None]] = []
     best: dict[str, dict[str, Tensor]] = {}
@@ -248,12 +248,12 @@ def _sites_with_bn(
     return [site for site in SITES if site in with_bn]
 
 
-def _is_bn(norm: nn.Module | None) -> bool:
+def _is_bn(norm: Layer) -> bool:
     """Whether what find_slots found is BN of any kind, a list of BN layers that cycles included."""
     return hasattr(norm, "running_mean") or isinstance(norm, nn.ModuleList)
 
 
-def _check_statistics(name: str, bn: nn.Module) -> None:
+def _check_statistics(name: str, bn: Layer) -> None:
     for part in bn if isinstance(bn, nn.ModuleList) else [bn]:
         if part.running_mean is None:
             raise InputError(
@@ -332,13 +332,13 @@ def _inputs(norms: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) 
             handle.remove()
 
 
-def _bn(bn: nn.Module, x: Tensor, call: int) -> Tensor:
+def _bn(bn: Layer, x: Tensor, call: int) -> Tensor:
     """What BN makes of x by its running statistics, before an activation, in float32 or float64.
 
     Args:
         call: how many calls on this batch there were before: a list of BN layers cycles.
     """
-    statistics = bn[call % len(bn)] if isinstance(bn, nn.ModuleList) else bn
+    statistics: Layer = bn[call % len(bn)] if isinstance(bn, nn.ModuleList) else bn
     scale = (statistics.running_var.double() + statistics.eps).rsqrt()
     shift = -statistics.running_mean.double() * scale
     if bn.weight is not None:
@@ -363,8 +363,8 @@ def _set(norm: nn.GroupNorm, fit: ChannelFit) -> None:
 
 def _change(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> float:
     """Of the error of the norm that changed most."""
-    changes = (abs(after[name] - error) for name, error in before.items() if error is not None)
-    return max(changes, default=0.0)
+    pairs = ((error, after[name]) for name, error in before.items())
+    return max((abs(b - a) for a, b in pairs if a is not None and b is not None), default=0.0)
 
 
 def _mean(errors: Mapping[str, float | None]) -> float:

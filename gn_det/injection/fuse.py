@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from gn_det.errors import InputError
-from gn_det.injection.sites import type_name
+from gn_det.injection.sites import Layer, type_name
 from gn_det.layers import FusedGroupNorm, FusedReLU
 from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
 from gn_det.layers.detectron2 import loaded_blocks
@@ -50,12 +50,11 @@ def fuse(model: nn.Module) -> nn.Module:
     for kind, fused in _fused_classes().items():
         for module in model.modules():
             if type(module) is kind and fused.fits(module):
-                module.__class__ = fused
-                for name in fused.relu_norms:
-                    module.get_submodule(name).activation = "relu"
+                _become(module, fused)
+                _set_activation(module, fused.relu_norms, "relu")
     for norm, relu in norms_right_before_relus(model):
         norm.activation = "relu"
-        relu.__class__ = FusedReLU
+        _become(relu, FusedReLU)
     return model
 
 
@@ -77,6 +76,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
         raise InputError(f"{type(model).__name__} has no FusedGroupNorm: nothing to unfuse")
     unfused = {fused: kind for kind, fused in _fused_classes().items()}
+    module: Layer
     for name, module in model.named_modules():
         if isinstance(module, tuple(unfused)) and type(module) not in unfused:
             raise InputError(
@@ -88,15 +88,14 @@ def unfuse(model: nn.Module) -> nn.Module:
     for module in model.modules():
         keep_in(module)
         if isinstance(module, FusedReLU):
-            module.__class__ = nn.ReLU
+            _become(module, nn.ReLU)
         elif type(module) in unfused:
-            for name in module.relu_norms:
-                module.get_submodule(name).activation = None
-            module.__class__ = unfused[type(module)]
+            _set_activation(module, module.relu_norms, None)
+            _become(module, unfused[type(module)])
     for module in model.modules():
         if type(module) is FusedGroupNorm and module.activation is None:
             del module.activation
-            module.__class__ = nn.GroupNorm
+            _become(module, nn.GroupNorm)
     return model
 
 
@@ -107,6 +106,7 @@ def fused_forms(model: nn.Module) -> dict[nn.Module, Form]:
     """What each GroupNorm of a model computes in one call."""
     forms: dict[nn.Module, Form] = {}
     fused = set(_fused_classes().values())
+    module: Layer
     for module in model.modules():  # blocks before their parts
         if type(module) in fused:
             for name, form in module.forms().items():
@@ -117,6 +117,16 @@ def fused_forms(model: nn.Module) -> dict[nn.Module, Form]:
                 forms[module] = Form(relu=True)
             forms.setdefault(module, Form())
     return forms
+
+
+def _become(module: nn.Module, kind: type) -> None:
+    """Give a module another class, in place: whoever holds the module keeps it."""
+    module.__class__ = kind
+
+
+def _set_activation(module: Layer, norms: Iterable[str], activation: str | None) -> None:
+    for name in norms:
+        module.get_submodule(name).activation = activation
 
 
 def _fused_classes() -> dict[type[nn.Module], type[Fused]]:
@@ -145,26 +155,28 @@ def norms_right_before_relus(model: nn.Module) -> Iterator[tuple[FusedGroupNorm,
     """Yields (norm, ReLU) where both have this one place in the model."""
     # children() has a module once, however often a parent holds it.
     uses = Counter(child for parent in model.modules() for child in parent._modules.values())
-    for layer, relu in [*_pairs(model, nn.ReLU)]:
-        norm = _last_norm(layer)
+    for layer, norm, relu in [*_pairs(model, nn.ReLU)]:
         if norm.activation is None and uses[layer] == uses[norm] == uses[relu] == 1:
             yield norm, relu
 
 
 def norms_of_fused_relus(model: nn.Module) -> Iterator[FusedGroupNorm]:
     """Yields the norms that have taken in the ReLU behind them."""
-    for layer, _ in _pairs(model, FusedReLU):
-        yield _last_norm(layer)
+    for _, norm, _ in _pairs(model, FusedReLU):
+        yield norm
 
 
-def _pairs(model: nn.Module, relu_type: type[nn.ReLU]) -> Iterator[tuple[nn.Module, nn.ReLU]]:
-    """Yields (layer that ends in a norm, ReLU of exactly this type right behind)."""
+def _pairs(
+    model: nn.Module, relu_type: type[nn.ReLU]
+) -> Iterator[tuple[nn.Module, FusedGroupNorm, nn.ReLU]]:
+    """Yields (layer, the norm that it ends in, ReLU of exactly this type right behind)."""
     for parent in model.modules():
         if _calls_in_order(type(parent)):
             layers = [layer for layer in parent._modules.values() if layer is not None]
             for layer, following in pairwise(layers):
-                if type(following) is relu_type and _last_norm(layer) is not None:
-                    yield layer, following
+                norm = _last_norm(layer)
+                if norm is not None and type(following) is relu_type:
+                    yield layer, norm, following
 
 
 def _calls_in_order(kind: type[nn.Module]) -> bool:
@@ -178,7 +190,7 @@ def _calls_in_order(kind: type[nn.Module]) -> bool:
     return type_name(known) in _IN_ORDER and same
 
 
-def _last_norm(layer: nn.Module) -> FusedGroupNorm | None:
+def _last_norm(layer: Layer) -> FusedGroupNorm | None:
     """The FusedGroupNorm that a layer is, or a convolution ends in."""
     if type(layer) is FusedGroupNorm:
         return layer

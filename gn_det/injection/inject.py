@@ -14,6 +14,7 @@ from gn_det.errors import InputError
 from gn_det.injection.sites import (
     DEFAULT_SITES,
     SITES,
+    Layer,
     Slot,
     find_owners,
     find_slots,
@@ -181,7 +182,7 @@ def _norm_for(slot: Slot, groups: Groups) -> FusedGroupNorm:
     return norm.requires_grad_(trains).train(old.training)
 
 
-def _carry_over(old: nn.Module, norm: FusedGroupNorm) -> None:
+def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:
     """Give a norm the parameters of the one that it replaces, its hooks, and what it also did."""
     if norm.affine:
         with torch.no_grad():

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 __all__ = [
     "DEFAULT_SITES",
     "SITES",
+    "Layer",
     "Site",
     "Slot",
     "find_owners",
@@ -22,6 +23,10 @@ __all__ = [
     "num_channels",
     "type_name",
 ]
+
+
+# A convolution, norm or head of any library, or None: nn.Module declares none of their attributes.
+Layer = Any
 
 
 class Slot(NamedTuple):
@@ -35,12 +40,12 @@ class Slot(NamedTuple):
     """
 
     site: str
-    parent: nn.Module
-    conv: nn.Module | None
-    norm: nn.Module | None
+    parent: Layer
+    conv: Layer
+    norm: Layer
 
 
-Place = tuple[nn.Module, "nn.Module | None", "nn.Module | None"]  # parent, conv, norm
+Place = tuple[Layer, Layer, Layer]  # parent, conv, norm
 
 
 class Site(NamedTuple):
@@ -53,7 +58,7 @@ class Site(NamedTuple):
         hint: what to do where an owner has no place for a norm.
     """
 
-    owners: dict[str, Callable[[nn.Module], Iterator[Place]]]
+    owners: dict[str, Callable[[Layer], Iterator[Place]]]
     drops_bias: bool = False
     hint: str = ""
 
@@ -86,7 +91,7 @@ def _is_norm(module: nn.Module | None) -> bool:
     return module is not None and _is_a(module, *_FROZEN_AND_CYCLED)
 
 
-def num_channels(norm: nn.Module) -> int:
+def num_channels(norm: Layer) -> int:
     """C of a norm of any kind."""
     for name in ("num_features", "num_channels"):
         if hasattr(norm, name):
@@ -94,7 +99,7 @@ def num_channels(norm: nn.Module) -> int:
     return len(norm.weight)
 
 
-def _own(*convs: nn.Module) -> Iterator[Place]:
+def _own(*convs: Layer) -> Iterator[Place]:
     """Convolutions that hold their norm, or are going to."""
     for conv in convs:
         norm = getattr(conv, "norm", None)
@@ -139,7 +144,7 @@ def _by_type(module: nn.Module) -> Iterator[Place]:
                 before = child
 
 
-def _simple_pyramid(pyramid: nn.Module) -> Iterator[Place]:
+def _simple_pyramid(pyramid: Layer) -> Iterator[Place]:
     for stage in pyramid.stages:
         for layer, following in pairwise([*stage, None]):
             if hasattr(layer, "norm"):

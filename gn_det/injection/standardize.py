@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from gn_det.errors import InputError
-from gn_det.injection.sites import Slot
+from gn_det.injection.sites import Layer, Slot
 from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2 import loaded_blocks
 from gn_det.layers.weight_standardization import STANDARDIZED
@@ -15,7 +15,7 @@ from gn_det.layers.weight_standardization import STANDARDIZED
 __all__ = ["check_standardizable", "standardize", "why_not_standardizable"]
 
 
-def why_not_standardizable(conv: nn.Module | None) -> str | None:
+def why_not_standardizable(conv: Layer) -> str | None:
     """Why the convolution before a norm cannot standardise its weight; None if it can, or does."""
     if conv is None:
         return "no convolution known before the norm whose weight could be standardised"
@@ -37,7 +37,7 @@ def check_standardizable(slots: Sequence[Slot]) -> None:
         )
 
 
-def standardize(conv: nn.Module | None) -> None:
+def standardize(conv: Layer) -> None:
     """Let a convolution standardise its weight, in place, where it can and does not yet."""
     kind = _standardized().get(type(conv))
     if kind is not None:

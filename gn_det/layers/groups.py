@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gn_det.errors import InputError
 
-__all__ = ["Groups", "default_num_groups", "num_groups_of"]
+__all__ = ["Groups", "default_num_groups"]
 
 
 def default_num_groups(num_channels: int, at_most: int = 32) -> int:
@@ -59,10 +59,3 @@ class Groups:
         if self.num_groups is not None:
             return default_num_groups(num_channels, self.num_groups)
         return default_num_groups(num_channels)
-
-
-def num_groups_of(
-    num_channels: int, num_groups: int | None = None, channels_per_group: int | None = None
-) -> int:
-    """``Groups(num_groups, channels_per_group).of(num_channels)``."""
-    return Groups(num_groups, channels_per_group).of(num_channels)

@@ -29,9 +29,9 @@ def group_norm_reference(
         float64 tensor of x's shape.
     """
     y = normalize_groups(x, num_groups, weight, bias, eps)
-    if normalize_residual:
-        y = y + normalize_groups(residual, num_groups, residual_weight, residual_bias, eps)
-    elif residual is not None:
+    if residual is not None:
+        if normalize_residual:
+            residual = normalize_groups(residual, num_groups, residual_weight, residual_bias, eps)
         y = y + residual.double()
     return torch.relu(y) if activation == "relu" else y
 

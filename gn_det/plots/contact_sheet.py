@@ -10,7 +10,7 @@ from detectron2.data.detection_utils import read_image
 
 from gn_det.data.coco import read_coco
 from gn_det.errors import InputError
-from gn_det.plots.figures import new_figure
+from gn_det.plots.figures import new_figure, save_figure
 from gn_det.plots.overlay import draw_objects
 
 __all__ = ["contact_sheet"]
@@ -63,4 +63,4 @@ def contact_sheet(
         left.set_title(f"{image['file_name']}: ground truth", fontsize=9)
         right.imshow(draw_objects(pixels, predictions[image["id"]], names))
         right.set_title(f"predictions, score ≥ {score_threshold:g}", fontsize=9)
-    figure.savefig(png, dpi=60)
+    save_figure(figure, png, dpi=60)

@@ -33,10 +33,10 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, png: str | Path) -> None:
-    """Write a figure as a PNG that is complete or not there at all."""
+def save_figure(figure: Figure, png: str | Path, dpi: int = 110) -> None:
+    """Write a figure as a PNG file that is there whole or not at all; dpi is pixels per inch."""
     with whole_file(Path(png)) as file:
-        figure.savefig(file, dpi=110, format="png")
+        figure.savefig(file, dpi=dpi, format="png")
 
 
 def set_log2_places(axes: Axes, places: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Shares of a step's time."""
+"""How long a step takes, the shares of its time, and the peak of memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from gn_det.engine.stopwatch import Stopwatch, peak_memory_mb
+from gn_det.engine.stopwatch import Stopwatch, peak_memory_mb, seconds_of_step
 
 
 @pytest.fixture
@@ -32,6 +33,25 @@ def test_shares_are_those_of_the_round_before_and_laps_of_one_name_add_up(
     clock[0] += 100  # between rounds
     watch.start()
     assert watch.shares() == {"data": 0.25, "forward": 0.25, "backward": 0.5}
+
+
+def test_a_step_is_timed_over_both_passes_and_leaves_no_gradient(clock: list[float]) -> None:
+    class Slow(nn.Module):
+        """Takes 2 seconds forward and 3 backward."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, batch: Tensor) -> dict[str, Tensor]:
+            clock[0] += 2.0
+            loss = self.weight * batch.sum()
+            loss.register_hook(lambda _: clock.append(clock.pop() + 3.0))
+            return {"loss": loss}
+
+    model = Slow()
+    assert seconds_of_step(model, torch.ones(4)) == 5.0
+    assert model.weight.grad is None
 
 
 def test_the_peak_is_the_most_that_the_kernel_saw_this_process_hold() -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 from tqdm import tqdm
 
 from gn_det.engine.activation_memory import kept_for_backward
+from gn_det.engine.stopwatch import seconds_of_step
 
 __all__ = ["saved_bytes", "step_seconds"]
 
@@ -44,23 +43,7 @@ def step_seconds(
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in tqdm(range(rounds + 1), desc="timing", unit="round", delay=2):
         for name in list(models)[:: 1 if number % 2 else -1]:
-            seconds = _seconds(models[name], batch)
+            seconds = seconds_of_step(models[name], batch)
             if number > 0:
                 times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _seconds(model: nn.Module, batch: Sequence[dict[str, Any]]) -> float:
-    _wait()
-    start = time.perf_counter()
-    with EventStorage():
-        sum(model(batch).values()).backward()
-    _wait()
-    seconds = time.perf_counter() - start
-    model.zero_grad()
-    return seconds
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from typing import Any
 
 import torch
 from torch import nn
+
+from gn_det.engine.stopwatch import seconds_of_step
 
 __all__ = ["made_up_batch", "training_step_row"]
 
@@ -68,13 +69,6 @@ def made_up_batch() -> list[dict[str, Any]]:
 
 
 def _step(model: nn.Module, batch: list[dict[str, Any]], seed: int) -> float:
-    """Seconds of a forward and backward pass; the seed draws the sampled proposals."""
-    from detectron2.utils.events import EventStorage
-
+    """Seconds of a step; the seed draws the sampled proposals."""
     torch.manual_seed(seed)
-    start = time.perf_counter()
-    with EventStorage():
-        sum(model(batch).values()).backward()
-    seconds = time.perf_counter() - start
-    model.zero_grad()
-    return seconds
+    return seconds_of_step(model, batch)
