@@ -34,7 +34,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, png: str | Path, dpi: int = 110) -> None:
-    """Write a figure as a PNG file that is there whole or not at all; dpi is pixels per inch."""
+    """Write a figure as a PNG that is complete or not there at all; dpi is pixels per inch."""
     with whole_file(Path(png)) as file:
         figure.savefig(file, dpi=dpi, format="png")
 
