@@ -21,7 +21,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from tqdm import tqdm
 
 from gn_det.classification.command import CPU
-from gn_det.classification.datasets import load_pictures
+from gn_det.classification.datasets import load_images
 from gn_det.classification.training import ClassifierRecipe, finished_results, train_classifier
 from gn_det.engine.launch import check_device
 from gn_det.engine.run import clear_half_written, locked
@@ -79,7 +79,7 @@ def run_sweep(
     print(json.dumps(asdict(first), indent=2))
     for recipe in recipes.values():
         recipe.check(device)
-    load_pictures(first.data, first.size)
+    load_images(first.data, first.size)
     outcomes: dict[str, dict[str, Any] | str] = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with locked(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
