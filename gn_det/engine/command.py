@@ -70,6 +70,8 @@ def training_parser(description: str, overrides: str) -> argparse.ArgumentParser
         epilog=f"The flags come first, then config overrides as {overrides}."
     )
     parser.description = description
+    # Detectron2's default is one port for all runs of a user, at which two runs may meet.
+    parser.set_defaults(dist_url="auto")
     add_data_arguments(parser)
     return parser
 

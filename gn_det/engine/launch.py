@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -87,6 +88,11 @@ def check_processes(
     world_size = options.world_size
     if parsed.type == "cuda" and parsed.index is not None and world_size > 1:
         raise InputError(f"device {device} cannot serve {world_size} processes; say cuda")
+    if options.num_machines > 1 and options.dist_url == "auto" and torchrun_rank() is None:
+        raise InputError(
+            f"--num-machines {options.num_machines}: name the place where they meet, the same on "
+            "each, with --dist-url tcp://FIRST_MACHINE:PORT"
+        )
     if options.eval_only:
         return
     if amp and parsed.type == "cpu":
@@ -140,6 +146,7 @@ def launch(main: Callable[..., Any], device: str, options: RunOptions, *main_arg
         _lead(main, main_args)
         return
     several = options.world_size > 1
+    token = secrets.token_hex() if options.num_machines == 1 else None
     if on_cpu and several:
         # Detectron2 would pick NCCL wherever a process sees a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -154,7 +161,7 @@ def launch(main: Callable[..., Any], device: str, options: RunOptions, *main_arg
                 num_machines=options.num_machines,
                 machine_rank=options.machine_rank,
                 dist_url=options.dist_url,
-                args=(main, main_args, threads),
+                args=(main, main_args, threads, token),
             )
     except ProcessRaisedException as raised:
         # All that comes back from a process is its traceback, as text.
@@ -177,13 +184,13 @@ def follow() -> None:
     _join()
     work: list[Any] = [None, None]
     dist.broadcast_object_list(work)
-    _in_process(*work, None)
+    _in_process(*work)
 
 
 def _lead(main: Callable[..., Any], main_args: tuple[Any, ...]) -> None:
     _join()
     dist.broadcast_object_list([main, main_args])
-    _in_process(main, main_args, None)
+    _in_process(main, main_args)
 
 
 def _join() -> None:
@@ -209,9 +216,26 @@ def _sigterm_to_children() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _in_process(main: Callable[..., Any], main_args: tuple[Any, ...], threads: int | None) -> None:
+def _in_process(
+    main: Callable[..., Any],
+    main_args: tuple[Any, ...],
+    threads: int | None = None,
+    token: str | None = None,
+) -> None:
+    """Run main in this process.
+
+    Args:
+        main, main_args: see :func:`launch`.
+        threads: of PyTorch.
+        token: that all processes of this run have; None where they were started apart.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
+    if len({*comm.all_gather(token)}) > 1:
+        raise InputError(
+            "processes of two runs have met at one address; start them again, each with a "
+            "--dist-url of its own, or without"
+        )
     main(*main_args)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,29 @@ __all__ = [
     "write_results",
     "written_folder",
 ]
+
+
+# What a run writes into its folder before it trains, and what it writes whole.
+_BEFORE_TRAINING = (
+    ".lock",
+    "config.yaml",
+    "datasets/custom_*.json",
+    "environment.txt",
+    "events.out.tfevents.*",
+    "log.txt*",
+    "metrics.json",
+    "recipe.json",
+    "seed.txt",
+)
+_WRITTEN_WHOLE = (
+    "backbone.*",
+    "config.yaml",
+    "last_checkpoint",
+    "model_*.pth",
+    "recipe.json",
+    "results.json",
+    "seed.txt",
+)
 
 
 class _Start(NamedTuple):
@@ -145,7 +169,8 @@ def run_folder(output_dir: str, options: RunOptions) -> Iterator[Path]:
             f"{path} holds a run already; --resume continues it, "
             "another OUTPUT_DIR keeps it (train.output_dir for a LazyConfig)"
         )
-    with _created(path):
+    folder = written_folder(path, options)
+    with _created(path), _created(folder), locked(folder):
         yield path
 
 
@@ -170,7 +195,12 @@ def _created(path: Path) -> Iterator[None]:
         yield
     except InputError:
         if not existed and not holds_run(path) and not any(path.glob("*.pth")):
-            shutil.rmtree(path)
+            for name in _BEFORE_TRAINING:
+                for file in path.glob(name):
+                    file.unlink()
+            for folder in (path / "datasets", path):
+                with suppress(OSError):  # it holds something else
+                    folder.rmdir()
         raise
 
 
@@ -215,17 +245,24 @@ def holds_run(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in a folder.
+    """Keep other processes from working in a folder, until this one leaves the context or ends.
 
     Raises:
-        InputError: one does already.
+        InputError: one does already; with its machine, process and start.
     """
     make_folder(folder)
-    with open(folder / ".lock", "w") as file:
+    with open(folder / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"another program is at work in {folder}") from error
+            file.seek(0)
+            raise InputError(
+                f"another program is at work in {folder}: {file.read(200).strip() or 'unknown'}"
+            ) from error
+        file.truncate(0)
+        start = datetime.now().isoformat(" ", "seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {start}\n")
+        file.flush()
         yield
 
 
@@ -280,8 +317,9 @@ def _run_seed(output_dir: Path, seed: int, resume: bool) -> int:
 
 def clear_half_written(output_dir: Path) -> None:
     """Remove what a killed process left half-written in the folder of a run."""
-    for partial in output_dir.glob(f"*{PARTIAL}"):
-        partial.unlink()
+    for name in _WRITTEN_WHOLE:
+        for partial in output_dir.glob(name + PARTIAL):
+            partial.unlink()
     metrics = output_dir / "metrics.json"
     if metrics.exists():
         with open(metrics, "rb+") as file:

@@ -28,8 +28,11 @@ def check(
     num_machines: int = 1,
     amp: bool = False,
     eval_only: bool = False,
+    dist_url: str = "auto",
 ) -> None:
-    options = RunOptions(num_gpus=num_gpus, num_machines=num_machines, eval_only=eval_only)
+    options = RunOptions(
+        num_gpus=num_gpus, num_machines=num_machines, eval_only=eval_only, dist_url=dist_url
+    )
     check_processes(device, options, ims_per_batch, amp=amp)
 
 
@@ -80,9 +83,9 @@ def test_images_must_divide_among_the_processes(ims_per_batch: int, processes: i
 
 
 def test_machines_count(two_gpus: None) -> None:
-    check("cuda", 2, 8, num_machines=4)
+    check("cuda", 2, 8, num_machines=4, dist_url="tcp://a:1")
     with pytest.raises(InputError, match="4 images .* 8 processes"):
-        check("cuda", 2, 4, num_machines=4)
+        check("cuda", 2, 4, num_machines=4, dist_url="tcp://a:1")
 
 
 def test_a_numbered_gpu_serves_one_process(two_gpus: None) -> None:
@@ -171,3 +174,14 @@ def test_the_cpu_under_torchrun_needs_hidden_gpus(monkeypatch: pytest.MonkeyPatc
     options = RunOptions(num_gpus=2)
     with pytest.raises(InputError, match="hide them with CUDA_VISIBLE_DEVICES="):
         launch(fail, "cpu", options, "unseen")
+
+
+def test_several_machines_need_a_place_to_meet() -> None:
+    with pytest.raises(InputError, match="--num-machines 2: name the place where they meet"):
+        check("cpu", 1, 2, num_machines=2)
+
+
+def test_processes_of_two_runs_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comm, "all_gather", lambda token: [token, "another"])
+    with pytest.raises(InputError, match="processes of two runs have met at one address"):
+        launch(fail, "cpu", RunOptions(), "unseen")

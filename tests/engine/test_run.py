@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from gn_det import InputError
 from gn_det.engine.command import RunOptions
-from gn_det.engine.run import check_start, new_folder, run_folder, write_results
+from gn_det.engine.run import (
+    check_start,
+    clear_half_written,
+    new_folder,
+    run_folder,
+    write_results,
+)
 
 FRESH = RunOptions()
 
@@ -88,3 +95,29 @@ def test_bad_input_after_weights_were_written_leaves_them(tmp_path: Path) -> Non
         (folder / "model_gn.pth").touch()
         raise InputError("bad")
     assert (tmp_path / "a" / "model_gn.pth").exists()
+
+
+def test_bad_input_removes_what_this_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bad"), run_folder(str(tmp_path / "a"), FRESH) as folder:
+        for name in ("log.txt", "seed.txt", "notes.txt"):
+            (folder / name).write_text("x")
+        raise InputError("bad")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["notes.txt"]
+
+
+def test_files_of_others_that_end_in_partial_stay(tmp_path: Path) -> None:
+    for name in ("model_0000001.pth.partial", "results.json.partial", "thesis.tex.partial"):
+        (tmp_path / name).touch()
+    clear_half_written(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex.partial"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with run_folder(str(tmp_path), FRESH):
+        for options in (FRESH, RunOptions(resume=True)):
+            with pytest.raises(InputError, match=f"at work in .*: process {os.getpid()} on .* sin"):
+                run_folder(str(tmp_path), options).__enter__()
+        with run_folder(str(tmp_path), RunOptions(eval_only=True)):  # it writes elsewhere
+            pass
+    with run_folder(str(tmp_path), FRESH):
+        pass
