@@ -1,7 +1,20 @@
-"""Group Normalization for detectors and segmenters trained at one or two images per GPU.
+"""Group Normalization with fused kernels, for detectors that train at 1-2 images per GPU.
 
-Every public name resolves on first use, so that ``import gn_det`` costs nothing and works where
-neither Detectron2 nor Triton is installed.
+Four verbs change or describe a model that you have built, in place::
+
+    import gn_det
+
+    gn_det.inject(model, "ALL")  # replace BN by FusedGroupNorm, and add it where there was no norm
+    gn_det.fuse(model)  # compute norm, addition and ReLU in one call
+    gn_det.recompute(model)  # optional: train in about the activation memory of frozen BN
+    print(gn_det.audit(model))  # list every norm, and what was left alone
+
+Functions for models: inject, fuse, recompute, unfuse (also called revert), audit, convert_bn.
+For Detectron2 configs: add_gn_config, get_config.
+Building blocks: FusedGroupNorm (the layer), group_norm (the function), default_num_groups.
+What they refer to: SITES (the places that inject knows), InputError (the error for bad input).
+
+Names are imported on first use, so that neither Detectron2 nor Triton has to be installed.
 """
 
 from __future__ import annotations
@@ -14,11 +27,12 @@ from gn_det.version import __version__
 if TYPE_CHECKING:
     from gn_det.config import add_gn_config, get_config
     from gn_det.errors import InputError
-    from gn_det.injection import audit, convert_bn, fuse, inject, recompute, revert, unfuse
+    from gn_det.injection import SITES, audit, convert_bn, fuse, inject, recompute, revert, unfuse
     from gn_det.layers import FusedGroupNorm, default_num_groups
     from gn_det.ops import group_norm
 
 __all__ = [
+    "SITES",
     "FusedGroupNorm",
     "InputError",
     "__version__",
@@ -38,6 +52,7 @@ __all__ = [
 _HOME = {
     "FusedGroupNorm": "gn_det.layers",
     "InputError": "gn_det.errors",
+    "SITES": "gn_det.injection",
     "add_gn_config": "gn_det.config",
     "audit": "gn_det.injection",
     "convert_bn": "gn_det.injection",

@@ -4,10 +4,17 @@ __all__ = ["InputError"]
 
 
 class InputError(ValueError):
-    """Bad input, told in one line that names the values and what to do.
+    """Input that the caller can correct. The message is one line: the values, and what to do.
 
-    The tools print it without a stack trace and exit with status 2; any other exception is a
-    defect and keeps its trace.
+    The programs in tools/ print it without a stack trace and exit with status 2. Any other
+    exception is a defect, and keeps its trace.
+
+    Example::
+
+        try:
+            gn_det.inject(model, "bakbone")
+        except gn_det.InputError as error:
+            print(error)  # no site 'bakbone'; did you mean backbone?; there are default, ALL, ...
     """
 
     def __init__(self, message: str) -> None:

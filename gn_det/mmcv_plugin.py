@@ -1,9 +1,9 @@
 """FusedGroupNorm for mmcv and mmengine: importing this registers it in MODELS as FusedGN.
 
 ``norm_cfg=dict(type="FusedGN", num_groups=32, requires_grad=True)`` then works wherever a config
-takes a norm_cfg, without num_groups, too (:func:`gn_det.default_num_groups`). Parameters are named
-as for mmcv's GN, so that its weights load. With ``activation="relu"`` the layer applies the ReLU,
-and the ConvModule takes ``act_cfg=None``.
+takes a norm_cfg; num_groups may be left out (:func:`gn_det.default_num_groups`). Parameters have
+the names of mmcv's GN, so weights of GN models load. With ``activation="relu"`` the layer applies
+the ReLU, and the ConvModule takes ``act_cfg=None``.
 """
 
 from __future__ import annotations

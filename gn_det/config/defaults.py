@@ -11,10 +11,22 @@ __all__ = ["add_gn_config"]
 
 
 def add_gn_config(cfg: CfgNode) -> None:
-    """Add gn_det's keys to a Detectron2 config, and register gn_det's components.
+    """Add gn_det's keys to a Detectron2 config, and register gn_det's models and components.
+
+    Call it right after get_cfg(), before config files are merged. The keys and their defaults are
+    in this function's source, ``gn_det/config/defaults.py``.
 
     Args:
-        cfg: what ``detectron2.config.get_cfg()`` returns; call this before merging config files.
+        cfg: what ``detectron2.config.get_cfg()`` returns. It is modified in place.
+
+    Example::
+
+        from detectron2.config import get_cfg
+
+        cfg = get_cfg()
+        gn_det.add_gn_config(cfg)
+        cfg.MODEL.META_ARCHITECTURE = "GNGeneralizedRCNN"
+        cfg.MODEL.GN.SITES = ["default", "rpn"]
     """
     from detectron2.config import CfgNode
 
@@ -28,7 +40,7 @@ def add_gn_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.NUM_GROUPS = 32
     # The other way to say it, if above 0: channels in each group, or the largest divisor below.
     cfg.MODEL.GN.CHANNELS_PER_GROUP = 0
-    # Whether the convolutions before GN standardise their weight, too.
+    # Whether the convolutions before GN also standardise their weight.
     cfg.MODEL.GN.WEIGHT_STANDARDIZATION = False
     # Compute norms and ReLUs again in the backward pass: GN in the activation memory of frozen BN.
     cfg.MODEL.GN.RECOMPUTE = False

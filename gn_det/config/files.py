@@ -20,17 +20,23 @@ __all__ = ["dump_config", "get_config", "load_config", "load_lazy_config"]
 
 
 def get_config(name: str) -> CfgNode | DictConfig:
-    """Read a config that ships with gn_det.
+    """Read a config file that ships with gn_det.
 
     Args:
-        name: path below ``configs/``, such as ``"small/quickstart.yaml"``.
+        name: path relative to ``configs/``, such as ``"small/quickstart.yaml"``.
 
     Returns:
-        CfgNode for a .yaml file, see :func:`load_config`; DictConfig for a .py file, see
+        A CfgNode for a .yaml file, see :func:`load_config`; a DictConfig for a .py file, see
         :func:`load_lazy_config`.
 
     Raises:
-        InputError: there is no such file; the message has the nearest name.
+        InputError: there is no such file; the message suggests the nearest name.
+
+    Example::
+
+        from detectron2.modeling import build_model
+
+        detector = build_model(gn_det.get_config("small/quickstart.yaml"))
     """
     root = _configs_root()
     path = root / name
@@ -74,7 +80,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
 
 
 def dump_config(cfg: CfgNode) -> str:
-    """YAML of a whole config, for :func:`load_config` on another machine, too.
+    """YAML of a whole config, which :func:`load_config` reads on any machine.
 
     A MODEL.DEVICE that this machine would choose by itself is written as "auto".
     """

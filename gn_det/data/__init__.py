@@ -1,1 +1,1 @@
-"""COCO-format data: the generated shapes set, and checking and registering folders."""
+"""Detection data in COCO format: checking, registering, loading, proposals; generated shapes."""

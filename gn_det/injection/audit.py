@@ -95,13 +95,20 @@ class Audit(Report):
 
 
 def audit(model: nn.Module) -> Audit:
-    """Which norms a model has, site by site, and what has none.
+    """List the norms of a model, site by site, and the places that have no GN with the reason.
 
     Args:
-        model: any; nothing is changed.
+        model: any model, injected or not. It is not changed.
 
     Returns:
-        Audit, whose str() is a table, with to_markdown() and to_json().
+        Audit. str() of it is a table, to_markdown() and to_json() give other formats, rows and
+        left_alone the values.
+
+    Example::
+
+        table = gn_det.audit(gn_det.fuse(gn_det.inject(model)))
+        print(table)
+        assert "GN+add+ReLU" in {row.form for row in table.rows}
     """
     names = {module: name for name, module in model.named_modules()}
     forms, recomputed = fused_forms(model), recomputed_norms(model)

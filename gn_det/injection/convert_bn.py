@@ -113,37 +113,50 @@ def convert_bn(
     num_groups: int | None = None,
     channels_per_group: int | None = None,
 ) -> Calibration:
-    """Replace BN, SyncBN and FrozenBN by FusedGroupNorm, in place, and fit γ, β to them.
+    """Convert a trained BN model to GN: replace each BN layer, and fit γ and β to its outputs.
 
-    The convolutions stay. The γ, β of a channel are the least-squares fit, in closed form, of the
-    norm in the converted model to the BN layer in the model as it was (with running statistics),
-    over all values of the calibration set. What a norm gets depends on the norms before it, so
-    passes over the set are repeated: after the k-th, the first k norms in the order of execution
-    are fitted to the inputs that they are going to see, as if one after the other. Passes end when
-    no norm's error changes any more, or after one for each norm; that of the least mean error is
-    kept. Each runs both models once on each batch, in eval mode and without gradients, and holds
-    the outputs of all BN layers for that batch.
+    BN, SyncBN and FrozenBN become FusedGroupNorm; the convolutions are not changed. For each
+    channel, γ and β are the closed-form least-squares fit of the GN output to the output of the BN
+    layer with running statistics, over the whole calibration set.
 
-    A channel whose normalised input is constant keeps γ of the BN, and β alone is fitted. A norm
-    that the calibration set does not reach keeps both, and is reported. One without γ, β
-    (affine=False) has nothing to fit. Modes, hooks, frozen layers and names are as
-    :func:`gn_det.inject` leaves them.
+    The input of a norm depends on the norms before it, so passes over the calibration set are
+    repeated: after pass k, the first k norms in order of execution are fitted to their final
+    inputs. Passes end when no error changes any more, at the latest after one pass per norm, and
+    the pass with the least mean error wins. Each pass runs the BN model and the GN model once per
+    batch, in eval mode without gradients, and holds the outputs of all BN layers for one batch.
+
+    If the normalised input of a channel is constant, γ of the BN layer is kept and only β is
+    fitted. A norm that the calibration set does not reach keeps γ and β of the BN layer, and is
+    reported. A norm without γ and β (affine=False) has nothing to fit. Modes, hooks, frozen layers
+    and names are as :func:`gn_det.inject` leaves them.
 
     Args:
-        model: with trained BN layers; after an error it is as it was.
-        batches: the calibration set, which each pass goes through.
-        call: runs the model that it is given on one batch. Both models have to take the same path:
-            where a model goes on with what it found, as detectors do with boxes, give that in.
-        sites: see :func:`gn_det.inject`; of groups of sites ("ALL"), those with BN are meant.
+        model: a model with trained BN layers. It is modified in place; after an error it is
+            unchanged.
+        batches: the calibration set, an iterable that can be read several times, such as a list.
+        call: ``call(model, batch)`` runs a model on one batch. Both models have to take the same
+            path: where a model continues from its own results, as a detector does from its boxes,
+            the batch has to fix them. Default: ``model(batch)``.
+        sites: see :func:`gn_det.inject`; "default" and "ALL" mean those of their sites that have
+            BN. Default: "ALL".
         num_groups, channels_per_group: see :func:`gn_det.inject`.
 
     Returns:
-        The error of each norm, with γ, β copied and fitted.
+        Calibration. str() of it is a table with the error of each norm, with γ and β copied and
+        fitted.
 
     Raises:
-        InputError: see :func:`bn_sites`; or BN without running statistics, batches that can be
-            read once only or reach no norm, values that are not finite, or models that take
-            different paths.
+        InputError: a site has no BN or other layers beside BN (see :func:`bn_sites`), BN has no
+            running statistics, batches can be read only once or reach no converted norm, a value is
+            not finite, or the two models take different paths.
+
+    Example::
+
+        from torchvision.models import resnet18
+
+        classifier = resnet18()  # in practice with your trained weights
+        batches = [torch.rand(4, 3, 64, 64) for _ in range(2)]
+        print(gn_det.convert_bn(classifier, batches))
     """
     if isinstance(batches, Iterator):
         raise InputError(

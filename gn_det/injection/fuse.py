@@ -25,23 +25,31 @@ __all__ = ["fuse", "fused_forms", "revert", "unfuse"]
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Let FusedGroupNorms compute the additions and ReLUs behind them, in place.
+    """Let each FusedGroupNorm also compute the addition and the ReLU behind it.
 
-    Detectron2's convolutions with norm and ReLU, residual blocks (basic, bottleneck, deformable),
-    the stem, FPN's lateral convolutions, and norm and ReLU one behind the other in nn.Sequentials
-    and heads become classes that compute the same in fewer passes over memory; subclasses of them
-    stay as they are. Modules, their names, parameters, hooks and isinstance are kept. A block
-    whose parts have hooks runs unfused; a norm whose repr has ``activation=relu`` returns what the
-    ReLU behind it did.
+    Results are the same with fewer passes over memory. Fused are Detectron2's convolutions with
+    norm and ReLU, its residual blocks (basic, bottleneck, deformable), stem and FPN, and a norm
+    followed by an nn.ReLU in an nn.Sequential or a head. Only these exact classes are fused, no
+    subclasses.
+
+    Modules get another class in place. Their names, parameters, hooks and isinstance relations
+    stay. A block whose parts have hooks runs unfused, so that each hook sees what it saw before. A
+    norm that has taken in a ReLU shows ``activation=relu`` in its repr and returns values after the
+    ReLU.
 
     Args:
-        model: with FusedGroupNorms, see :func:`gn_det.inject`.
+        model: any model with FusedGroupNorms, see :func:`gn_det.inject`. It is modified in place.
 
     Returns:
         model.
 
     Raises:
-        InputError: it has no FusedGroupNorm, so nothing could be fused.
+        InputError: the model has no FusedGroupNorm.
+
+    Example::
+
+        gn_det.inject(model)
+        gn_det.fuse(model)
     """
     if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
         raise InputError(
@@ -59,19 +67,27 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def unfuse(model: nn.Module) -> nn.Module:
-    """Undo fuse and recompute, and make FusedGroupNorms plain nn.GroupNorms, in place.
+    """Undo :func:`fuse` and :func:`recompute`, and turn FusedGroupNorm into nn.GroupNorm.
 
-    For export, and for comparisons with PyTorch's own. Parameters stay the same objects. Norms
-    that were built with an activation, and towers that gained norms, stay what they are.
+    Use it for export, or to compare with PyTorch's own layer. It does not undo inject: the model
+    keeps GN, with the same parameter objects. A FusedGroupNorm that was built with an activation,
+    and a tower that gained norms, keep their class. ``revert`` is another name of this function.
 
     Args:
-        model: of any kind.
+        model: any model with FusedGroupNorms. It is modified in place.
 
     Returns:
         model.
 
     Raises:
-        InputError: it has nothing of gn_det's, or a fused module was made another class since.
+        InputError: the model has no FusedGroupNorm, or something (a parametrization, FSDP) has
+            changed the class of a fused module since.
+
+    Example::
+
+        gn_det.fuse(gn_det.inject(model))
+        gn_det.unfuse(model)
+        assert type(model.backbone.bottom_up.stem.conv1.norm) is nn.GroupNorm
     """
     if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
         raise InputError(f"{type(model).__name__} has no FusedGroupNorm: nothing to unfuse")

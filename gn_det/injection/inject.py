@@ -41,39 +41,67 @@ def inject(
     channels_per_group: int | None = None,
     weight_standardization: bool = False,
 ) -> nn.Module:
-    """Put FusedGroupNorm at sites of a model, in place.
+    """Replace the norms at sites of a model by FusedGroupNorm, and add them where there is none.
 
-    A norm that is there (BN, SyncBN, FrozenBN, GN) is replaced, its γ and β carried over. A
-    convolution without one gains it, and loses its bias where Detectron2's own GN models have none
-    (backbone, FPN, box, mask and semantic heads), so the state-dict keys are theirs. In the towers
-    of RetinaNet and FCOS, where later modules move up, weights from before still load. A new norm
-    is frozen where the old one was, or, where that had no parameters, its convolution, so FREEZE_AT
-    holds. Hooks of a norm stay, and so do dropout and activation inside timm's. Norms of classes
-    with a forward of their own stay, and those behind linear layers.
+    A BN, SyncBN, FrozenBN or GN layer is replaced, and its γ and β are carried over. A convolution
+    without a norm gets one. Its bias is removed where Detectron2's own GN models have none
+    (backbone, FPN, box, mask and semantic heads), so that state-dict keys match theirs. RetinaNet's
+    and FCOS's towers still load weights that were saved without norms.
 
-    Build optimizer and DistributedDataParallel afterwards: the norms' parameters are new.
+    A new norm is frozen if the norm that it replaces was frozen. Where that was FrozenBN, or where
+    there was none, it is frozen if its convolution is, so FREEZE_AT keeps its meaning. Hooks, and
+    the dropout and activation of timm's norms, are kept. Norms of classes with a forward of their
+    own, and norms behind linear layers, stay as they are. Subclasses of Detectron2's and
+    torchvision's modules have the sites of their base.
+
+    Call this before you build the optimizer and DistributedDataParallel, because γ and β are new
+    parameters.
+
+    Sites:
+        backbone: the convolutions of a ResNet or RegNet, including the res5 stage of C4 heads.
+        fpn: the lateral and output convolutions of FPN or SimpleFeaturePyramid.
+        fpn.top_block: the convolutions P6 and P7 above FPN in RetinaNet and FCOS.
+        rpn: the shared convolutions of the RPN head.
+        box_head: the convolutions of the box head.
+        mask_head: the convolutions of the mask head before its deconvolution.
+        mask_head.deconv: the deconvolution of the mask head.
+        keypoint_head: the convolutions of the keypoint head.
+        sem_seg_head: the convolutions of SemSegFPNHead and of DeepLab's heads.
+        dense_head: the classification and box towers of RetinaNet and FCOS.
+        point_head: PointRend's coarse mask head and point head.
+        other: every norm that is in none of the parts above.
 
     Args:
-        model: of Detectron2 or torchvision or any other, or a component of one.
-        sites: names of SITES, or one of them. "default" stands for those that Detectron2's NORM
-            keys reach, and norms outside of Detectron2's parts ("other"); "ALL" for all. Those
-            that have nothing to normalise are left out of these two, not of names.
-        num_groups: G; where the channels are no multiple of it, the largest divisor below it.
-            Default: a GN layer's own, 32 for the others.
-        channels_per_group: in place of num_groups; where the channels are no multiple of it, the
-            largest divisor below it.
-        weight_standardization: whether the convolutions before these norms standardise their
-            weight, too (Qiao et al. 2019, arXiv 1903.10520): those of PyTorch's and Detectron2's
-            own classes. Transposed, deformable and other ones stay, which the audit tells. Weights
-            keep their names, and compute something else than without.
+        model: a Detectron2 or torchvision detector, any other nn.Module, or a part of one. It is
+            modified in place.
+        sites: one or several of the names above, of "default" and of "ALL". "default" means
+            backbone, fpn, box_head, mask_head, sem_seg_head, dense_head and other: the sites that
+            Detectron2's NORM keys reach, and other norms. "ALL" means every site. These two skip
+            sites where there is nothing to normalise; a site that you name must have something.
+        num_groups: G of every norm. Where the channels are not a multiple of it, the largest
+            divisor of the channels below it is taken. Default: a GN layer keeps its own, others get
+            32.
+        channels_per_group: the other way to choose G, instead of num_groups: channels in each
+            group, or the largest divisor of the channels below.
+        weight_standardization: whether the convolutions before these norms also standardise their
+            weight (Qiao et al. 2019, arXiv 1903.10520, section 2). Only PyTorch's and Detectron2's
+            own convolution classes can; audit lists the others. State-dict keys stay, but old
+            weights then compute something else.
 
     Returns:
         model.
 
     Raises:
-        InputError: an unknown site, a site with nothing to normalise (the message says what is
-            there), both ways to say how many groups or a number below 1, no convolution that can
-            standardise its weight, or a model in DistributedDataParallel.
+        InputError: a site is unknown or has nothing to normalise, num_groups and channels_per_group
+            are both given or below 1, no convolution can standardise its weight, or the model
+            contains a DistributedDataParallel. The model is then unchanged.
+
+    Example::
+
+        from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+        detector = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+        gn_det.inject(detector, ["backbone", "fpn", "mask_head"], channels_per_group=16)
     """
     groups = Groups(num_groups, channels_per_group)
     slots = find_slots(model)

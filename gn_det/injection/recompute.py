@@ -14,25 +14,32 @@ __all__ = ["recompute", "recomputed_norms"]
 
 
 def recompute(model: nn.Module) -> nn.Module:
-    """Train in less memory: compute again in the backward pass what is cheap to, in place.
+    """Save memory by recomputing norms and ReLUs in the backward pass.
 
-    Norms and ReLUs are, everywhere in the model, and the 1x1 convolutions that end a residual block
-    or stand in its shortcut. Of a bottleneck block are kept two narrow convolutions' outputs and
-    its result, as many bytes as with frozen BN; of FPN, stem and heads the convolutions' outputs.
-    Gradients are the same: on the CPU the same bits. Weights, their names, evaluation and what
-    torch.compile compiles stay as they are.
+    A fused model then needs about the activation memory of frozen BN. Recomputed are all norms and
+    ReLUs, and the 1x1 convolutions that end a residual block or form its shortcut. A bottleneck
+    block keeps the outputs of its two narrow convolutions and its result. FPN, stem and heads keep
+    the outputs of their convolutions.
 
-    It acts while model runs as a whole: where it is a part of another, what leaves it is kept.
-    What runs inside torch.utils.checkpoint is left to that.
+    Gradients do not change; on the CPU they are bitwise equal. Evaluation, weights, their names and
+    torch.compile are not affected. Recomputation is active while this model runs as a whole: if it
+    is a part of a larger model, the outputs that it hands on are kept. Regions inside
+    torch.utils.checkpoint are left to that.
 
     Args:
-        model: fused, see :func:`gn_det.fuse`. Call this last, before DistributedDataParallel.
+        model: a fused model, see :func:`gn_det.fuse`. It is modified in place. Call this last,
+            before DistributedDataParallel.
 
     Returns:
         model.
 
     Raises:
-        InputError: there is no FusedGroupNorm, or none that is fused with what is behind it.
+        InputError: the model has no FusedGroupNorm, or none is fused with what is behind it.
+
+    Example::
+
+        gn_det.fuse(gn_det.inject(model))
+        gn_det.recompute(model)
     """
     if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
         raise InputError(

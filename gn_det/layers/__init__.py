@@ -1,4 +1,4 @@
-"""nn.Modules over gn_det.ops. Those for Detectron2's blocks are in the package detectron2."""
+"""nn.Modules that call gn_det.ops: the norm, and convolutions and blocks that end in norms."""
 
 from gn_det.layers.conv_norm import FusedReLU, give_norm
 from gn_det.layers.group_norm import FusedGroupNorm, FusedGroupNormAct

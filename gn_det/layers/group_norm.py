@@ -20,21 +20,29 @@ torch.fx.wrap("group_norm")
 
 
 class FusedGroupNorm(nn.GroupNorm):
-    """nn.GroupNorm that keeps its input's dtype under autocast and picks its own group count.
+    """An nn.GroupNorm with fused kernels, for the norm slots of Detectron2, mmcv and torchvision.
 
-    num_channels comes first, unlike in nn.GroupNorm, since the norm slots of Detectron2, mmcv and
-    torchvision call ``norm(num_channels)``. Being a subclass, it is exempt from weight decay
-    wherever nn.GroupNorm is, and its state dict is nn.GroupNorm's.
+    It differs from nn.GroupNorm in three ways. num_channels comes first, because those slots call
+    ``norm(num_channels)``. num_groups has a default. The output keeps the dtype of the input, under
+    autocast as well. It is a subclass of nn.GroupNorm with the same state dict, so code that
+    exempts nn.GroupNorm from weight decay exempts this too.
 
     Args:
-        num_channels: C of the (N, C, *spatial) input.
-        num_groups: G, a divisor of C; default :func:`default_num_groups`.
-        eps: added to the variance.
-        affine: whether to learn γ (from 1) and β (from 0), each of shape (C,).
-        activation: None or "relu", applied to the output in the same kernel.
+        num_channels: C of the (N, C, *spatial) input, which may have any floating dtype.
+        num_groups: G, a divisor of C. Default: :func:`gn_det.default_num_groups` of C.
+        eps: added to the variance, default 1e-5.
+        affine: whether to learn γ (initially 1) and β (initially 0), each of shape (C,). Default:
+            True.
+        activation: None (default) or "relu", which is applied to the output in the same kernel.
+        device, dtype: of γ and β.
 
     Raises:
         ValueError: num_channels is not a multiple of num_groups, or the activation is unknown.
+
+    Example::
+
+        layer = gn_det.FusedGroupNorm(256, activation="relu")
+        y = layer(torch.randn(2, 256, 50, 84))
     """
 
     def __init__(

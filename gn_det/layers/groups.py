@@ -10,10 +10,24 @@ __all__ = ["Groups", "default_num_groups"]
 
 
 def default_num_groups(num_channels: int, at_most: int = 32) -> int:
-    """The largest divisor of num_channels that is at most at_most (32 is the paper's G).
+    """The number of groups for a layer: the largest divisor of its channels that is at most 32.
+
+    The paper takes 32 groups (Wu & He 2018, arXiv 1803.08494, section 3.1).
+
+    Args:
+        num_channels: C, at least 1.
+        at_most: the upper limit, default 32.
+
+    Returns:
+        G, a divisor of num_channels.
 
     Raises:
         ValueError: num_channels or at_most is below 1.
+
+    Example::
+
+        assert gn_det.default_num_groups(256) == 32
+        assert gn_det.default_num_groups(48) == 24
     """
     if num_channels < 1 or at_most < 1:
         raise ValueError(

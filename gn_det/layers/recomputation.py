@@ -37,7 +37,7 @@ _current = _Current()
 
 
 def recompute_in(module: nn.Module) -> None:
-    """Let a module's forward pass in training run inside :func:`recomputation`; for copies, too."""
+    """Let a module's forward pass in training run inside :func:`recomputation`, and its copies'."""
     if not recomputes_in(module):
         module.register_forward_pre_hook(_enter)
         module.register_forward_hook(_leave, always_call=True)

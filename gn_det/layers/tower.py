@@ -10,7 +10,7 @@ __all__ = ["GNTower", "insert_norm"]
 
 
 class GNTower(nn.Sequential):
-    """nn.Sequential that gained norms, and loads weights from before it did, too.
+    """nn.Sequential that gained norms, and also loads weights from before it did.
 
     The convolutions of a RetinaNet tower are modules 0, 2, 4, 6; with norms they are 0, 3, 6, 9, as
     in Detectron2's own towers with RETINANET.NORM.

@@ -43,8 +43,8 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
         eps: added to the standard deviation.
 
     Returns:
-        Tensor of weight's shape, dtype and memory format; 0 in channels whose weights are equal,
-        where the gradient is finite, too.
+        Tensor of weight's shape, dtype and memory format. In channels whose weights are equal it is
+        0, with a finite gradient.
     """
     low_precision = weight.dtype == torch.float16 or weight.dtype == torch.bfloat16
     exact = weight.float() if low_precision else weight

@@ -51,7 +51,7 @@ class GNProposalNetwork(_AtSites, ProposalNetwork):
 
 
 class GNRetinaNet(_AtSites, RetinaNet):
-    """RetinaNet with GN, in its towers, too."""
+    """RetinaNet with GN, also in its towers."""
 
 
 class GNPanopticFPN(_AtSites, PanopticFPN):

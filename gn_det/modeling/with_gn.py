@@ -50,7 +50,7 @@ class WithGN:
     Args:
         args, kwargs: those of the Detectron2 class.
         num_groups, channels_per_group, weight_standardization: see :func:`gn_det.inject`.
-        recompute: whether to call :func:`gn_det.recompute`, too.
+        recompute: whether to call :func:`gn_det.recompute` as well.
 
     Raises:
         InputError: there is nothing to normalise.

@@ -1,4 +1,4 @@
-"""Pure functions on tensors: validate, dispatch, compute."""
+"""group_norm as a pure function on tensors: its checks, its implementations, its reference."""
 
 from gn_det.ops.backend import check_torch
 

@@ -28,39 +28,46 @@ def group_norm(
 ) -> Tensor:
     """Normalise groups of channels within each sample (Wu & He 2018, arXiv 1803.08494, eq. 7).
 
-    With residual and activation it is also the end of a residual block, in one call::
+    Optionally it also adds a residual and applies ReLU, which is how a residual block ends::
 
         group_norm(x, G, w, b)                                            GN(x)
         group_norm(x, G, w, b, activation="relu")                         relu(GN(x))
-        group_norm(x, G, w, b, activation="relu", residual=r)             relu(GN(x) + r)
-        group_norm(x, G, w, b, activation="relu", residual=r,
-                   normalize_residual=True, residual_weight=v, ...)       relu(GN(x) + GN(r))
         group_norm(x, G, w, b, residual=r)                                GN(x) + r
+        group_norm(x, G, w, b, residual=r, activation="relu")             relu(GN(x) + r)
+        group_norm(x, G, w, b, residual=r, activation="relu",
+                   normalize_residual=True, residual_weight=v, ...)       relu(GN(x) + GN(r))
 
-    On CUDA and ROCm these are fused Triton kernels, forward and backward, elsewhere ATen's
-    operators (GN_DET_BACKEND, see gn_det.ops.backend). Everything is computed in float32, and the
-    output keeps x's dtype, under autocast too, where ATen alone would return float32. float64 goes
-    through :func:`gn_det.ops.reference.group_norm_reference`.
+    On CUDA and ROCm each of these is one call of fused Triton kernels, forward and backward. Other
+    devices use ATen's operators; the environment variable GN_DET_BACKEND chooses, see
+    gn_det.ops.backend. Computation is in float32 and the output has the dtype of x, under autocast
+    as well, where ATen would return float32. float64 inputs are computed in float64 by
+    :func:`gn_det.ops.reference.group_norm_reference`.
 
     Args:
-        x: (N, C, *spatial) of 2 to 5 dimensions, contiguous or channels_last; N may be 0, as RoI
-            heads send empty batches.
+        x: (N, C, *spatial) of 2 to 5 dimensions and any floating dtype, contiguous or
+            channels_last. N may be 0, because RoI heads send empty batches.
         num_groups: G, a divisor of C. G = 1 is layer norm over (C, *spatial), G = C instance norm.
-        weight: γ of shape (C,) and any floating dtype, default 1.
-        bias: β of shape (C,) and any floating dtype, default 0.
-        eps: added to the biased variance.
-        activation: None or "relu", applied last.
-        residual: of x's shape, dtype and device, added before the activation. Under autocast it
-            may be of another dtype, as F.interpolate returns float32 there, and is cast.
-        normalize_residual: normalise the residual, too, with the same num_groups and eps.
-        residual_weight, residual_bias: its γ and β, only with normalize_residual.
+        weight: γ of shape (C,) and any floating dtype. Default: 1.
+        bias: β of shape (C,) and any floating dtype. Default: 0.
+        eps: added to the biased variance, default 1e-5.
+        activation: None (default) or "relu", applied last.
+        residual: of the shape, dtype and device of x, added before the activation. Under autocast,
+            another dtype is cast to that of x (F.interpolate returns float32 there).
+        normalize_residual: whether to normalise the residual as well, with the same num_groups and
+            eps. Default: False.
+        residual_weight, residual_bias: γ and β of the residual, only with normalize_residual.
 
     Returns:
-        Tensor of x's shape, dtype and layout.
+        Tensor of the shape, dtype and layout of x.
 
     Raises:
-        TypeError: a tensor is not floating-point, or the residual not of x's dtype.
+        TypeError: a tensor is not floating-point, or the residual does not have the dtype of x.
         ValueError: shapes, devices or options do not fit; the message names the values.
+
+    Example::
+
+        x, shortcut = torch.randn(2, 2, 256, 50, 84)
+        y = gn_det.group_norm(x, 32, residual=shortcut, activation="relu")
     """
     _check_input(x, num_groups)
     _check_parameter("weight", weight, x)
@@ -88,7 +95,7 @@ def group_norm(
         if not torch.compiler.is_compiling() and 0 < x.numel() == x.size(0) * num_groups:
             warn_once(
                 f"group_norm of an input {tuple(x.shape)} in {num_groups} groups: each is one "
-                "value, and the output is the bias whatever that is; take fewer groups"
+                "value, and the output is the bias for any input; take fewer groups"
             )
         if x.dtype == torch.float64:
             return group_norm_reference(

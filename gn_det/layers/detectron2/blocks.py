@@ -331,7 +331,7 @@ FUSED: dict[type[nn.Module], type[Fused]] = {
     FPN: FusedFPN,
 }
 
-# The same with Weight Standardization, by exact class, too.
+# The same class with Weight Standardization, also by exact class.
 STANDARDIZED: dict[type[nn.Module], type[nn.Module]] = {
     Conv2d: D2ConvWS2d,
     FusedConv2d: FusedConvWS2d,

@@ -1,4 +1,4 @@
-"""RoIAlign with boxes in float32, whatever precision the features have."""
+"""RoIAlign with boxes in float32, in any precision of the features."""
 
 from __future__ import annotations
 
