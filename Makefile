@@ -4,22 +4,26 @@ VENV ?= .venv
 DATA ?= datasets/shapes
 OUTPUT ?= output/quickstart
 SHAPES ?=  # flags of tools/make_shapes.py
-TRITON_INTERPRET ?= 1
 OPTS ?=    # config overrides of quickstart and compare, KEY VALUE ...
 COMPARE ?= output/compare
 OBJECTS ?= --num-train 4000  # flags of make_shapes.py for what the classifiers learn
 QUICK ?=   # --quick: one seed and a quarter of the steps
+TRITON_INTERPRET ?= 1
+JOBS ?= 2  # test processes
 RUN = $(VENV)/bin/python
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: help install quickstart compare test test-all test-kernels lint
+.PHONY: help install quickstart compare check test test-all test-kernels lint types
 
 help:
-	@echo "make quickstart  install, generate data, train, evaluate and draw (10 minutes)"
-	@echo "make compare     GN against frozen BN and BN, three seeds (an hour; QUICK=--quick: 12 minutes)"
-	@echo "make test        install, run the fast tests and those of the kernels"
-	@echo "make test-all    install, run every test"
-	@echo "make test-kernels  only those of the kernels; TRITON_INTERPRET=0 runs them on a GPU"
-	@echo "make lint        ruff and the import-direction test"
+	@echo "make quickstart    install, generate data, train, evaluate and plot (10 minutes)"
+	@echo "make compare       GN against frozen BN and BN, three seeds (an hour; QUICK=--quick: 12 minutes)"
+	@echo "make check         lint, then the fast tests of the library (2 minutes)"
+	@echo "make test          the fast tests, and those of the kernels (8 minutes)"
+	@echo "make test-all      every test (half an hour)"
+	@echo "make test-kernels  the tests of the kernels; TRITON_INTERPRET=0 runs them on a GPU"
+	@echo "make lint          ruff, in an environment of its own"
+	@echo "make types         mypy on gn_det/ops and gn_det/injection"
 
 install: $(VENV)/.installed
 
@@ -30,7 +34,7 @@ $(VENV)/.installed: setup.py tools/install.py
 	@touch $@
 
 quickstart: install
-	@$(RUN) tools/make_shapes.py $(DATA) $(SHAPES)
+	@$(RUN) tools/make_shapes.py --output $(DATA) $(SHAPES)
 	@if [ -e $(OUTPUT)/results.json ]; then \
 	  echo "$(OUTPUT) holds a finished run; remove it to train anew, or name another: OUTPUT=..."; \
 	else \
@@ -42,28 +46,42 @@ quickstart: install
 
 # Classifiers of generated objects, which the compared detectors start from.
 datasets/classifiers/R-18-%/backbone.pth: | install
-	@$(RUN) tools/make_shapes.py datasets/shapes_for_classifiers --seed 1 $(OBJECTS)
-	@$(RUN) tools/train_classifier.py $(@D) --resume --network resnet18 --norm $* \
+	@$(RUN) tools/make_shapes.py --output datasets/shapes_for_classifiers --seed 1 $(OBJECTS)
+	@$(RUN) tools/train_classifier.py --output $(@D) --resume --network resnet18 --norm $* \
 	  --data datasets/shapes_for_classifiers --epochs 1 --schedule cosine
 
 compare: install $(foreach norm,BN GN,datasets/classifiers/R-18-$(norm)/backbone.pth)
-	@$(RUN) tools/make_shapes.py $(DATA) $(SHAPES)
+	@$(RUN) tools/make_shapes.py --output $(DATA) $(SHAPES)
 	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output $(COMPARE) \
 	  --recipes $(addprefix configs/compare/,frozenbn.yaml bn.yaml frozenbn_gn_heads.yaml gn.yaml) \
 	  --beside configs/compare/scratch_gn.yaml \
 	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images $(OPTS)
 
+# Without the sweep over Detectron2's model zoo; the kernels' tests are the lane below.
+check: lint install
+	$(PYTEST) -m "not slow" tests/test_imports.py \
+	  tests/ops tests/layers tests/injection tests/modeling tests/config \
+	  --ignore tests/injection/test_model_zoo.py
+
 test: install test-kernels
-	$(RUN) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install test-kernels
-	$(RUN) -m pytest
+	$(PYTEST)
 
-# In a process of their own: triton reads TRITON_INTERPRET when it is imported.
+# In processes of their own: triton reads TRITON_INTERPRET when it is imported.
 test-kernels: install
-	TRITON_INTERPRET=$(TRITON_INTERPRET) $(RUN) -m pytest tests/ops/kernels tests/studies/kernels
+	TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests/studies/kernels
 
-lint: install
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest -q tests/test_imports.py
+lint: .lint/bin/ruff
+	.lint/bin/ruff check .
+	.lint/bin/ruff format --check .
+
+# In an environment of its own, so that lint does not have to wait for PyTorch.
+.lint/bin/ruff: setup.py
+	@$(PYTHON) -m venv .lint
+	@.lint/bin/pip install --quiet $$(sed -n 's/.*"\(ruff==[^"]*\)".*/\1/p' setup.py)
+	@touch $@
+
+types: install
+	$(RUN) -m mypy gn_det/ops gn_det/injection

@@ -46,6 +46,14 @@ setup(
         "mmcv": ["mmcv-lite>=2.2", "mmengine>=0.10"],
         # expecttest: PyTorch's own test samples, in torch.testing._internal, import it.
         # timm: Detectron2's ViTDet imports it.
-        "dev": ["expecttest", "hypothesis", "pytest", "ruff==0.17.6", "timm"],
+        "dev": [
+            "expecttest",
+            "hypothesis",
+            "mypy==2.4.1",
+            "pytest",
+            "pytest-xdist",
+            "ruff==0.17.6",  # make lint reads the version here
+            "timm",
+        ],
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import re
@@ -35,7 +36,8 @@ def loader(start: int = 0, **kwargs: Any) -> TrainLoader:
 
 
 def first(batches: TrainLoader, number: int) -> list[Any]:
-    return list(itertools.islice(batches, number))
+    with contextlib.closing(batches):
+        return list(itertools.islice(batches, number))
 
 
 @pytest.mark.parametrize("start", [1, 5, 11])

@@ -99,7 +99,7 @@ SHAPES = {  # depth, norm, groups, width, channels of res2
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.parametrize("ending", [pytest.param(".pth", marks=pytest.mark.slow), ".safetensors"])
 @torch.no_grad()
 def test_features_are_those_of_the_source(
     name: str, ending: str, x: Tensor, tmp_path: Path, call_main: Callable,
@@ -217,9 +217,10 @@ def test_of_several_resnets_one_has_to_be_named(
 FAIR = [
     ({"DEPTH": 50, "NORM": "GN", "STRIDE_IN_1X1": False}, []),
     ({"DEPTH": 50, "NORM": "FrozenBN", "STRIDE_IN_1X1": True}, ["--stride-in-1x1", "true"]),
-    (
+    pytest.param(
         {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8, "STRIDE_IN_1X1": False},
         ["--pixel-std", "1", "1", "1"],  # not shown: Detectron2's X-101-32x8d has another
+        marks=pytest.mark.slow,
     ),
     ({"DEPTH": 18, "NORM": "FrozenBN", "RES2_OUT_CHANNELS": 64}, []),
 ]

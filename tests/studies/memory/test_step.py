@@ -37,7 +37,7 @@ def counted(variant: str, num_images: int, freeze_at: int) -> StepMemory:
 
 
 @pytest.mark.parametrize("freeze_at", [0, 2])
-@pytest.mark.parametrize("num_images", [1, 2])
+@pytest.mark.parametrize("num_images", [1, pytest.param(2, marks=pytest.mark.slow)])
 class TestMaskRCNN:
     def test_ours_keeps_less_than_half_of_detectron2s_gn(
         self, num_images: int, freeze_at: int
@@ -88,7 +88,7 @@ class Convolutions(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("freeze_at", [0, 2])
+@pytest.mark.parametrize("freeze_at", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_recomputing_costs_three_percent_more_convolution_operations(freeze_at: int) -> None:
     operations = {}
     for variant in ("gn_det", "gn_det, RECOMPUTE"):
@@ -152,8 +152,12 @@ def test_parameters_gradients_and_momentum_follow_what_trains() -> None:
 @pytest.mark.parametrize(
     ("name", "heads"),
     [
-        ("coco/cascade_mask_rcnn_R_50_FPN_gn_1x.yaml", {"box head 3", "mask head"}),
-        ("coco/mask_rcnn_R_50_C4_gn_1x.yaml", {"RoI heads"}),
+        pytest.param(
+            "coco/cascade_mask_rcnn_R_50_FPN_gn_1x.yaml",
+            {"box head 3", "mask head"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("coco/mask_rcnn_R_50_C4_gn_1x.yaml", {"RoI heads"}, marks=pytest.mark.slow),
         ("coco/retinanet_R_50_FPN_gn_1x.yaml", {"dense head"}),
     ],
 )
