@@ -30,7 +30,7 @@ $(VENV)/.installed: setup.py tools/install.py
 	@touch $@
 
 quickstart: install
-	@$(RUN) tools/make_shapes.py $(DATA) $(SHAPES)
+	@$(RUN) tools/make_shapes.py --output $(DATA) $(SHAPES)
 	@if [ -e $(OUTPUT)/results.json ]; then \
 	  echo "$(OUTPUT) holds a finished run; remove it to train anew, or name another: OUTPUT=..."; \
 	else \
@@ -42,12 +42,12 @@ quickstart: install
 
 # Classifiers of generated objects, which the compared detectors start from.
 datasets/classifiers/R-18-%/backbone.pth: | install
-	@$(RUN) tools/make_shapes.py datasets/shapes_for_classifiers --seed 1 $(OBJECTS)
-	@$(RUN) tools/train_classifier.py $(@D) --resume --network resnet18 --norm $* \
+	@$(RUN) tools/make_shapes.py --output datasets/shapes_for_classifiers --seed 1 $(OBJECTS)
+	@$(RUN) tools/train_classifier.py --output $(@D) --resume --network resnet18 --norm $* \
 	  --data datasets/shapes_for_classifiers --epochs 1 --schedule cosine
 
 compare: install $(foreach norm,BN GN,datasets/classifiers/R-18-$(norm)/backbone.pth)
-	@$(RUN) tools/make_shapes.py $(DATA) $(SHAPES)
+	@$(RUN) tools/make_shapes.py --output $(DATA) $(SHAPES)
 	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output $(COMPARE) \
 	  --recipes $(addprefix configs/compare/,frozenbn.yaml bn.yaml frozenbn_gn_heads.yaml gn.yaml) \
 	  --beside configs/compare/scratch_gn.yaml \
