@@ -1,4 +1,4 @@
-"""Draw what a trained model sees in pictures, folders, globs and videos."""
+"""Draw what a trained model sees in images, folders, globs and videos."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import run_command
+from gn_det.engine.launch import check_device
+from gn_det.engine.predictor import Predictor, model_categories
 
-# isort: split
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
@@ -22,9 +23,6 @@ from tqdm import tqdm
 
 from gn_det.checkpoint import check_weights_exist
 from gn_det.config import load_config
-from gn_det.engine.command import run_command
-from gn_det.engine.launch import check_device
-from gn_det.engine.predictor import Predictor, model_categories
 from gn_det.errors import InputError
 from gn_det.plots.overlay import draw_objects
 from gn_det.utils import make_folder, write_atomically
@@ -35,7 +33,7 @@ VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 
 
 def main() -> int:
-    args = parse_args()
+    args = parse_arguments()
     inputs = find_inputs(args.input)
     outputs = output_paths(inputs, args.output)
     cfg = load_demo_config(args)
@@ -60,13 +58,13 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--config-file", type=Path, required=True, help="config.yaml of a run, or another config")
     add("--weights", help="default: model_final.pth beside the config file, else MODEL.WEIGHTS")
     add("--input", nargs="+", required=True, help="files, folders, globs and videos")
-    add("--output", type=Path, required=True, help="folder for the overlaid pictures and videos")
+    add("--output", type=Path, required=True, help="folder for the overlaid images and videos")
     add("--json", type=Path, metavar="FILE", help="also write the detections as COCO results")
     add("--confidence-threshold", type=float, default=0.5, help="default: %(default)s")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE ...")
@@ -87,14 +85,14 @@ def load_demo_config(args: argparse.Namespace) -> Any:
     elif not cfg.MODEL.WEIGHTS:
         raise InputError(f"{args.config_file} names no weights; give them with --weights")
     check_weights_exist(cfg.MODEL.WEIGHTS)
-    check_device(cfg.MODEL.DEVICE)
+    check_device(cfg.MODEL.DEVICE, "--opts MODEL.DEVICE cpu")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     return cfg
 
 
 def find_inputs(patterns: list[str]) -> list[Path]:
-    """Every file that --input names: a folder stands for the pictures and videos in it."""
+    """Every file that --input names: a folder stands for the images and videos in it."""
     found: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
@@ -106,7 +104,7 @@ def find_inputs(patterns: list[str]) -> list[Path]:
         else:
             files = sorted(Path(p) for p in glob(pattern, recursive=True) if Path(p).is_file())
         if not files:
-            raise InputError(f"--input {pattern}: no such file, or no picture or video in it")
+            raise InputError(f"--input {pattern}: no such file, or no image or video in it")
         found += files
     return list(dict.fromkeys(found))
 
@@ -148,7 +146,7 @@ class Demo:
         self.results: list[dict[str, Any]] = []
 
     def run(self, path: Path, output: Path, image_id: int) -> None:
-        """Draw one picture or video; one of UNREADABLE if it cannot be read or written."""
+        """Draw one image or video; one of UNREADABLE if it cannot be read or written."""
         where = {"image_id": image_id, "file_name": str(path)}
         if path.suffix.lower() in VIDEO_SUFFIXES:
             self._run_video(path, output, where)
@@ -176,14 +174,14 @@ class Demo:
             raise OSError("not a video that can be read")
         writer.release()
 
-    def _draw(self, picture: np.ndarray, where: dict[str, Any]) -> np.ndarray:
+    def _draw(self, image: np.ndarray, where: dict[str, Any]) -> np.ndarray:
         """BGR in, BGR out."""
-        instances = self.predictor(picture)["instances"].to("cpu")
+        instances = self.predictor(image)["instances"].to("cpu")
         results = instances_to_coco_json(instances, where["image_id"])
         for result in results:
             result.update(where, category_id=self.categories[result["category_id"]][0])
         self.results += results
-        return draw_objects(picture[:, :, ::-1], results, dict(self.categories))[:, :, ::-1]
+        return draw_objects(image[:, :, ::-1], results, dict(self.categories))[:, :, ::-1]
 
 
 def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:

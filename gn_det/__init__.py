@@ -14,7 +14,7 @@ from gn_det.version import __version__
 if TYPE_CHECKING:
     from gn_det.config import add_gn_config, get_config
     from gn_det.errors import InputError
-    from gn_det.injection import audit, convert_bn, fuse, inject, recompute, revert
+    from gn_det.injection import audit, convert_bn, fuse, inject, recompute, revert, unfuse
     from gn_det.layers import FusedGroupNorm, default_num_groups
     from gn_det.ops import group_norm
 
@@ -32,6 +32,7 @@ __all__ = [
     "inject",
     "recompute",
     "revert",
+    "unfuse",
 ]
 
 _HOME = {
@@ -47,6 +48,7 @@ _HOME = {
     "inject": "gn_det.injection",
     "recompute": "gn_det.injection",
     "revert": "gn_det.injection",
+    "unfuse": "gn_det.injection",
 }
 
 

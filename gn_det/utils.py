@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from gn_det.errors import InputError
 
-__all__ = ["PARTIAL", "make_folder", "nearest", "some", "whole_file", "write_atomically"]
+__all__ = [
+    "PARTIAL",
+    "make_folder",
+    "nearest",
+    "reason_of",
+    "some",
+    "whole_file",
+    "with_null",
+    "write_atomically",
+]
 
 PARTIAL = ".partial"  # what is being written, beside what it will be
 
@@ -42,6 +52,21 @@ def some(items: Iterable[object], most: int) -> str:
     items = list(items)
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(str(item) for item in items[:most]) + more
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, in one line: that of the system where there is one."""
+    lines = str(error).splitlines()
+    return getattr(error, "strerror", None) or (lines[0] if lines else type(error).__name__)
+
+
+def with_null(value: Any) -> Any:
+    """Results for JSON, which has no NaN: what is undefined is None."""
+    if isinstance(value, Mapping):
+        return {key: with_null(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_null(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @contextmanager

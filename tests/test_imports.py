@@ -112,6 +112,19 @@ def test_every_public_name_resolves_without_detectron2_and_mmcv_and_triton() -> 
     )
 
 
+def test_models_that_are_not_detectron2s_do_not_load_it() -> None:
+    run_python(
+        "import sys, gn_det\n"
+        "from torch import nn\n"
+        "model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())\n"
+        "gn_det.fuse(gn_det.inject(model, weight_standardization=True))\n"
+        "gn_det.recompute(model)\n"
+        "assert gn_det.audit(model).rows[0].form == 'WS+GN+ReLU, recomputed'\n"
+        "gn_det.revert(model)\n"
+        "assert 'detectron2' not in sys.modules\n"
+    )
+
+
 def test_public_names_survive_the_import_of_the_packages_behind_them() -> None:
     run_python(
         "import gn_det.injection.inject, gn_det.ops.group_norm, gn_det.config.files, gn_det\n"

@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import add_overrides, run_command
 
-# isort: split
 from detectron2 import model_zoo
 from detectron2.config import instantiate
 from detectron2.modeling import build_model
@@ -18,7 +17,6 @@ from torch import nn
 
 from gn_det import audit, fuse, inject
 from gn_det.config import load_config, load_lazy_config
-from gn_det.engine.command import run_command
 from gn_det.errors import InputError
 from gn_det.injection.audit import Audit
 
@@ -26,25 +24,28 @@ FORMATS = {"text": str, "markdown": Audit.to_markdown, "json": Audit.to_json}
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_arguments()
     model = build(args.config_file, args.opts)
     if args.sites:
         fuse(inject(model, args.sites))
     print(FORMATS[args.format](audit(model)))
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--config-file",
         required=True,
         help="YAML or LazyConfig (.py) file, or the name of one of Detectron2's model zoo",
     )
-    parser.add_argument("--sites", nargs="+", metavar="SITE", help="see gn_det.inject; ALL for all")
-    parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument(
-        "--opts", nargs="+", default=[], help="config overrides: KEY VALUE ..., or key=value ..."
+        "--sites",
+        nargs="+",
+        metavar="SITE",
+        help="see gn_det.inject; ALL for all. End them with -- if config overrides follow",
     )
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    add_overrides(parser)
     return parser.parse_args()
 
 

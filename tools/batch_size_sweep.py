@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import run_command
 
-# isort: split
 from gn_det.classification.command import add_recipe_arguments, recipe_of
 from gn_det.classification.networks import NORMS
-from gn_det.engine.command import run_command
 from gn_det.studies.paper.report import (
     describe_degradation,
     error_table,
     plot_error_by_batch,
     plot_error_curves,
-    trained_csv,
+    results_csv,
 )
 from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
 from gn_det.utils import write_atomically
@@ -41,8 +39,10 @@ def main() -> int:
         for ims_per_gpu in args.ims_per_gpu
         for norm in args.norms
     }
-    trained = run_sweep(recipes, args)
-    write_atomically(args.output / "errors.csv", trained_csv(trained))
+    trained = run_sweep(
+        recipes, args.output, device=args.device, jobs=args.jobs, num_workers=args.num_workers
+    )
+    write_atomically(args.output / "errors.csv", results_csv(trained))
     plot_error_by_batch(trained, args.output / "error_by_batch.png")
     plot_error_curves(trained, args.output / "error_curves.png")
     for metric, title in (("val_error", "Validation"), ("train_error", "Training")):

@@ -16,15 +16,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import run_command
 
-# isort: split
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from gn_det.engine.command import run_command
 from gn_det.errors import InputError
+from gn_det.ops.form import FORMS
 from gn_det.studies.kernels import report as kernel_report
 from gn_det.studies.kernels.peers import peer_rows
 from gn_det.studies.kernels.training_step import training_step_row
@@ -34,7 +33,7 @@ SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step")
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_arguments()
     if min(args.images) < 1:
         raise InputError(f"--images {min(args.images)}: a GPU holds at least 1 image")
     variants = list(itertools.product(kernel_report.DTYPES, kernel_report.LAYOUTS))
@@ -54,9 +53,9 @@ def main() -> None:
         print("\nNo GPU: nothing was timed.")
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--form", choices=kernel_report.FORMS, default="GN+ReLU")
+    parser.add_argument("--form", choices=FORMS, default="GN+ReLU")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2], help="images per GPU")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     return parser.parse_args()

@@ -11,22 +11,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
+from gn_det.engine.run import begin_run, locked
+from gn_det.engine.run_data import RunData
+from gn_det.engine.schedule import resolve_schedule
 
-# isort: split
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from gn_det.checkpoint import Checkpointer, check_weights_exist
+from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
-from gn_det.data.datasets import register_folders
 from gn_det.data.train_loader import build_train_loader
-from gn_det.engine.command import run_command
-from gn_det.engine.launch import check_processes
-from gn_det.engine.run import locked
-from gn_det.engine.run_data import RunData, check_config_data, check_start, set_data
-from gn_det.engine.schedule import resolve_schedule
 from gn_det.errors import InputError
 from gn_det.plots.curves import read_metrics
 from gn_det.studies.comparison.cost import saved_bytes, step_seconds
@@ -39,13 +35,13 @@ from gn_det.studies.comparison.matrix import (
 )
 from gn_det.studies.comparison.report import (
     Cost,
-    Outcome,
+    RunResult,
     ap_table,
     cost_table,
-    outcomes_csv,
     plot_ap,
     plot_cost,
     plot_curves_of,
+    results_csv,
 )
 from gn_det.utils import write_atomically
 from gn_det.version import __version__
@@ -56,14 +52,17 @@ def main() -> int:
     recipes = read_recipes(args.recipes, args.beside, args.opts)
     compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
     check_comparable(compared)
-    data = check_recipes(recipes, args)
-    runs = matrix(recipes, args, data)
+    runs = matrix(recipes, args)
+    options = RunOptions.from_args(args)
+    data = None
+    for run in runs:
+        data = begin_run(run.cfg, options, args.output, data)
     with locked(args.output):
         check_folders(runs)
         failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
-        outcomes = [outcome(run, failures.get(run.name, "")) for run in runs]
-        costs = measure(runs, data)
-        report(args.output, compared, recipes, held_out(data), outcomes, costs)
+        results = [result(run, failures.get(run.name, "")) for run in runs]
+        costs = measure(runs)
+        report(args.output, compared, recipes, held_out(data), results, costs)
     return 1 if failures else 0
 
 
@@ -80,19 +79,7 @@ def read_recipes(
     return recipes
 
 
-def check_recipes(recipes: dict[str, CfgNode], args: argparse.Namespace) -> RunData:
-    """Check devices, weights and data before anything trains."""
-    for cfg in recipes.values():
-        check_weights_exist(cfg.MODEL.WEIGHTS)
-        check_start(cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
-        for ims_per_gpu in args.ims_per_gpu:
-            check_processes(
-                cfg.MODEL.DEVICE, args, ims_per_gpu * args.num_gpus, amp=cfg.SOLVER.AMP.ENABLED
-            )
-    return check_config_data(args, next(iter(recipes.values())))
-
-
-def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace, data: RunData) -> list[Run]:
+def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace) -> list[Run]:
     """Every run, those of one seed beside each other."""
     runs = []
     for seed in args.seeds:
@@ -103,7 +90,6 @@ def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace, data: RunData)
                 if args.quick:
                     shorten(cfg)
                 cfg = resolve_schedule(cfg, args.num_gpus)
-                set_data(cfg, data)
                 cfg.SEED = seed
                 run = Run(name, ims_per_gpu, seed, cfg)
                 cfg.OUTPUT_DIR = str(args.output / "runs" / run.name)
@@ -121,7 +107,7 @@ def shorten(cfg: CfgNode) -> None:
     cfg.TEST.EVAL_PERIOD //= 4
 
 
-def outcome(run: Run, failure: str) -> Outcome:
+def result(run: Run, failure: str) -> RunResult:
     """What a run has left in metrics.json, by the images that it had seen."""
     step = run.cfg.SOLVER.IMS_PER_BATCH * run.cfg.SOLVER.ACCUMULATE_STEPS
     curves = {}
@@ -133,12 +119,11 @@ def outcome(run: Run, failure: str) -> Outcome:
                     min(iteration + 1, run.cfg.SOLVER.MAX_ITER) * step: value
                     for iteration, value in sorted(metrics[name].items())
                 }
-    return Outcome(run.recipe, run.ims_per_gpu, run.seed, step, failure, curves)
+    return RunResult(run.recipe, run.ims_per_gpu, run.seed, step, failure, curves)
 
 
-def measure(runs: Sequence[Run], data: RunData) -> list[Cost]:
+def measure(runs: Sequence[Run]) -> list[Cost]:
     """Cost of a step of every recipe as it ended, on the first images that the runs train on."""
-    register_folders(data.folders)
     costs = []
     for ims_per_gpu in dict.fromkeys(run.ims_per_gpu for run in runs):
         models, batch = {}, None
@@ -168,26 +153,24 @@ def report(
     compared: dict[str, CfgNode],
     recipes: dict[str, CfgNode],
     held_out: str,
-    outcomes: Sequence[Outcome],
+    results: Sequence[RunResult],
     costs: Sequence[Cost],
 ) -> None:
-    """Write report.md, report.json, runs.csv and the pictures, and print the tables."""
+    """Write report.md, report.json, runs.csv and the plots, and print the tables."""
     beside = [name for name in recipes if name not in compared]
-    plot_ap(outcomes, output / "ap.png", beside)
-    plot_curves_of(outcomes, output / "curves.png", beside)
+    plot_ap(results, output / "ap.png", beside)
+    plot_curves_of(results, output / "curves.png", beside)
     plot_cost(costs, output / "cost.png")
-    write_atomically(output / "runs.csv", outcomes_csv(outcomes))
+    write_atomically(output / "runs.csv", results_csv(results))
     content = {
         "gn_det": __version__,
         "differences": differences(recipes),
-        "runs": [asdict(outcome) for outcome in outcomes],
+        "runs": [asdict(result) for result in results],
         "costs": [asdict(cost) for cost in costs],
     }
     write_atomically(output / "report.json", json.dumps(content, indent=1) + "\n")
-    write_atomically(
-        output / "report.md", report_text(compared, recipes, held_out, outcomes, costs)
-    )
-    print(f"\n{ap_table(outcomes, 'simple')}\n\n{cost_table(costs, 'simple')}\n")
+    write_atomically(output / "report.md", report_text(compared, recipes, held_out, results, costs))
+    print(f"\n{ap_table(results, 'simple')}\n\n{cost_table(costs, 'simple')}\n")
     print(f"The report is {output / 'report.md'}.")
 
 
@@ -195,12 +178,12 @@ def report_text(
     compared: dict[str, CfgNode],
     recipes: dict[str, CfgNode],
     held_out: str,
-    outcomes: Sequence[Outcome],
+    results: Sequence[RunResult],
     costs: Sequence[Cost],
 ) -> str:
     """The report in Markdown."""
     beside = [name for name in recipes if name not in compared]
-    seeds = sorted({o.seed for o in outcomes})
+    seeds = sorted({o.seed for o in results})
     first = next(iter(compared.values()))
     differing = "\n".join(
         f"- `{key}`: " + ", ".join(f"{value!r} in {name}" for name, value in values.items())
@@ -208,7 +191,7 @@ def report_text(
     )
     failed = "".join(
         f"- {o.recipe}, {o.ims_per_gpu} at a time, seed {o.seed}: {o.failure}\n"
-        for o in outcomes
+        for o in results
         if o.failure
     )
     return f"""# Comparison of {", ".join(compared)}
@@ -216,7 +199,7 @@ def report_text(
 COCO AP on {held_out} after training, mean ± sample standard deviation over
 {len(seeds)} seed{"s" * (len(seeds) > 1)} ({", ".join(map(str, seeds))}), by images on a GPU.
 
-{ap_table(outcomes)}
+{ap_table(results)}
 
 ![AP](ap.png)
 
@@ -255,9 +238,7 @@ def device_name(cfg: CfgNode) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Config overrides for every run, KEY VALUE ..., come last."
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", required=True, help="config files to compare")
     parser.add_argument(
         "--beside",
@@ -273,11 +254,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each run")
-    for flag in ("--train", "--val"):
-        parser.add_argument(flag, nargs=2, metavar=("JSON", "IMAGES_DIR"))
-    parser.add_argument("--skip-bad-images", action="store_true")
-    parser.add_argument("opts", nargs=argparse.REMAINDER)
-    parser.set_defaults(num_machines=1, eval_only=False)
+    add_data_arguments(parser)
+    add_overrides(parser)
     args = parser.parse_args()
     if args.quick:
         args.seeds = args.seeds[:1]

@@ -11,9 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import run_command
 
-# isort: split
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
@@ -21,7 +20,6 @@ from gn_det.checkpoint import check_weights_exist
 from gn_det.checkpoint.backbone_file import check_backbone_file, write_backbone
 from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.resnet_layouts import ResNetBody, resnet_body, to_detectron
-from gn_det.engine.command import run_command
 from gn_det.errors import InputError
 
 # ImageNet's, from 0 to 255, in the order R, G, B.
@@ -49,7 +47,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("input", help="weights: .pth, .pt, .safetensors or .pkl, or a name that MODEL.WEIGHTS has")
-    add("output", type=Path, help=".pth, .safetensors or .pkl; the fragment ends in .yaml")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        help=".pth, .safetensors or .pkl; the fragment ends in .yaml",
+    )
     add(
         "--layout",
         choices=("detectron2", "detectron"),
@@ -57,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         help="names to write; default: %(default)s",
     )
     add("--prefix", help="of the names to take, where the file has several ResNets")
-    what = "of the pictures that it was trained on, from 0 to 255, in the order of INPUT.FORMAT"
+    what = "of the images that it was trained on, from 0 to 255, in the order of INPUT.FORMAT"
     for flag in ("--pixel-mean", "--pixel-std"):
         add(flag, nargs=3, type=float, metavar=("C1", "C2", "C3"), help=what)
     add("--input-format", choices=("RGB", "BGR"), help="order of the colours that it takes")

@@ -11,26 +11,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
+from gn_det.engine.run import begin_run, check_same_settings, locked
+from gn_det.engine.schedule import resolve_schedule
+from gn_det.engine.trainer import train
 
-# isort: split
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.logger import setup_logger
 
-from gn_det.checkpoint import check_weights_exist
 from gn_det.classification.command import add_recipe_arguments, recipe_of
 from gn_det.classification.networks import NORMS
 from gn_det.config import dump_config, load_config
-from gn_det.data.datasets import register_folders
 from gn_det.data.seeding import seed_generators
-from gn_det.engine.command import run_command
-from gn_det.engine.launch import check_processes
-from gn_det.engine.run import locked
-from gn_det.engine.run_data import check_config_data, check_start, set_data
-from gn_det.engine.schedule import resolve_schedule
-from gn_det.engine.trainer import Trainer
 from gn_det.errors import InputError
-from gn_det.studies.comparison.matrix import Run, check_folders
 from gn_det.studies.paper.features import (
     feature_recorders,
     features_csv,
@@ -49,8 +43,8 @@ def main() -> int:
     if args.records < 1:
         raise InputError(f"--records {args.records}: at least 1")
     hooks_of = partial(feature_recorders, module=args.module, records=args.records)
-    train = train_detectors if args.recipes else train_classifiers
-    failures = train(args, hooks_of)
+    train_all = train_detectors if args.recipes else train_classifiers
+    failures = train_all(args, hooks_of)
     features = {
         name: read_features(features_file(args.output / "runs" / name, args.module, args.records))
         for name, failure in failures.items()
@@ -68,50 +62,51 @@ def train_classifiers(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, 
     """Train a classifier for each norm; by its name, why it failed, or nothing."""
     if args.data is None:
         raise InputError("say what to learn: --data digits, generated or a folder, or --recipes")
-    if args.opts or args.train or args.val:
-        raise InputError(f"--train, --val and {args.opts} are of --recipes, and there are none")
+    if args.opts or args.train or args.val or args.skip_bad_images:
+        raise InputError("--train, --val, --skip-bad-images and config overrides go with --recipes")
     recipes = {norm: recipe_of(args, norm=norm) for norm in args.norms}
-    return {t.norm: t.failure for t in run_sweep(recipes, args, hooks_of)}
+    trained = run_sweep(
+        recipes,
+        args.output,
+        device=args.device,
+        jobs=args.jobs,
+        num_workers=args.num_workers,
+        hooks_of=hooks_of,
+    )
+    return {t.norm: t.failure for t in trained}
 
 
 def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, str]:
     """Train a detector for each recipe, one after the other; none of those that end failed."""
     if args.data is not None:
         raise InputError("--data is of classifiers; detectors take --train and --val")
-    runs = []
+    options = RunOptions.from_args(args)
+    configs: dict[Path, CfgNode] = {}
+    data = None
     for file in args.recipes:
-        cfg = resolve_schedule(load_config(file, args.opts), 1)
+        cfg = resolve_schedule(load_config(file, args.opts), options.world_size)
         cfg.SEED = args.seed
-        cfg.OUTPUT_DIR = str(args.output / "runs" / Path(file).stem)
-        amp = cfg.SOLVER.AMP.ENABLED
-        check_processes(cfg.MODEL.DEVICE, args, cfg.SOLVER.IMS_PER_BATCH, amp=amp)
-        check_weights_exist(cfg.MODEL.WEIGHTS)
-        check_start(cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
-        data = check_config_data(args, cfg)
-        set_data(cfg, data)
-        runs.append(Run(Path(file).stem, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED, cfg))
+        folder = args.output / "runs" / Path(file).stem
+        cfg.OUTPUT_DIR = str(folder)
+        data = begin_run(cfg, options, args.output, data)
+        configs[folder] = cfg
     with locked(args.output):
-        check_folders(runs)
-        register_folders(data.folders)
+        for folder, cfg in configs.items():
+            check_same_settings(folder, cfg)
         for name in ("detectron2", "gn_det"):
             setup_logger(name=name)
-        for run in runs:
-            print(f"{run.recipe}: seed {run.seed}, {run.cfg.SOLVER.MAX_ITER} iterations")
-            make_folder(run.folder)
-            write_atomically(run.folder / "config.yaml", dump_config(run.cfg))
-            if not (run.folder / "model_final.pth").exists():
-                seed_generators(run.seed)
-                trainer = Trainer(run.cfg)
-                trainer.register_hooks(hooks_of(run.folder))
-                trainer.resume_or_load(resume=True)
-                trainer.train()
-    return {run.recipe: "" for run in runs}
+        for folder, cfg in configs.items():
+            print(f"{folder.name}: seed {cfg.SEED}, {cfg.SOLVER.MAX_ITER} iterations")
+            make_folder(folder)
+            write_atomically(folder / "config.yaml", dump_config(cfg))
+            if not (folder / "model_final.pth").exists():
+                seed_generators(cfg.SEED)
+                train(cfg, resume=True, more_hooks=hooks_of(folder))
+    return {folder.name: "" for folder in configs}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Config overrides for the --recipes, KEY VALUE ..., come last."
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=["none", "BN", "GN"])
     parser.add_argument("--recipes", nargs="+", help="config files of detectors, in place of norms")
@@ -121,12 +116,10 @@ def parse_arguments() -> argparse.Namespace:
         help="whose output is recorded (default: %(default)s)",
     )
     parser.add_argument("--records", type=int, default=100, help="over the training")
-    for flag in ("--train", "--val"):
-        parser.add_argument(flag, nargs=2, metavar=("JSON", "IMAGES_DIR"), help="of --recipes")
+    add_data_arguments(parser)
     parser.add_argument("--jobs", type=int, default=1, help="classifiers at a time")
     add_recipe_arguments(parser, varied=["norm"], required=False, network="vgg16")
-    parser.add_argument("opts", nargs=argparse.REMAINDER)
-    parser.set_defaults(num_gpus=1, num_machines=1, eval_only=False, skip_bad_images=False)
+    add_overrides(parser)
     return parser.parse_args()
 
 

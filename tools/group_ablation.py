@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import run_command
 
-# isort: split
 import torch
 import torch.nn.functional as F
 
 from gn_det import FusedGroupNorm
 from gn_det.classification.command import add_recipe_arguments, recipe_of
-from gn_det.engine.command import run_command
-from gn_det.studies.paper.report import Trained, error_table, plot_group_errors, trained_csv
+from gn_det.studies.paper.report import (
+    ClassifierResult,
+    error_table,
+    plot_group_errors,
+    results_csv,
+)
 from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
 from gn_det.utils import write_atomically
 
@@ -38,14 +41,16 @@ def main() -> int:
         for kind in _KINDS
         for number in getattr(args, kind)
     }
-    trained = run_sweep(recipes, args)
-    write_atomically(args.output / "errors.csv", trained_csv(trained))
+    trained = run_sweep(
+        recipes, args.output, device=args.device, jobs=args.jobs, num_workers=args.num_workers
+    )
+    write_atomically(args.output / "errors.csv", results_csv(trained))
     plot_group_errors(trained, args.output / "group_errors.png")
     print("\nValidation error in percent:")
     for kind, title in _KINDS.items():
         of_kind = [t for t in trained if getattr(t, kind) is not None]
 
-        def number(t: Trained, kind: str = kind) -> int:
+        def number(t: ClassifierResult, kind: str = kind) -> int:
             return getattr(t, kind)
 
         print(f"\n{error_table(of_kind, lambda t: 'GN', number, title)}")

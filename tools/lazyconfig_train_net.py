@@ -9,95 +9,64 @@ import argparse
 import copy
 import logging
 from collections import OrderedDict
-from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
-
-# isort: split
-from detectron2.config import LazyConfig, instantiate
-from detectron2.data import build_detection_train_loader
-from detectron2.engine import hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.utils import comm
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
-
-from gn_det.checkpoint import Checkpointer, check_weights_exist
-from gn_det.config import load_lazy_config
-from gn_det.data.datasets import register_folders
-from gn_det.data.proposals import check_proposals
-from gn_det.data.train_loader import TrainLoader, build_train_loader
-from gn_det.engine.command import argument_parser, run_command
-from gn_det.engine.launch import (
-    check_processes,
-    follow,
-    launch,
-    torchrun_rank,
-    use_torchrun,
+from gn_det.engine.command import RunOptions, run_command, training_parser
+from gn_det.engine.launch import follow, launch, torchrun_rank, with_torchrun
+from gn_det.engine.loop import fit
+from gn_det.engine.run import (
+    begin_run,
+    run_folder,
+    set_up_process,
+    write_results,
+    written_folder,
 )
-from gn_det.engine.run import run_folder, set_up_process, write_results, written_folder
-from gn_det.engine.run_data import RunData, check_data, check_start
+from gn_det.engine.run_data import RunData, set_data
 from gn_det.engine.schedule import resolve_lazy_schedule, schedule_table
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
-from gn_det.engine.termination import interruptible_evaluation
 from gn_det.engine.trainer import describe_model, prepare_model, wrap_ddp
 from gn_det.engine.writers import build_writers
 
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import build_detection_train_loader
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig
+from torch import nn
+
+from gn_det.checkpoint import Checkpointer
+from gn_det.config import load_lazy_config
+from gn_det.data.datasets import register_folders
+from gn_det.data.train_loader import build_train_loader
+
 
 def main() -> None:
-    args = argument_parser(__doc__, "key=value ...").parse_args()
-    use_torchrun(args)
+    args = parse_arguments()
+    options = with_torchrun(RunOptions.from_args(args))
     reference = load_lazy_config(args.config_file, args.opts)
-    world_size = args.num_gpus * args.num_machines
-    cfg = resolve_lazy_schedule(reference, world_size)
-    if cfg is not reference and not args.eval_only:
-        print(f"\n{schedule_table(reference, cfg, world_size)}\n")
-
-    check_processes(
-        cfg.train.device, args, cfg.dataloader.train.total_batch_size, amp=cfg.train.amp.enabled
-    )
-    with run_folder(cfg.train.output_dir, args) as output_dir:
-        if not (args.resume and (output_dir / "last_checkpoint").exists()):
-            check_weights_exist(cfg.train.init_checkpoint)
-            if not args.eval_only:
-                check_start(cfg.train.init_checkpoint, _freeze_at(cfg.model))
-        data = check_data(
-            args,
-            _names(cfg.dataloader.train),
-            _names(cfg.dataloader.test),
-            masks=cfg.dataloader.train.mapper.get("use_instance_mask", False),
-        )
-        data.leave_out_bad_images(written_folder(output_dir, args))
-        launch(run, cfg.train.device, args, args, data)
+    cfg = resolve_lazy_schedule(reference, options.world_size)
+    if cfg is not reference and not options.eval_only:
+        print(f"\n{schedule_table(reference, cfg, options.world_size)}\n")
+    with run_folder(cfg.train.output_dir, options) as folder:
+        data = begin_run(cfg, options, folder)
+        launch(run, cfg.train.device, options, args.config_file, args.opts, options, data)
 
 
-def set_data(cfg: DictConfig, data: RunData) -> None:
-    """Set the data sets of a run, and what follows from COCO-format folders."""
-    for loader, names in ((cfg.dataloader.train, data.train), (cfg.dataloader.test, data.test)):
-        loader.dataset.names = names[0] if len(names) == 1 else names
-    if data.categories:
-        for part in (cfg.model, cfg.model.get("roi_heads", {})):
-            if "num_classes" in part:
-                part.num_classes = len(data.categories)
-    if data.has_rle_masks:
-        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+def parse_arguments() -> argparse.Namespace:
+    return training_parser(__doc__, "key=value ...").parse_args()
 
 
-def run(args: argparse.Namespace, data: RunData) -> None:
+def run(config_file: str, overrides: list[str], options: RunOptions, data: RunData) -> None:
     """Train and evaluate, or evaluate, in this process."""
     # Read again, since what a LazyConfig may hold cannot always be sent to a process.
-    cfg = load_lazy_config(args.config_file, args.opts)
+    cfg = load_lazy_config(config_file, overrides)
     cfg = resolve_lazy_schedule(cfg, comm.get_world_size())
     set_data(cfg, data)
     register_folders(data.folders)
-    for split in ("test",) if args.eval_only else ("train", "test"):
-        check_proposals(cfg.dataloader[split].dataset.get("proposal_files") or [])
-    cfg.train.seed = set_up_process(
-        written_folder(cfg.train.output_dir, args), cfg.train.get("seed", -1), resume=args.resume
-    )
+    folder = written_folder(cfg.train.output_dir, options)
+    cfg.train.seed = set_up_process(folder, cfg.train.get("seed", -1), resume=options.resume)
 
     model = instantiate(cfg.model).to(cfg.train.device)
     prepare_model(
@@ -106,13 +75,13 @@ def run(args: argparse.Namespace, data: RunData) -> None:
         compile_backbone=cfg.train.get("compile_backbone", False),
     )
     logging.getLogger("gn_det").info(describe_model(model))
-    if args.eval_only:
+    if options.eval_only:
         checkpointer = Checkpointer(model, cfg.train.output_dir)
-        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-        cfg.train.output_dir = str(written_folder(cfg.train.output_dir, args))
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=options.resume)
+        cfg.train.output_dir = str(folder)
         evaluate(cfg, model)
         return
-    results = train(cfg, model, resume=args.resume)
+    results = train(cfg, model, resume=options.resume)
     if comm.is_main_process() and results:
         write_results(cfg.train.output_dir, results)
 
@@ -134,51 +103,35 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     optimizer = instantiate(cfg.optimizer)
     loader = instantiate(_any_start(cfg.dataloader.train, cfg.train.seed))
     model = wrap_ddp(model, cfg.train.device, **cfg.train.ddp)
-    accumulate_steps = cfg.train.get("accumulate_steps", 1)
     trainer = AccumulatingTrainer(
         model,
         loader,
         optimizer,
-        accumulate_steps,
+        cfg.train.get("accumulate_steps", 1),
         amp_dtype(cfg.train.amp.enabled),
         cfg.train.seed,
     )
-    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
-    results: dict[str, Any] = {}
-
-    def evaluate_and_keep() -> dict[str, Any]:
-        results.clear()
-        results.update(evaluate(cfg, model) or {})
-        return results
-
     main = comm.is_main_process()
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
-            *interruptible_evaluation(checkpointer, cfg.train.eval_period, evaluate_and_keep),
-            hooks.PeriodicWriter(
-                build_writers(cfg.train.output_dir, cfg.train.max_iter), cfg.train.log_period
-            )
-            if main
-            else None,
-        ]
+
+    def write_config() -> None:
+        if main:
+            LazyConfig.save(resolved, str(Path(cfg.train.output_dir) / "config.yaml"))
+
+    return fit(
+        trainer,
+        Checkpointer(model, cfg.train.output_dir, trainer=trainer),
+        instantiate(cfg.lr_multiplier),
+        cfg.train.max_iter,
+        weights=cfg.train.init_checkpoint,
+        resume=resume,
+        checkpoint_period=cfg.train.checkpointer.period,
+        max_to_keep=cfg.train.checkpointer.get("max_to_keep"),
+        evaluate=lambda: evaluate(cfg, model),
+        eval_period=cfg.train.eval_period,
+        writers=build_writers(cfg.train.output_dir, cfg.train.max_iter) if main else (),
+        log_period=cfg.train.log_period,
+        on_start=write_config,
     )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    if main:
-        LazyConfig.save(resolved, str(Path(cfg.train.output_dir) / "config.yaml"))
-    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    ours = isinstance(loader, TrainLoader)
-    if ours:
-        loader.start = start_iter * accumulate_steps
-    elif start_iter > 0:
-        logging.getLogger("gn_det").warning(
-            f"{type(loader).__name__} begins anew: this run is not what it had been uninterrupted"
-        )
-    with closing(loader) if ours else nullcontext():
-        trainer.train(start_iter, cfg.train.max_iter)
-    return results
 
 
 def _any_start(loader: DictConfig, seed: int) -> DictConfig:
@@ -188,17 +141,6 @@ def _any_start(loader: DictConfig, seed: int) -> DictConfig:
         loader = copy.deepcopy(loader)
         loader._target_, loader.seed = build_train_loader, seed
     return loader
-
-
-def _freeze_at(model: DictConfig) -> int:
-    """Frozen stages of a backbone, or of the one below its FPN."""
-    keys = ("backbone.freeze_at", "backbone.bottom_up.freeze_at")
-    return max(OmegaConf.select(model, key, default=0) for key in keys)
-
-
-def _names(loader: DictConfig) -> list[str]:
-    names = loader.dataset.names
-    return [names] if isinstance(names, str) else list(names)
 
 
 if __name__ == "__main__":

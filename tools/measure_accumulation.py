@@ -1,8 +1,8 @@
 """Measure how far the gradient of accumulated batches is from that of one batch, and why.
 
-Pairs of pictures of a training go through the model in one batch and in two of one picture each,
-while one cause of the difference after the other is taken away. A second table shows how far
-padding changes what the model makes of a picture.
+Pairs of training images go through the model in one batch and in two batches of one image each,
+while the causes of the difference are removed one after the other. A second table shows how far
+padding changes the features and scores of an image.
 """
 
 from __future__ import annotations
@@ -12,71 +12,60 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
+from gn_det.engine.run import begin_run, new_folder
 
-# isort: split
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 
-from gn_det.checkpoint import Checkpointer, check_weights_exist
+from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
-from gn_det.data.datasets import register_folders
 from gn_det.data.seeding import seed_generators
-from gn_det.engine.command import run_command
-from gn_det.engine.run_data import check_data, set_data
 from gn_det.studies.accumulation import (
     accumulation_rows,
     is_padded,
     padding_rows,
     training_pairs,
 )
-from gn_det.utils import make_folder, write_atomically
+from gn_det.utils import write_atomically
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_arguments()
     cfg = load_config(args.config_file, args.opts)
     cfg.SEED = max(cfg.SEED, 0)
-    check_weights_exist(cfg.MODEL.WEIGHTS)
-    if args.json:
-        make_folder(args.json.parent)
-    data = check_data(args, (), (), masks=cfg.MODEL.MASK_ON)
-    set_data(cfg, data)
-    register_folders(data.folders)
-
-    model = build(cfg)
+    with new_folder(args.output):
+        begin_run(cfg, RunOptions.from_args(args), args.output)
+        model = build(cfg)
     pairs, resized = training_pairs(cfg, model.backbone.size_divisibility)
+    padded = sum(map(is_padded, pairs))
     gradients = accumulation_rows(model, pairs, resized)
     padding = padding_rows(model, pairs)
-    padded = sum(map(is_padded, pairs))
-    show(
-        "Two batches of one picture against one of both: relative difference of the gradient, "
-        f"median of {len(pairs)} pairs, {padded} of them padded",
-        gradients,
-    )
-    show("A picture in a batch against the picture alone", padding)
-    if args.json:
-        tables = {"gradients": gradients, "padding": padding}
-        write_atomically(args.json, json.dumps(tables, indent=1) + "\n")
+    text = f"""## Two batches of one image against one of both
+
+Relative difference of the gradient, median of {len(pairs)} pairs, {padded} of them padded.
+
+{table(gradients)}
+
+## An image in a batch against the image alone
+
+{table(padding)}
+"""
+    print(f"\n{text}")
+    write_atomically(args.output / "accumulation.md", text)
+    content = json.dumps({"gradients": gradients, "padding": padding}, indent=1)
+    write_atomically(args.output / "accumulation.json", content + "\n")
+    print(f"{args.output}: accumulation.md, accumulation.json")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Config overrides, KEY VALUE ..., come last."
-    )
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True)
-    parser.add_argument(
-        "--train",
-        nargs=2,
-        required=True,
-        metavar=("JSON", "IMAGES_DIR"),
-        help="data set in COCO format, of at least 2 images",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables there, too")
-    parser.add_argument("opts", nargs=argparse.REMAINDER)
-    parser.set_defaults(val=None, skip_bad_images=False, eval_only=False)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
+    add_data_arguments(parser, val=False, required=True)
+    add_overrides(parser)
     return parser.parse_args()
 
 
@@ -89,8 +78,8 @@ def build(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    print(f"\n## {title}\n\n{tabulate(rows, headers='keys', tablefmt='github', floatfmt='.2g')}")
+def table(rows: list[dict[str, Any]]) -> str:
+    return tabulate(rows, headers="keys", tablefmt="github", floatfmt=".2g")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from gn_det.engine.command import run_command
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm
-from gn_det.engine.command import run_command
 from gn_det.errors import InputError
 from gn_det.plots.figures import new_figure, save_figure
 from gn_det.utils import make_folder
@@ -24,9 +25,7 @@ IMAGES, CHANNELS, PLACES = 4, 6, 5  # N, C and H×W of the drawn tensor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("png", type=Path, help="picture to write")
-    png = parser.parse_args().png
+    png = parse_arguments().output
     if png.exists():
         raise InputError(f"{png} exists; remove it, or name another")
     make_folder(png.parent)
@@ -41,7 +40,7 @@ def main() -> None:
         axes = figure.add_subplot(1, len(layers), place, projection="3d")
         together = normalized_together(layer)
         colors = np.where(together, "tab:blue", "white")
-        # Axes of the picture: N to the back, C to the right, H and W upwards.
+        # Axes of the figure: N to the back, C to the right, H and W upwards.
         axes.voxels(
             np.ones((CHANNELS, IMAGES, PLACES)),
             facecolors=colors.transpose(1, 0, 2),
@@ -60,6 +59,12 @@ def main() -> None:
         axes.view_init(elev=22, azim=-52)
         print(f"{name}: {together.sum()} of {together.size} values together")
     save_figure(figure, png)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    return parser.parse_args()
 
 
 @torch.no_grad()

@@ -12,14 +12,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import add_overrides, run_command
 
-# isort: split
 import torch
 from detectron2.config import CfgNode
 
 from gn_det.config import load_config
-from gn_det.engine.command import run_command
 from gn_det.errors import InputError
 from gn_det.studies.memory.plan import (
     MARGIN,
@@ -45,15 +43,15 @@ def main() -> None:
     card = Card.parse(args.gpu_memory)
     cfg = load_config(args.config_file, args.opts)
     sizes = [parse_size(text) for text in args.sizes] if args.sizes else default_sizes(cfg)
-    if min(args.images) < 1:
-        raise InputError(f"--images {min(args.images)}: a GPU holds at least 1 image")
+    if min(args.ims_per_gpu) < 1:
+        raise InputError(f"--ims-per-gpu {min(args.ims_per_gpu)}: a GPU holds at least 1 image")
     if args.output.exists():
         raise InputError(f"{args.output} exists; remove it, or name another file with --output")
     make_folder(args.output.absolute().parent)
-    steps = plan(cfg, sorted(set(args.images)), sorted(set(sizes)))
+    steps = plan(cfg, sorted(set(args.ims_per_gpu)), sorted(set(sizes)))
     print(report(cfg, steps, card, sizes))
     plot_plan(steps, card, args.output)
-    print(f"\nThe picture is {args.output}.")
+    print(f"\nThe plot is {args.output}.")
     if torch.cuda.is_available():
         print(f"\n{measured(cfg, next(step for step in steps if step.variant == own(cfg)), steps)}")
     else:
@@ -117,15 +115,18 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Config overrides, KEY VALUE ..., come last."
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, help="a YAML config")
     parser.add_argument("--gpu-memory", required=True, help="of the card, such as 8GiB")
-    parser.add_argument("--images", type=int, nargs="+", default=[1, 2, 4], help="at a time")
+    parser.add_argument("--ims-per-gpu", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--sizes", nargs="+", metavar="HxW", help="default: from INPUT.*_TRAIN")
-    parser.add_argument("--output", type=Path, default=Path("memory.png"), help="the picture")
-    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("memory.png"),
+        help="PNG file to write; default: %(default)s",
+    )
+    add_overrides(parser)
     return parser.parse_args()
 
 

@@ -6,22 +6,18 @@ import argparse
 import json
 from pathlib import Path
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import run_command
 
-# isort: split
 from tabulate import tabulate
 
 from gn_det.config import load_config
-from gn_det.engine.command import run_command
 from gn_det.errors import InputError
 from gn_det.plots.contact_sheet import contact_sheet
 from gn_det.plots.curves import plot_curves
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of a run of train_net.py")
-    output_dir = parser.parse_args().output_dir
+    output_dir = parse_arguments().run
     results = read_results(output_dir)
     cfg = load_config(output_dir / "config.yaml")
     if len(cfg.DATASETS.TEST) != 1:
@@ -50,6 +46,12 @@ def main() -> None:
     print(tabulate(places.items(), tablefmt="plain"))
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="OUTPUT_DIR of a run of train_net.py, to write to")
+    return parser.parse_args()
+
+
 def read_results(output_dir: Path) -> dict[str, dict[str, float]]:
     """Metrics by task, as the evaluation returned them; InputError where there are none."""
     try:
@@ -57,7 +59,7 @@ def read_results(output_dir: Path) -> dict[str, dict[str, float]]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{output_dir} has no results.json: the run there is not finished, or had nothing to "
-            "evaluate on; go on with train_net.py --resume"
+            "evaluate on; continue it with train_net.py --resume"
         ) from error
 
 

@@ -11,54 +11,49 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import gn_det.engine  # noqa: F401  (first: it silences third-party warnings)
+from gn_det.engine.command import RunOptions, run_command
+from gn_det.engine.launch import check_processes, follow, launch, torchrun_rank, with_torchrun
+from gn_det.engine.run import run_folder, set_up_process
 
-# isort: split
 from detectron2.utils import comm
 
-from gn_det.classification.command import add_recipe_arguments, recipe_of
+from gn_det.classification.command import CPU, add_recipe_arguments, recipe_of
 from gn_det.classification.training import ClassifierRecipe, train_classifier
-from gn_det.engine.command import run_command
-from gn_det.engine.launch import check_processes, follow, launch, torchrun_rank, use_torchrun
-from gn_det.engine.run import run_folder, set_up_process
 
 
 def main() -> None:
     args = parse_arguments()
-    use_torchrun(args)
+    options = with_torchrun(RunOptions.from_args(args))
     recipe = recipe_of(args)
-    check_processes(
-        args.device, args, recipe.ims_per_gpu * args.num_gpus * args.num_machines, amp=recipe.amp
-    )
+    recipe.check(args.device)
+    ims_per_step = recipe.ims_per_gpu * options.world_size
+    check_processes(args.device, options, ims_per_step, amp=recipe.amp, cpu=CPU)
     print(json.dumps(asdict(recipe), indent=2))
-    with run_folder(str(args.output_dir), args):
-        launch(run, args.device, args, recipe, args)
+    with run_folder(str(args.output), options) as folder:
+        launch(
+            run, args.device, options, recipe, folder, args.device, options.resume, args.num_workers
+        )
 
 
-def run(recipe: ClassifierRecipe, args: argparse.Namespace) -> None:
+def run(
+    recipe: ClassifierRecipe, folder: Path, device: str, resume: bool, num_workers: int
+) -> None:
     """Train and evaluate in this process."""
-    set_up_process(args.output_dir, recipe.seed, cudnn_benchmark=True, resume=args.resume)
-    results = train_classifier(
-        recipe,
-        args.output_dir,
-        args.device,
-        resume=args.resume,
-        num_workers=args.num_workers,
-    )
+    set_up_process(folder, recipe.seed, cudnn_benchmark=True, resume=resume)
+    results = train_classifier(recipe, folder, device, resume=resume, num_workers=num_workers)
     if comm.is_main_process():
         print(
             f"{recipe.network} with {recipe.norm}: validation error {results['val_error']:.1f}%, "
-            f"training error {results['train_error']:.1f}%; {args.output_dir / 'backbone.pth'}"
+            f"training error {results['train_error']:.1f}%; {folder / 'backbone.pth'}"
         )
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output_dir", type=Path, help="folder of the run")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     add_recipe_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes")
-    parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto", eval_only=False)
     return parser.parse_args()
 
 

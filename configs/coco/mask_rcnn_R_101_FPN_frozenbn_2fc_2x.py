@@ -1,4 +1,4 @@
-from .common import schedule
-from .mask_rcnn_R_101_FPN_frozenbn_2fc_1x import dataloader, model, optimizer, train
+from .mask_rcnn_R_50_FPN_frozenbn_2fc_2x import dataloader, lr_multiplier, model, optimizer, train
 
-train.max_iter, lr_multiplier = schedule(2)
+model.backbone.bottom_up.stages.depth = 101
+train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-101.pkl"

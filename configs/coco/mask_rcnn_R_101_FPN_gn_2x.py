@@ -1,4 +1,4 @@
-from .common import schedule
-from .mask_rcnn_R_101_FPN_gn_1x import dataloader, model, optimizer, train
+from .mask_rcnn_R_50_FPN_gn_2x import dataloader, lr_multiplier, model, optimizer, train
 
-train.max_iter, lr_multiplier = schedule(2)
+model.backbone.bottom_up.stages.depth = 101
+train.init_checkpoint = "catalog://ImageNetPretrained/FAIR/R-101-GN"

@@ -19,7 +19,7 @@ from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.weights_file import check_weights_exist
 from gn_det.errors import InputError
 from gn_det.layers import GNTower
-from gn_det.utils import whole_file, write_atomically
+from gn_det.utils import reason_of, some, whole_file, write_atomically
 
 __all__ = ["Checkpointer"]
 
@@ -58,7 +58,7 @@ class Checkpointer(DetectionCheckpointer):
         if broken:
             raise InputError(
                 f"{name} is not saved, as {len(broken)} of {len(state)} tensors are not finite "
-                f"({_first(broken)}); {self._last()}"
+                f"({some(broken, 3)}); {self._last()}"
             )
         file = Path(self.save_dir) / f"{name}.pth"
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
@@ -68,16 +68,15 @@ class Checkpointer(DetectionCheckpointer):
                 torch.save({"model": state, **parts, **kwargs}, stream)
             write_atomically(file.with_name("last_checkpoint"), file.name)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise InputError(
-                f"checkpoint {file} cannot be written ({reason}); {self._last()}"
+                f"checkpoint {file} cannot be written ({reason_of(error)}); {self._last()}"
             ) from error
 
     def _last(self) -> str:
         """What is left to go on from."""
         if not self.has_checkpoint():
             return "there is no checkpoint yet"
-        return f"{self.get_checkpoint_file()} is as it was, and --resume goes on from it"
+        return f"{self.get_checkpoint_file()} is as it was, and a resumed run starts from it"
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, **kwargs: Any
@@ -136,7 +135,7 @@ class Checkpointer(DetectionCheckpointer):
             if not self._whole:
                 misfits["of another shape"] = other_shape
             described = [
-                f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in misfits.items() if keys
+                f"{len(keys)} {kind} ({some(keys, 3)})" for kind, keys in misfits.items() if keys
             ]
             raise InputError(f"{self._path} does not fit the model: {'; '.join(described)}")
         if any(misfits.values()):
@@ -159,11 +158,6 @@ def _as_it_was_on_failure(model: nn.Module) -> Iterator[None]:
     except BaseException:
         model.load_state_dict(before)
         raise
-
-
-def _first(keys: Iterable[str], most: int = 3) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
 
 
 def _by_part(keys: Iterable[str]) -> str:

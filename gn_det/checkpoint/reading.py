@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from gn_det.checkpoint.unpickling import unpickle
 from gn_det.errors import InputError
+from gn_det.utils import some
 
 __all__ = ["read_weights"]
 
@@ -46,7 +47,9 @@ def read_weights(file: str | Path, *, wrapped: bool = False) -> dict[str, Any]:
     if not isinstance(model, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()
     ):
-        found = _first(model) if isinstance(model, dict) else type(model).__name__
+        found = type(model).__name__
+        if isinstance(model, dict):
+            found = some((ascii(str(name))[1:-1] for name in model), 3)
         raise InputError(
             f"{file} holds no weights under 'model' nor at its top, but {found}; save the "
             "model's state_dict alone"
@@ -139,8 +142,3 @@ def _tensors(blobs: Any, file: Path) -> Any:
             except TypeError as error:
                 raise InputError(f"{file}: {name} has no numbers, but {value.dtype}") from error
     return tensors
-
-
-def _first(names: dict, most: int = 3) -> str:
-    shown = [ascii(str(name))[1:-1] for name in names]
-    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")

@@ -12,7 +12,9 @@ import torch
 from gn_det.classification.networks import NETWORKS, NORMS
 from gn_det.classification.training import SCHEDULES, ClassifierRecipe
 
-__all__ = ["add_device_argument", "add_recipe_arguments", "recipe_of"]
+__all__ = ["CPU", "add_device_argument", "add_recipe_arguments", "recipe_of"]
+
+CPU = "--device cpu"  # how to choose it, for errors of a GPU that is not there
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "data": {
@@ -25,11 +27,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "channels_per_group": {"type": int, "help": "of GN, in place of --num-groups"},
     "size": {
         "type": int,
-        "help": "side of the pictures (default: 8 of digits, 224 of folders of classes, else 48)",
+        "help": "side of the images (default: 8 of digits, 224 of folders of classes, else 48)",
     },
     "epochs": {"type": int},
-    "ims_per_gpu": {"type": int, "help": "pictures a process has in a step"},
-    "lr": {"type": float, "help": "at 32 pictures a process, in proportion for others"},
+    "ims_per_gpu": {"type": int, "help": "images a process has in a step"},
+    "lr": {"type": float, "help": "at 32 images a process, in proportion for others"},
     "schedule": {"choices": SCHEDULES, "help": "of the learning rate: steps ÷10, or cosine"},
     "amp": {"action": "store_true", "help": "mixed precision"},
     "seed": {"type": int},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
 from detectron2.solver import WarmupParamScheduler
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter
+from detectron2.utils.events import EventWriter, JSONWriter
 from fvcore.common.param_scheduler import (
     CosineParamScheduler,
     MultiStepParamScheduler,
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.backbone_file import write_backbone
-from gn_det.classification.datasets import load_pictures
+from gn_det.classification.datasets import load_images
 from gn_det.classification.epoch_errors import EpochErrors
 from gn_det.classification.networks import (
     PIXEL_MEAN,
@@ -38,6 +37,7 @@ from gn_det.classification.networks import (
     stacked,
 )
 from gn_det.data.train_loader import TrainLoader
+from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.termination import TerminationHook
 from gn_det.engine.trainer import wrap_ddp
@@ -73,11 +73,11 @@ class ClassifierRecipe:
     SGD with momentum 0.9, and a weight decay of 1e-4 on all parameters, γ and β as well.
 
     Attributes:
-        data, size: for :func:`gn_det.classification.datasets.load_pictures`.
+        data, size: for :func:`gn_det.classification.datasets.load_images`.
         network, norm, num_groups, channels_per_group: for
             :func:`gn_det.classification.networks.build_classifier`.
-        epochs: passes over the training pictures.
-        ims_per_gpu: pictures a process has in a step.
+        epochs: passes over the training images.
+        ims_per_gpu: images a process has in a step.
         lr: at 32 of them, in proportion for others.
         schedule: of the learning rate: "steps" divides it by 10 after 30%, 60% and 90% of the
             epochs; "cosine" warms up in a tenth of them and ends at 0.
@@ -154,16 +154,16 @@ def train_classifier(
         of a finished run, where one is resumed.
 
     Raises:
-        InputError: bad data, too few pictures for a step, a loss that is not finite, or a folder
-            with another recipe, other pictures or another number of processes.
+        InputError: bad data, too few images for a step, a loss that is not finite, or a folder
+            with another recipe, other images or another number of processes.
     """
     recipe.check(device)
-    train, val = load_pictures(recipe.data, recipe.size)
+    train, val = load_images(recipe.data, recipe.size)
     ims_per_step = recipe.ims_per_gpu * comm.get_world_size()
     steps = len(train) // ims_per_step
     if steps == 0:
-        raise InputError(f"{len(train)} pictures do not make a step of {ims_per_step}")
-    circumstances = {"ims_per_step": ims_per_step, "training_pictures": len(train)}
+        raise InputError(f"{len(train)} images do not make a step of {ims_per_step}")
+    circumstances = {"ims_per_step": ims_per_step, "training_images": len(train)}
     finished = finished_results(recipe, output_dir, **circumstances)
     if resume and finished:
         return finished
@@ -199,6 +199,7 @@ def train_classifier(
     errors = EpochErrors(steps, evaluate)
     max_iter = steps * recipe.epochs
     main = comm.is_main_process()
+    writers: list[EventWriter] = []
     if main:
         settings = {**asdict(recipe), **circumstances}
         write_atomically(output_dir / _RECIPE, json.dumps(settings, indent=2) + "\n")
@@ -207,52 +208,47 @@ def train_classifier(
             if quiet
             else build_writers(str(output_dir), max_iter)
         )
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=SCHEDULES[recipe.schedule]),
-            errors,
-            hooks.PeriodicCheckpointer(checkpointer, steps, max_iter, max_to_keep=1)
-            if main
-            else None,
-            termination,
-            *more_hooks,
-            # Of what an epoch has measured, each writing takes the last.
-            hooks.PeriodicWriter(writers, min(20, steps)) if main else None,
-        ]
+    fit(
+        trainer,
+        checkpointer,
+        SCHEDULES[recipe.schedule],
+        max_iter,
+        weights=weights,
+        resume=resume,
+        checkpoint_period=steps,
+        max_to_keep=1,
+        writers=writers,
+        log_period=min(20, steps),  # of what an epoch has measured, each writing takes the last
+        more_hooks=[errors, *more_hooks],
+        termination=termination,
     )
-    checkpointer.resume_or_load(weights, resume=resume)
-    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    loader.start = start_iter
-    with closing(loader):
-        trainer.train(start_iter, max_iter)
     return _write_outcome(recipe, output_dir, classifier, errors) if main else {}
 
 
 @torch.no_grad()
 def error_rate(
-    classifier: Classifier, pictures: Dataset, batch_size: int = 100, num_workers: int = 0
+    classifier: Classifier, images: Dataset, batch_size: int = 100, num_workers: int = 0
 ) -> float:
-    """Percentage of pictures whose class has not the highest score, over all processes.
+    """Top-1 error in percent, over all processes.
 
     Args:
         classifier: evaluated in eval mode, and left in the mode that it was in.
-        pictures: as :mod:`gn_det.classification.datasets` has them.
+        images: as :mod:`gn_det.classification.datasets` has them.
         batch_size: of the evaluation.
         num_workers: loading processes.
     """
     wrong = total = 0
     loader = DataLoader(
-        pictures,
+        images,
         batch_size,
-        sampler=InferenceSampler(len(pictures)),
+        sampler=InferenceSampler(len(images)),
         num_workers=num_workers,
         collate_fn=list,
     )
     with inference_context(classifier):
         for samples in loader:
-            images, labels = stacked(samples)
-            wrong += (classifier.scores(images).argmax(1).cpu() != labels).sum().item()
+            batch, labels = stacked(samples)
+            wrong += (classifier.scores(batch).argmax(1).cpu() != labels).sum().item()
             total += len(labels)
     counts = comm.all_gather((wrong, total))
     return 100 * sum(w for w, _ in counts) / sum(t for _, t in counts)

@@ -49,7 +49,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
 
     Args:
         path: the config file; None for the defaults alone.
-        overrides: KEY VALUE KEY VALUE ..., applied last.
+        overrides: KEY VALUE KEY VALUE ..., applied last; a ``--`` before them is ignored.
 
     Raises:
         InputError: a file that is missing or no YAML, a key that does not exist (with the nearest
@@ -68,9 +68,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
             raise InputError(f"config file {path} does not exist")
         with _one_line_errors(cfg, str(path)):
             cfg.merge_from_file(str(path))
-    _refuse_flags(overrides)
     with _one_line_errors(cfg, "the overrides"):
-        cfg.merge_from_list(list(overrides))
+        cfg.merge_from_list(_checked(overrides))
     cfg.MODEL.DEVICE = _resolve_device(cfg.MODEL.DEVICE)
     return cfg
 
@@ -107,7 +106,7 @@ def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictCon
     if Path(path).suffix != ".py" or not Path(path).is_file():
         raise InputError(f"LazyConfig file {path} does not exist, or is no .py file")
     cfg = LazyConfig.load(str(path))
-    _refuse_flags(overrides)
+    overrides = _checked(overrides)
     absent = object()
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -116,7 +115,7 @@ def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictCon
         if not key.startswith("+") and OmegaConf.select(cfg, key, default=absent) is absent:
             raise InputError(f"no config key {key}{nearest(key, list(_keys(cfg)))}")
     with _one_line_errors(cfg, "the overrides"):
-        LazyConfig.apply_overrides(cfg, list(overrides))
+        LazyConfig.apply_overrides(cfg, overrides)
     if "train" in cfg:  # a file may hold a model alone
         cfg.train.device = _resolve_device(cfg.train.device)
     return cfg
@@ -130,10 +129,13 @@ def _resolve_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _refuse_flags(overrides: Sequence[str]) -> None:
+def _checked(overrides: Sequence[str]) -> list[str]:
+    """Overrides without the ``--`` that may end the flags before them."""
+    overrides = list(overrides[1:] if overrides and overrides[0] == "--" else overrides)
     for override in overrides:
         if str(override).startswith("--"):
             raise InputError(f"{override} stands after the config overrides; flags come first")
+    return overrides
 
 
 def _configs_root() -> Path:

@@ -1,16 +1,113 @@
-"""The command line of a program, and how it ends: bad input is one line and status 2."""
+"""The command line of a program: flags that several share, and how it ends."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 from detectron2.engine import default_argument_parser
 
 from gn_det.errors import InputError
 
-__all__ = ["argument_parser", "run_command"]
+__all__ = [
+    "RunOptions",
+    "add_data_arguments",
+    "add_overrides",
+    "run_command",
+    "training_parser",
+]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a command line says of a run, besides its config.
+
+    Attributes:
+        train, val: (JSON, folder of images) of a split in COCO format; None for the config's sets.
+        skip_bad_images: whether the run leaves out images that are missing or broken.
+        resume: whether it continues from the last checkpoint of its folder, if there is one.
+        eval_only: whether it evaluates and does not train.
+        num_gpus: processes on this machine.
+        num_machines, machine_rank: how many machines take part, and which this one is.
+        dist_url: where the processes meet; "auto" finds a free port on this machine.
+    """
+
+    train: tuple[str, str] | None = None
+    val: tuple[str, str] | None = None
+    skip_bad_images: bool = False
+    resume: bool = False
+    eval_only: bool = False
+    num_gpus: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> RunOptions:
+        """The options of parsed arguments; what the program has no flag for is at its default."""
+        given = {f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)}
+        for split in ("train", "val"):
+            if given.get(split):
+                given[split] = tuple(given[split])
+        return cls(**given)
+
+    @property
+    def world_size(self) -> int:
+        """Processes on all machines."""
+        return self.num_gpus * self.num_machines
+
+
+def training_parser(description: str, overrides: str) -> argparse.ArgumentParser:
+    """Detectron2's argument parser with :func:`add_data_arguments`.
+
+    Args:
+        description: first lines of --help.
+        overrides: form of the config overrides at the end of the command.
+    """
+    parser = default_argument_parser(
+        epilog=f"The flags come first, then config overrides as {overrides}."
+    )
+    parser.description = description
+    add_data_arguments(parser)
+    return parser
+
+
+def add_data_arguments(
+    parser: argparse.ArgumentParser, *, val: bool = True, required: bool = False
+) -> None:
+    """Add --train, --val and --skip-bad-images.
+
+    Args:
+        parser: to add to.
+        val: whether the program takes a held-out split.
+        required: whether --train has to be given.
+    """
+    for flag, split in (("--train", "training"), ("--val", "held-out")):
+        if flag == "--train" or val:
+            parser.add_argument(
+                flag,
+                nargs=2,
+                required=required and flag == "--train",
+                metavar=("JSON", "IMAGES_DIR"),
+                help=f"{split} split in COCO format; the classes come from its categories",
+            )
+    parser.add_argument(
+        "--skip-bad-images",
+        action="store_true",
+        help="continue without images that are missing or broken",
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add config overrides as the last arguments: ``args.opts``, KEY VALUE KEY VALUE ..."""
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config overrides, after all flags",
+    )
 
 
 def run_command(main: Callable[[], int | None]) -> None:
@@ -24,29 +121,3 @@ def run_command(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     sys.exit(status)
-
-
-def argument_parser(description: str, overrides: str) -> argparse.ArgumentParser:
-    """Detectron2's argument parser with --train, --val and --skip-bad-images.
-
-    Args:
-        description: first line of --help.
-        overrides: form of the config overrides at the end of the command.
-    """
-    parser = default_argument_parser(
-        epilog=f"The flags come first, then config overrides as {overrides}."
-    )
-    parser.description = description
-    for flag, split in (("--train", "training"), ("--val", "held-out")):
-        parser.add_argument(
-            flag,
-            nargs=2,
-            metavar=("JSON", "IMAGES_DIR"),
-            help=f"{split} split in COCO format; the classes come from its categories",
-        )
-    parser.add_argument(
-        "--skip-bad-images",
-        action="store_true",
-        help="go on without images of --train and --val that are missing or broken",
-    )
-    return parser

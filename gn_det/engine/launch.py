@@ -5,13 +5,13 @@ Several are started here, or by torchrun: then rank 0 runs the program, and the 
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import detectron2.engine
@@ -21,19 +21,28 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from gn_det.engine.command import RunOptions
 from gn_det.engine.termination import TERMINATED
 from gn_det.errors import InputError
 
-__all__ = ["check_device", "check_processes", "follow", "launch", "torchrun_rank", "use_torchrun"]
+__all__ = [
+    "check_device",
+    "check_processes",
+    "follow",
+    "launch",
+    "torchrun_rank",
+    "with_torchrun",
+]
 
-_USE_CPU = (
-    "or use the CPU: MODEL.DEVICE cpu (train.device=cpu for a LazyConfig, --device cpu for "
-    "classifiers)"
-)
+_CPU = "MODEL.DEVICE cpu (train.device=cpu for a LazyConfig)"
 
 
-def check_device(device: str) -> torch.device:
+def check_device(device: str, cpu: str = _CPU) -> torch.device:
     """Parse a device and check that PyTorch has it.
+
+    Args:
+        device: such as "cpu", "cuda" or "cuda:1".
+        cpu: how the program's user chooses the CPU, for the error.
 
     Raises:
         InputError: it is no device of PyTorch's, or a GPU that is not there.
@@ -44,41 +53,46 @@ def check_device(device: str) -> torch.device:
         raise InputError(f"device {device!r} is no device of PyTorch's") from error
     gpus = torch.cuda.device_count()
     if parsed.type == "cuda" and (parsed.index or 0) >= gpus:
-        raise InputError(f"device {device} is asked for, and PyTorch sees {gpus} GPUs; {_USE_CPU}")
+        raise InputError(
+            f"device {device} is asked for, and PyTorch sees {gpus} GPUs; or use the CPU: {cpu}"
+        )
     return parsed
 
 
 def check_processes(
-    device: str, args: argparse.Namespace, ims_per_batch: int, *, amp: bool
+    device: str, options: RunOptions, ims_per_batch: int, *, amp: bool, cpu: str = _CPU
 ) -> None:
     """Refuse what cannot be launched, before anything is.
 
     Args:
         device: such as "cpu", "cuda" or "cuda:1".
-        args: with num_gpus, num_machines and eval_only.
+        options: how many processes, and whether they train.
         ims_per_batch: images a step over all processes.
         amp: whether Detectron2's mixed precision is on, which needs a GPU.
+        cpu: see :func:`check_device`.
 
     Raises:
         InputError: a GPU that is not there, fewer GPUs than --num-gpus, one numbered GPU for
             several processes; for training, images that do not divide evenly, or mixed precision
             on the CPU.
     """
-    if args.num_gpus < 1 or args.num_machines < 1:
+    if options.num_gpus < 1 or options.num_machines < 1:
         raise InputError("--num-gpus and --num-machines must be at least 1")
-    parsed = check_device(device)
+    parsed = check_device(device, cpu)
     gpus = torch.cuda.device_count()
-    if parsed.type == "cuda" and args.num_gpus > gpus:
-        raise InputError(f"--num-gpus {args.num_gpus}, and PyTorch sees {gpus} GPUs; {_USE_CPU}")
-    world_size = args.num_gpus * args.num_machines
+    if parsed.type == "cuda" and options.num_gpus > gpus:
+        raise InputError(
+            f"--num-gpus {options.num_gpus}, and PyTorch sees {gpus} GPUs; or use the CPU: {cpu}"
+        )
+    world_size = options.world_size
     if parsed.type == "cuda" and parsed.index is not None and world_size > 1:
         raise InputError(f"device {device} cannot serve {world_size} processes; say cuda")
-    if args.eval_only:
+    if options.eval_only:
         return
     if amp and parsed.type == "cpu":
         raise InputError(
             "mixed precision needs a GPU; turn it off with SOLVER.AMP.ENABLED False "
-            "(train.amp.enabled=False for a LazyConfig, no --amp for classifiers)"
+            "(train.amp.enabled=False for a LazyConfig)"
         )
     if ims_per_batch < world_size or ims_per_batch % world_size:
         raise InputError(
@@ -93,17 +107,17 @@ def torchrun_rank() -> int | None:
     return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else None
 
 
-def use_torchrun(args: argparse.Namespace) -> None:
-    """Take the numbers of GPUs and machines from torchrun, where that has started this process."""
-    if torchrun_rank() is not None:
-        args.num_gpus = int(os.environ["LOCAL_WORLD_SIZE"])
-        args.num_machines = int(os.environ["WORLD_SIZE"]) // args.num_gpus
+def with_torchrun(options: RunOptions) -> RunOptions:
+    """Options with torchrun's numbers of GPUs and machines, if that has started this process."""
+    if torchrun_rank() is None:
+        return options
+    num_gpus = int(os.environ["LOCAL_WORLD_SIZE"])
+    num_machines = int(os.environ["WORLD_SIZE"]) // num_gpus
+    return replace(options, num_gpus=num_gpus, num_machines=num_machines)
 
 
-def launch(
-    main: Callable[..., Any], device: str, args: argparse.Namespace, *main_args: Any
-) -> None:
-    """Run main(*main_args) in args.num_gpus processes on this machine.
+def launch(main: Callable[..., Any], device: str, options: RunOptions, *main_args: Any) -> None:
+    """Run main(*main_args) in options.num_gpus processes on this machine.
 
     On the CPU the processes talk over gloo and share the cores. SIGTERM goes on to all of them, and
     the status of one that it ended becomes this one's. Under torchrun they are there already, and
@@ -125,21 +139,21 @@ def launch(
             )
         _lead(main, main_args)
         return
-    if on_cpu and args.num_gpus * args.num_machines > 1:
+    several = options.world_size > 1
+    if on_cpu and several:
         # Detectron2 would pick NCCL wherever a process sees a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if parsed.type == "cuda" and parsed.index is not None:
         torch.cuda.set_device(parsed)
-    threads = max(1, torch.get_num_threads() // args.num_gpus) if on_cpu else None
-    several = args.num_gpus * args.num_machines > 1
+    threads = max(1, torch.get_num_threads() // options.num_gpus) if on_cpu else None
     try:
         with _sigterm_to_children() if several else nullcontext():
             detectron2.engine.launch(
                 _in_process,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
+                options.num_gpus,
+                num_machines=options.num_machines,
+                machine_rank=options.machine_rank,
+                dist_url=options.dist_url,
                 args=(main, main_args, threads),
             )
     except ProcessRaisedException as raised:

@@ -1,73 +1,208 @@
-"""The folder of a run: may it be written, what stands in it from the start, what at the end."""
+"""A run: what is checked before it begins, its folder, and what stands in that at the end."""
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig, OmegaConf
 
+from gn_det.checkpoint import check_weights_exist
+from gn_det.config import differences, load_config
+from gn_det.data.datasets import register_folders
+from gn_det.engine.command import RunOptions
+from gn_det.engine.launch import check_processes
+from gn_det.engine.run_data import RunData, check_config_data, set_data
 from gn_det.errors import InputError
-from gn_det.utils import PARTIAL, make_folder, write_atomically
+from gn_det.utils import PARTIAL, make_folder, with_null, write_atomically
 
 __all__ = [
+    "begin_run",
+    "check_same_settings",
+    "check_start",
     "clear_half_written",
     "holds_run",
     "locked",
+    "new_folder",
     "run_folder",
     "set_up_process",
-    "with_null",
     "write_results",
     "written_folder",
 ]
 
 
+class _Start(NamedTuple):
+    """What a config says of the beginning of its run, YAML or LazyConfig."""
+
+    device: str
+    ims_per_batch: int
+    amp: bool
+    weights: str
+    freeze_at: int
+
+
+def begin_run(
+    cfg: CfgNode | DictConfig, options: RunOptions, folder: Path, data: RunData | None = None
+) -> RunData:
+    """Check everything that a run needs, and set and register its data sets.
+
+    In this order: GPUs and processes, weights, frozen layers, annotations and images. Weights that
+    have an address are downloaded.
+
+    Args:
+        cfg: a config with the schedule of the run; its data sets are set.
+        options: of the command line.
+        folder: the run's. With ``options.skip_bad_images``, copies of the JSON files without the
+            images that are missing or broken are written below.
+        data: what another run on the same data sets began with; they are not checked again.
+
+    Returns:
+        What the run trains and evaluates on.
+
+    Raises:
+        InputError: something that the run would fail on, or silently learn nothing from.
+    """
+    start = _start_of(cfg)
+    check_processes(start.device, options, start.ims_per_batch, amp=start.amp)
+    if not (options.resume and (folder / "last_checkpoint").exists()):
+        check_weights_exist(start.weights)
+        if not options.eval_only:
+            check_start(start.weights, start.freeze_at)
+    if data is None:
+        data = check_config_data(cfg, options)
+        data.leave_out_bad_images(written_folder(folder, options))
+    set_data(cfg, data)
+    register_folders(data.folders)
+    return data
+
+
+def _start_of(cfg: CfgNode | DictConfig) -> _Start:
+    if isinstance(cfg, DictConfig):
+        stages = ("backbone.freeze_at", "backbone.bottom_up.freeze_at")
+        return _Start(
+            cfg.train.device,
+            cfg.dataloader.train.total_batch_size,
+            cfg.train.amp.enabled,
+            cfg.train.init_checkpoint,
+            max(OmegaConf.select(cfg.model, stage, default=0) for stage in stages),
+        )
+    return _Start(
+        cfg.MODEL.DEVICE,
+        cfg.SOLVER.IMS_PER_BATCH,
+        cfg.SOLVER.AMP.ENABLED,
+        cfg.MODEL.WEIGHTS,
+        cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+def check_start(weights: str, freeze_at: int) -> None:
+    """Refuse a start from scratch with layers frozen at their random values.
+
+    Detectron's GN R-50-FPN from scratch reached 39.5 box AP in 3x, and 36.2 with two stages frozen.
+
+    Args:
+        weights: file or URL to start from; empty for none.
+        freeze_at: stages of the backbone that do not train, the stem being the first.
+
+    Raises:
+        InputError: there are no weights, and a stage is frozen.
+    """
+    if not weights and freeze_at > 0:
+        raise InputError(
+            f"without MODEL.WEIGHTS, MODEL.BACKBONE.FREEZE_AT {freeze_at} freezes random weights; "
+            "set it to 0 to train from scratch, or name the weights to start from "
+            "(for a LazyConfig, freeze_at of the ResNet and train.init_checkpoint)"
+        )
+
+
 @contextmanager
-def run_folder(output_dir: str, args: argparse.Namespace) -> Iterator[Path]:
-    """The folder of a run, created; gone again where bad input ends the run before it has begun.
+def run_folder(output_dir: str, options: RunOptions) -> Iterator[Path]:
+    """The folder of a run, created; removed where bad input ends the run before it has begun.
 
     Args:
         output_dir: OUTPUT_DIR.
-        args: with resume and eval_only.
+        options: whether a run that is there is resumed or evaluated.
 
     Raises:
         InputError: it cannot be written, or holds a run that this one would overwrite.
     """
     path = Path(output_dir)
-    existed = os.path.exists(path)
-    if existed and not args.resume and not args.eval_only and holds_run(path):
+    if not options.resume and not options.eval_only and holds_run(path):
         raise InputError(
-            f"{path} holds a run already; --resume goes on with it, "
+            f"{path} holds a run already; --resume continues it, "
             "another OUTPUT_DIR keeps it (train.output_dir for a LazyConfig)"
         )
+    with _created(path):
+        yield path
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder for results, created; removed where bad input ends the program before it has begun.
+
+    Raises:
+        InputError: it cannot be written, or holds something already.
+    """
+    if os.path.exists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists and is no empty folder; name another with --output")
+    with _created(path):
+        yield path
+
+
+@contextmanager
+def _created(path: Path) -> Iterator[None]:
+    existed = os.path.exists(path)
     make_folder(path)
     try:
-        yield path
+        yield
     except InputError:
-        if not existed and not holds_run(path):
+        if not existed and not holds_run(path) and not any(path.glob("*.pth")):
             shutil.rmtree(path)
         raise
 
 
-def written_folder(output_dir: str | Path, args: argparse.Namespace) -> Path:
+def check_same_settings(folder: Path, cfg: CfgNode) -> None:
+    """Check that the run in a folder, if there is one, has the settings of a config.
+
+    Raises:
+        InputError: it has others, each named with both values, or the folder holds something else.
+    """
+    file = folder / "config.yaml"
+    if not file.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} holds something that is no run of this program")
+        return
+    there = differences({"there": load_config(file), "asked": cfg})
+    if there:
+        described = "; ".join(
+            f"{key} is {values['there']!r} there and {values['asked']!r} here"
+            for key, values in there.items()
+        )
+        raise InputError(
+            f"{folder} holds a run with other settings: {described}. Name another folder with "
+            "--output, or remove that one"
+        )
+
+
+def written_folder(output_dir: str | Path, options: RunOptions) -> Path:
     """Where a program writes: OUTPUT_DIR, or for --eval-only ``evaluation/`` below it.
 
     So an evaluation leaves the files of the run there alone.
     """
-    return Path(output_dir) / "evaluation" if args.eval_only else Path(output_dir)
+    return Path(output_dir) / "evaluation" if options.eval_only else Path(output_dir)
 
 
 def holds_run(path: Path) -> bool:
@@ -157,10 +292,3 @@ def write_results(output_dir: str, results: Mapping[str, Any]) -> None:
     """Write the evaluation of a finished run to ``results.json``; what is undefined is null."""
     text = json.dumps(with_null(results), indent=2)
     write_atomically(Path(output_dir) / "results.json", text + "\n")
-
-
-def with_null(value: Any) -> Any:
-    """Results for JSON, which has no NaN: what is undefined is None."""
-    if isinstance(value, Mapping):
-        return {key: with_null(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from omegaconf import DictConfig
 
 from gn_det.data.datasets import CocoFolder, check_folder, check_registered, without_images
-from gn_det.data.proposals import check_config_proposals
+from gn_det.data.proposals import check_config_proposals, check_proposals
+from gn_det.engine.command import RunOptions
 from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
 from gn_det.utils import some
 
-__all__ = ["RunData", "check_config_data", "check_data", "check_start", "set_data"]
+__all__ = ["RunData", "check_config_data", "check_data", "set_data"]
 
 _CUSTOM = {"train": "custom_train", "val": "custom_val"}
 
@@ -48,7 +49,7 @@ class RunData:
         for index, folder in enumerate(self.folders):
             if folder.name in self.bad_images:
                 dataset, bad = self.bad_images[folder.name]
-                print(f"{folder.json_file}: going on without {_describe(bad, dataset)}")
+                print(f"{folder.json_file}: continuing without {_describe(bad, dataset)}")
                 images = [image for image, _ in bad]
                 self.folders[index] = without_images(
                     folder, dataset, images, output_dir / "datasets"
@@ -56,7 +57,7 @@ class RunData:
 
 
 def check_data(
-    args: argparse.Namespace,
+    options: RunOptions,
     train: Sequence[str],
     test: Sequence[str],
     *,
@@ -67,7 +68,7 @@ def check_data(
     """Settle and check what a run trains and evaluates on.
 
     Args:
-        args: with train, val, skip_bad_images and eval_only.
+        options: the folders given on the command line, and whether the run trains.
         train: names in the config, replaced by --train.
         test: names in the config, replaced by --val (by none where there is only --train).
         folders: DATASETS.COCO_FOLDERS of the config: [name, JSON file, folder of the images].
@@ -78,19 +79,19 @@ def check_data(
     Raises:
         InputError: data that a run would fail on, or silently learn nothing from.
     """
-    if args.val and not args.train and not args.eval_only:
+    if options.val and not options.train and not options.eval_only:
         raise InputError("--val goes with --train, or with --eval-only")
     by_name = {name: CocoFolder(name, *paths) for name, *paths in folders}
-    for split, given in (("train", args.train), ("val", args.val)):
+    for split, given in (("train", options.train), ("val", options.val)):
         if given:
             paths = [str(Path(path).resolve()) for path in given]
             by_name[_CUSTOM[split]] = CocoFolder(_CUSTOM[split], *paths)
-    if args.train:
+    if options.train:
         train, test = [_CUSTOM["train"]], []
-    if args.val:
+    if options.val:
         test = [_CUSTOM["val"]]
-    if not (test if args.eval_only else train):
-        flag = "--val" if args.eval_only else "--train"
+    if not (test if options.eval_only else train):
+        flag = "--val" if options.eval_only else "--train"
         raise InputError(
             f"no data set is given: add {flag} JSON IMAGES_DIR, or name one in the config"
         )
@@ -98,9 +99,9 @@ def check_data(
         list(train),
         list(test),
         [by_name[name] for name in [*train, *test] if name in by_name],
-        [] if args.train else [(number, name) for number, name in categories],
+        [] if options.train else [(number, name) for number, name in categories],
     )
-    for name in [*([] if args.eval_only else train), *test]:
+    for name in [*([] if options.eval_only else train), *test]:
         if name not in by_name:
             _refuse(*check_registered(name), name, "; mend them, or hand the set over as --train")
             if name in test:
@@ -113,31 +114,45 @@ def check_data(
                 isinstance(a.get("segmentation"), dict) and not a.get("iscrowd")
                 for a in dataset["annotations"]
             )
-        if bad and args.skip_bad_images and _has_objects_without(bad, dataset):
+        if bad and options.skip_bad_images and _has_objects_without(bad, dataset):
             data.bad_images[name] = dataset, bad
         else:
-            _refuse(dataset, bad, by_name[name].json_file, "; --skip-bad-images goes on without")
+            _refuse(dataset, bad, by_name[name].json_file, "; --skip-bad-images leaves them out")
     return data
 
 
-def check_config_data(args: argparse.Namespace, cfg: CfgNode) -> RunData:
-    """:func:`check_data` of the data sets that a YAML config names, and its proposals."""
+def check_config_data(cfg: CfgNode | DictConfig, options: RunOptions) -> RunData:
+    """:func:`check_data` of the data sets that a config names, and its files of proposals."""
+    if isinstance(cfg, DictConfig):
+        loaders = cfg.dataloader
+        data = check_data(
+            options,
+            _names(loaders.train),
+            _names(loaders.test),
+            masks=loaders.train.mapper.get("use_instance_mask", False),
+        )
+        for loader in (loaders.test,) if options.eval_only else (loaders.train, loaders.test):
+            check_proposals(loader.dataset.get("proposal_files") or [])
+        return data
     data = check_data(
-        args,
+        options,
         cfg.DATASETS.TRAIN,
         cfg.DATASETS.TEST,
         folders=cfg.DATASETS.COCO_FOLDERS,
         categories=cfg.DATASETS.CATEGORIES,
         masks=cfg.MODEL.MASK_ON,
     )
-    if not args.eval_only:
+    if not options.eval_only:
         check_config_proposals(cfg, "TRAIN", data.train)
     check_config_proposals(cfg, "TEST", data.test)
     return data
 
 
-def set_data(cfg: CfgNode, data: RunData) -> None:
+def set_data(cfg: CfgNode | DictConfig, data: RunData) -> None:
     """Set the data sets of a run in its config, and what follows from COCO-format folders."""
+    if isinstance(cfg, DictConfig):
+        _set_lazy_data(cfg, data)
+        return
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(data.train), tuple(data.test)
     cfg.DATASETS.COCO_FOLDERS = [[f.name, f.json_file, f.image_root] for f in data.folders]
     if data.categories:
@@ -147,6 +162,22 @@ def set_data(cfg: CfgNode, data: RunData) -> None:
     if data.has_rle_masks and cfg.INPUT.MASK_FORMAT != "bitmask":
         print("Some objects have RLE masks: INPUT.MASK_FORMAT is now bitmask.")
         cfg.INPUT.MASK_FORMAT = "bitmask"
+
+
+def _set_lazy_data(cfg: DictConfig, data: RunData) -> None:
+    for loader, names in ((cfg.dataloader.train, data.train), (cfg.dataloader.test, data.test)):
+        loader.dataset.names = names[0] if len(names) == 1 else names
+    if data.categories:
+        for part in (cfg.model, cfg.model.get("roi_heads", {})):
+            if "num_classes" in part:
+                part.num_classes = len(data.categories)
+    if data.has_rle_masks:
+        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+
+
+def _names(loader: DictConfig) -> list[str]:
+    names = loader.dataset.names
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _settle_categories(data: RunData, dataset: dict[str, Any], folder: CocoFolder) -> None:
@@ -174,23 +205,3 @@ def _refuse(dataset: dict[str, Any], bad: list, name: str, advice: str) -> None:
 def _describe(bad: list[tuple[dict, str]], dataset: dict[str, Any], most: int = 5) -> str:
     named = some((f"{image['file_name']} ({problem})" for image, problem in bad), most)
     return f"{len(bad)} of {len(dataset['images'])} images: {named}"
-
-
-def check_start(weights: str, freeze_at: int) -> None:
-    """Refuse a start from scratch with layers frozen at their random values.
-
-    Detectron's GN R-50-FPN from scratch reached 39.5 box AP in 3x, and 36.2 with two stages frozen.
-
-    Args:
-        weights: file or URL to start from; empty for none.
-        freeze_at: stages of the backbone that do not train, the stem being the first.
-
-    Raises:
-        InputError: there are no weights, and a stage is frozen.
-    """
-    if not weights and freeze_at > 0:
-        raise InputError(
-            f"without MODEL.WEIGHTS, MODEL.BACKBONE.FREEZE_AT {freeze_at} freezes random weights; "
-            "set it to 0 to train from scratch, or name the weights to start from "
-            "(for a LazyConfig, freeze_at of the ResNet and train.init_checkpoint)"
-        )

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from gn_det.checkpoint import Checkpointer
 
-__all__ = ["TERMINATED", "TerminationHook", "interruptible_evaluation"]
+__all__ = ["TERMINATED", "TerminationHook"]
 
 # What a shell reports of a program that SIGTERM ended.
 TERMINATED = 128 + signal.SIGTERM
@@ -22,7 +22,7 @@ TERMINATED = 128 + signal.SIGTERM
 class TerminationHook(HookBase):
     """Ends training after the step in which any process got SIGTERM, with a checkpoint of it.
 
-    An evaluation is not waited for: the run that resumes goes on behind it.
+    SIGTERM aborts an evaluation; the resumed run skips it.
 
     Args:
         checkpointer: of the run, also with the trainer's state.
@@ -72,19 +72,5 @@ class TerminationHook(HookBase):
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
     def _exit(self) -> None:
-        logging.getLogger(__name__).warning("SIGTERM: training ends here; --resume goes on")
+        logging.getLogger(__name__).warning("SIGTERM: training ends here, and can be resumed")
         sys.exit(TERMINATED)
-
-
-def interruptible_evaluation(
-    checkpointer: Checkpointer, period: int, evaluate: Callable[[], Any]
-) -> list[HookBase]:
-    """Detectron2's EvalHook that SIGTERM interrupts, and the hook that it needs before it.
-
-    Args:
-        checkpointer: see :class:`TerminationHook`.
-        period: of evaluations, in iterations; 0 for the end alone.
-        evaluate: returns a nested dict of metrics.
-    """
-    termination = TerminationHook(checkpointer)
-    return [termination, hooks.EvalHook(period, lambda: termination.evaluating(evaluate))]

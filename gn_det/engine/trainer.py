@@ -1,30 +1,28 @@
-"""Detectron2's DefaultTrainer, for any device, with our evaluation and checkpoints."""
+"""Building, training and evaluating the detector of a YAML config."""
 
 from __future__ import annotations
 
 import logging
-import weakref
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import detectron2.modeling
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
-from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import build_model
+from detectron2.evaluation import verify_results
+from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
-from torch.utils.data import DataLoader
 
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
 from gn_det.data.proposals import check_config_proposals
-from gn_det.data.train_loader import TrainLoader, build_train_loader
+from gn_det.data.train_loader import build_train_loader
 from gn_det.engine.evaluation import build_evaluator
+from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
-from gn_det.engine.termination import interruptible_evaluation
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
 from gn_det.injection import audit, recompute
@@ -32,105 +30,113 @@ from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2.roi_align import align_exactly
 from gn_det.layers.recomputation import recomputes_in
 
-__all__ = ["Trainer", "describe_model", "prepare_model", "wrap_ddp"]
+__all__ = ["build_model", "describe_model", "evaluate", "prepare_model", "train", "wrap_ddp"]
 
 
-class Trainer(DefaultTrainer):
-    """DefaultTrainer whose processes may run on the CPU, too.
+def train(
+    cfg: CfgNode,
+    *,
+    resume: bool = False,
+    more_hooks: Sequence[HookBase] = (),
+    on_start: Callable[[], None] | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train the detector of a config in this process, one of several perhaps.
 
-    The constructor is DefaultTrainer's but for DDP (which it gives device_ids, refused on the
-    CPU), the batches, the step, the checkpointer, and a description of the model in place of its
-    printout. A step depends on the weights, the optimizer and (SEED, rank, iteration) alone.
+    What Detectron2's DefaultTrainer does, on any device. A step depends on the weights, the
+    optimizer and (SEED, rank, iteration) alone.
 
     Args:
         cfg: the whole config, with a SEED that is not negative.
+        resume: whether to continue from the last checkpoint in OUTPUT_DIR, if there is one.
+        more_hooks, on_start: see :func:`gn_det.engine.loop.fit`.
+
+    Returns:
+        The model, and what the last evaluation returned: empty where DATASETS.TEST is, and on all
+        processes but the main one.
     """
+    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    wrapped = wrap_ddp(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
+    trainer = AccumulatingTrainer(
+        wrapped,
+        build_train_loader(cfg),
+        optimizer,
+        cfg.SOLVER.ACCUMULATE_STEPS,
+        amp_dtype(cfg.SOLVER.AMP.ENABLED),
+        cfg.SEED,
+    )
+    main = comm.is_main_process()
+    results = fit(
+        trainer,
+        Checkpointer(wrapped, cfg.OUTPUT_DIR, trainer=trainer),
+        build_lr_scheduler(cfg, optimizer),
+        cfg.SOLVER.MAX_ITER,
+        weights=cfg.MODEL.WEIGHTS,
+        resume=resume,
+        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+        evaluate=lambda: evaluate(cfg, wrapped),
+        eval_period=cfg.TEST.EVAL_PERIOD,
+        writers=build_writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER) if main else (),
+        more_hooks=[*_precise_bn(cfg, model), *more_hooks],
+        on_start=on_start,
+    )
+    if cfg.TEST.EXPECTED_RESULTS and main:
+        verify_results(cfg, results)
+    return model, results
 
-    def __init__(self, cfg: CfgNode) -> None:
-        TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        model = wrap_ddp(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
-        self._trainer = AccumulatingTrainer(
-            model,
-            data_loader,
-            optimizer,
-            cfg.SOLVER.ACCUMULATE_STEPS,
-            amp_dtype(cfg.SOLVER.AMP.ENABLED),
-            cfg.SEED,
-        )
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
-        self.register_hooks(self.build_hooks())
 
-    def train(self) -> dict[str, Any]:
-        """Train to the end.
+def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Evaluate a model on DATASETS.TEST, as Detectron2's DefaultTrainer does.
 
-        Returns:
-            What the last evaluation returned; empty where DATASETS.TEST is, and on all processes
-            but the main one.
-        """
-        self.data_loader.start = self.start_iter * self.cfg.SOLVER.ACCUMULATE_STEPS
-        with closing(self.data_loader):
-            super().train()
-        return self._last_eval_results
+    Returns:
+        Metrics by task; where there are several sets, those by the name of the set.
 
-    def build_hooks(self) -> list[HookBase]:
-        def evaluate() -> dict[str, Any]:
-            self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
+    Raises:
+        InputError: a set that cannot be evaluated, or its proposals are missing or unsafe to read.
+    """
+    check_config_proposals(cfg, "TEST", cfg.DATASETS.TEST)
+    evaluators = [build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+    return DefaultTrainer.test(cfg, model, evaluators)
 
-        built = super().build_hooks()
-        # After the learning rate's step, which belongs to the checkpoint.
-        before = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built[before : before + 1] = interruptible_evaluation(
-            self.checkpointer, self.cfg.TEST.EVAL_PERIOD, evaluate
-        )
-        return built
 
-    def build_writers(self) -> list[EventWriter]:
-        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The model of a config as it trains, and a description of it in the log.
 
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return build_train_loader(cfg)
+    Raises:
+        InputError: a key of MODEL.GN that changes nothing, or see :func:`prepare_model`.
+    """
+    model = detectron2.modeling.build_model(cfg)
+    for key, acts_on in (
+        ("WEIGHT_STANDARDIZATION", lambda module: isinstance(module, WeightStandardized)),
+        ("RECOMPUTE", recomputes_in),
+    ):
+        if cfg.MODEL.GN[key] and not any(map(acts_on, model.modules())):
+            raise InputError(
+                f"MODEL.GN.{key} changes nothing: none of gn_det's components is in this "
+                f"config; MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
+                "GNGeneralizedRCNN would be one"
+            )
+    if cfg.MODEL.GN.RECOMPUTE:
+        recompute(model)  # as a whole: what parts hand to each other, too
+    prepare_model(
+        model,
+        channels_last=cfg.MODEL.CHANNELS_LAST,
+        compile_backbone=cfg.MODEL.BACKBONE.COMPILE,
+    )
+    logging.getLogger(__name__).info(describe_model(model))
+    return model
 
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        check_config_proposals(cfg, "TEST", cfg.DATASETS.TEST)
-        return super().build_test_loader(cfg, dataset_name)
 
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = build_model(cfg)
-        for key, acts_on in (
-            ("WEIGHT_STANDARDIZATION", lambda module: isinstance(module, WeightStandardized)),
-            ("RECOMPUTE", recomputes_in),
-        ):
-            if cfg.MODEL.GN[key] and not any(map(acts_on, model.modules())):
-                raise InputError(
-                    f"MODEL.GN.{key} changes nothing: none of gn_det's components is in this "
-                    f"config; MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
-                    "GNGeneralizedRCNN would be one"
-                )
-        if cfg.MODEL.GN.RECOMPUTE:
-            recompute(model)  # as a whole: what parts hand to each other, too
-        prepare_model(
-            model,
-            channels_last=cfg.MODEL.CHANNELS_LAST,
-            compile_backbone=cfg.MODEL.BACKBONE.COMPILE,
-        )
-        logging.getLogger(__name__).info(describe_model(model))
-        return model
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+def _precise_bn(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
+    """Detectron2's hook for TEST.PRECISE_BN, with a loader that does not affect the training."""
+    if not cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(model):
+        return []
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    num_iter = cfg.TEST.PRECISE_BN.NUM_ITER
+    return [hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, build_train_loader(cfg), num_iter)]
 
 
 def prepare_model(model: nn.Module, *, channels_last: bool, compile_backbone: bool) -> None:

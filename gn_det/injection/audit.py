@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tabulate import tabulate
 from torch import nn
 
-from gn_det.injection.fuse import fused_forms, recomputed_norms
+from gn_det.injection.fuse import fused_forms
+from gn_det.injection.recompute import recomputed_norms
+from gn_det.injection.report import Report
 from gn_det.injection.sites import DEFAULT_SITES, SITES, Slot, find_owners, find_slots
 from gn_det.injection.standardize import why_not_standardizable
 from gn_det.layers import WeightStandardized, default_num_groups
@@ -55,7 +56,7 @@ class LeftAlone:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Report):
     """What :func:`gn_det.audit` found; str() is the table."""
 
     rows: tuple[NormRow, ...]
@@ -65,17 +66,6 @@ class Audit:
     def num_norms(self) -> int:
         """GN layers in all."""
         return sum(len(row.modules) for row in self.rows)
-
-    def __str__(self) -> str:
-        return self._tables("simple")
-
-    def to_markdown(self) -> str:
-        """The tables in GitHub's Markdown."""
-        return self._tables("github")
-
-    def to_json(self) -> str:
-        """``{"rows": [...], "left_alone": [...]}``, with the name of every module."""
-        return json.dumps(asdict(self), indent=2)
 
     def _tables(self, style: str) -> str:
         headers = ["site", "modules", "channels", "groups", "parameters", "form", "state"]
@@ -123,7 +113,7 @@ def audit(model: nn.Module) -> Audit:
         norm = slot.norm
         if isinstance(norm, nn.GroupNorm):
             trainable = norm.weight is not None and norm.weight.requires_grad
-            form = forms[norm]
+            form = str(forms[norm])
             if isinstance(slot.conv, WeightStandardized):
                 form = f"WS+{form}"
             elif standardized and (reason := why_not_standardizable(slot.conv)):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +15,11 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
-from gn_det.injection.inject import choose_sites, inject
+from gn_det.injection.inject import choose_sites, place_norms
 from gn_det.injection.least_squares import ChannelFit
-from gn_det.injection.sites import SITES, find_slots
+from gn_det.injection.report import Report
+from gn_det.injection.sites import SITES, Slot, find_slots
+from gn_det.layers import Groups
 
 __all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn"]
 
@@ -61,7 +62,7 @@ class CalibrationRow:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Report):
     """What :func:`gn_det.injection.convert_bn` did; str() is the table.
 
     Attributes:
@@ -76,17 +77,6 @@ class Calibration:
     def not_reached(self) -> tuple[str, ...]:
         """Norms that the calibration set did not reach, which kept γ, β of the BN."""
         return tuple(row.name for row in self.rows if row.values == 0)
-
-    def __str__(self) -> str:
-        return self._tables("simple")
-
-    def to_markdown(self) -> str:
-        """The table in GitHub's Markdown."""
-        return self._tables("github")
-
-    def to_json(self) -> str:
-        """``{"rows": [...], "pass_errors": [...]}``."""
-        return json.dumps(asdict(self), indent=2)
 
     def _tables(self, style: str) -> str:
         headers = ["norm", "site", "channels", "groups", "constant", "copied", "calibrated"]
@@ -160,14 +150,17 @@ def convert_bn(
             f"calibration goes through the batches several times, and a {type(batches).__name__} "
             "can be read once; give a list"
         )
-    options = {"num_groups": num_groups, "channels_per_group": channels_per_group}
-    sites = bn_sites(model, sites, **options)
+    groups = Groups(num_groups, channels_per_group)
+    slots = find_slots(model)
+    chosen = _sites_with_bn(model, slots, sites, groups)
+    slots = [slot for slot in slots if slot.site in chosen]
     names = {module: name for name, module in model.named_modules()}
-    slots = {names[slot.norm]: slot for slot in find_slots(model) if slot.site in sites}
-    bns = {name: slot.norm for name, slot in slots.items() if _is_bn(slot.norm)}
+    bn_slots = {names[slot.norm]: slot for slot in slots if _is_bn(slot.norm)}
+    bns = {name: slot.norm for name, slot in bn_slots.items()}
     for name, bn in bns.items():
         _check_statistics(name, bn)
-    converted = inject(copy.deepcopy(model), sites, **options)
+    converted = copy.deepcopy(model)
+    place_norms(converted, [s for s in find_slots(converted) if s.site in chosen], groups)
     norms = {name: converted.get_submodule(name) for name in bns}
 
     history: list[dict[str, float | None]] = []
@@ -183,7 +176,7 @@ def convert_bn(
             for name, fit in fits.items():
                 _set(norms[name], fit)
 
-    inject(model, sites, **options)
+    place_norms(model, slots, groups)
     for name, state in best.items():
         model.get_submodule(name).load_state_dict(state)
     # The last of the least, as that of best.
@@ -192,7 +185,7 @@ def convert_bn(
         tuple(
             CalibrationRow(
                 name,
-                slots[name].site,
+                bn_slots[name].site,
                 norms[name].num_channels,
                 norms[name].num_groups,
                 fits[name].count if name in fits else 0,
@@ -225,8 +218,15 @@ def bn_sites(
         InputError: there is no BN at a site that is named, or at none of a group of sites; beside
             BN, a site has convolutions without a norm, or other norms, which inject would change.
     """
+    groups = Groups(num_groups, channels_per_group)
+    return _sites_with_bn(model, find_slots(model), sites, groups)
+
+
+def _sites_with_bn(
+    model: nn.Module, slots: Sequence[Slot], sites: str | Sequence[str], groups: Groups
+) -> list[str]:
+    """What :func:`bn_sites` returns, of a model whose slots are known."""
     sites = [sites] if isinstance(sites, str) else sites
-    slots = find_slots(model)
     chosen = choose_sites(model, slots, sites)
     with_bn = {slot.site for slot in slots if slot.site in chosen and _is_bn(slot.norm)}
     without = [site for site in sites if site in SITES and site not in with_bn]
@@ -235,9 +235,8 @@ def bn_sites(
             f"{type(model).__name__} has no BN, SyncBN or FrozenBN layer to convert at "
             f"{', '.join(without or sites)}"
         )
-    regrouped = num_groups is not None or channels_per_group is not None
     for slot in slots:
-        stays = isinstance(slot.norm, nn.GroupNorm) and not regrouped  # inject keeps its groups
+        stays = isinstance(slot.norm, nn.GroupNorm) and groups.is_default
         if slot.site in with_bn and not _is_bn(slot.norm) and not stays:
             there = (
                 "a convolution without a norm" if slot.norm is None else type(slot.norm).__name__

@@ -1,27 +1,27 @@
-"""Fuse: let norms take in the additions and ReLUs behind them; recompute; revert: undo both."""
+"""Fuse: let norms take in the additions and ReLUs behind them. Unfuse: undo that."""
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
 from gn_det.errors import InputError
 from gn_det.injection.sites import type_name
 from gn_det.layers import FusedGroupNorm, FusedReLU
 from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
-from gn_det.layers.recomputation import keep_in, recompute_in, recomputes_in
+from gn_det.layers.detectron2 import loaded_blocks
+from gn_det.layers.recomputation import keep_in
 from gn_det.layers.weight_standardization import ConvWSNorm1d, ConvWSNorm2d
+from gn_det.ops.form import Form
 
-__all__ = ["fuse", "fused_forms", "recompute", "recomputed_norms", "revert"]
+if TYPE_CHECKING:
+    from gn_det.layers.detectron2.blocks import Fused
 
-_DEFORM = "FusedDeformBottleneckBlock"  # its 3x3 convolution calls its norm itself
+__all__ = ["fuse", "fused_forms", "revert", "unfuse"]
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -47,53 +47,19 @@ def fuse(model: nn.Module) -> nn.Module:
         raise InputError(
             f"{type(model).__name__} has no FusedGroupNorm to fuse anything into; call inject first"
         )
-    for name, (fused, fits) in FUSED.items():
+    for kind, fused in _fused_classes().items():
         for module in model.modules():
-            if type_name(type(module)) == name and fits(module):
-                module.__class__ = getattr(importlib.import_module(BLOCKS), fused)
-                if fused == _DEFORM:
-                    module.conv2.norm.activation = "relu"
+            if type(module) is kind and fused.fits(module):
+                module.__class__ = fused
+                for name in fused.relu_norms:
+                    module.get_submodule(name).activation = "relu"
     for norm, relu in norms_right_before_relus(model):
         norm.activation = "relu"
         relu.__class__ = FusedReLU
     return model
 
 
-def recompute(model: nn.Module) -> nn.Module:
-    """Train in less memory: compute again in the backward pass what is cheap to, in place.
-
-    Norms and ReLUs are, everywhere in the model, and the 1x1 convolutions that end a residual block
-    or stand in its shortcut. Of a bottleneck block are kept two narrow convolutions' outputs and
-    its result, as many bytes as with frozen BN; of FPN, stem and heads the convolutions' outputs.
-    Gradients are the same: on the CPU the same bits. Weights, their names, evaluation and what
-    torch.compile compiles stay as they are.
-
-    It acts while model runs as a whole: where it is a part of another, what leaves it is kept.
-    What runs inside torch.utils.checkpoint is left to that.
-
-    Args:
-        model: fused, see :func:`gn_det.fuse`. Call this last, before DistributedDataParallel.
-
-    Returns:
-        model.
-
-    Raises:
-        InputError: there is no FusedGroupNorm, or none that is fused with what is behind it.
-    """
-    if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
-        raise InputError(
-            f"{type(model).__name__} has no FusedGroupNorm to recompute; call inject and fuse first"
-        )
-    if all(form == "GN" for form in fused_forms(model).values()):
-        raise InputError(
-            f"no norm of {type(model).__name__} is fused with the ReLU or addition behind it, and "
-            "without that recomputing saves nothing; call fuse first, or inject at more sites"
-        )
-    recompute_in(model)
-    return model
-
-
-def revert(model: nn.Module) -> nn.Module:
+def unfuse(model: nn.Module) -> nn.Module:
     """Undo fuse and recompute, and make FusedGroupNorms plain nn.GroupNorms, in place.
 
     For export, and for comparisons with PyTorch's own. Parameters stay the same objects. Norms
@@ -109,14 +75,13 @@ def revert(model: nn.Module) -> nn.Module:
         InputError: it has nothing of gn_det's, or a fused module was made another class since.
     """
     if not any(isinstance(module, FusedGroupNorm) for module in model.modules()):
-        raise InputError(f"{type(model).__name__} has no FusedGroupNorm: nothing to revert")
+        raise InputError(f"{type(model).__name__} has no FusedGroupNorm: nothing to unfuse")
+    unfused = {fused: kind for kind, fused in _fused_classes().items()}
     for name, module in model.named_modules():
-        if not _is_fused(module) and any(
-            kind.__module__ == BLOCKS for kind in type(module).__mro__
-        ):
+        if isinstance(module, tuple(unfused)) and type(module) not in unfused:
             raise InputError(
                 f"{name} is a {type(module).__name__} since fuse; undo that (parametrizations, "
-                "FSDP) before revert"
+                "FSDP) before unfuse"
             )
     for norm in norms_of_fused_relus(model):
         norm.activation = None
@@ -124,11 +89,10 @@ def revert(model: nn.Module) -> nn.Module:
         keep_in(module)
         if isinstance(module, FusedReLU):
             module.__class__ = nn.ReLU
-        elif _is_fused(module):
-            if type(module).__name__ == _DEFORM:
-                module.conv2.norm.activation = None
-            kinds = type(module).__mro__
-            module.__class__ = next(kind for kind in kinds if type_name(kind) in FUSED)
+        elif type(module) in unfused:
+            for name in module.relu_norms:
+                module.get_submodule(name).activation = None
+            module.__class__ = unfused[type(module)]
     for module in model.modules():
         if type(module) is FusedGroupNorm and module.activation is None:
             del module.activation
@@ -136,98 +100,30 @@ def revert(model: nn.Module) -> nn.Module:
     return model
 
 
-def fused_forms(model: nn.Module) -> dict[nn.Module, str]:
-    """What each GroupNorm of a model computes in one call, such as "GN+add+ReLU"."""
-    forms = {}
+revert = unfuse  # the name that it had first
+
+
+def fused_forms(model: nn.Module) -> dict[nn.Module, Form]:
+    """What each GroupNorm of a model computes in one call."""
+    forms: dict[nn.Module, Form] = {}
+    fused = set(_fused_classes().values())
     for module in model.modules():  # blocks before their parts
-        if _is_fused(module):
+        if type(module) in fused:
             for name, form in module.forms().items():
                 forms.setdefault(module.get_submodule(name), form)
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
             if getattr(module, "activation", None) is not None:
-                forms[module] = "GN+ReLU"
-            forms.setdefault(module, "GN")
+                forms[module] = Form(relu=True)
+            forms.setdefault(module, Form())
     return forms
 
 
-def recomputed_norms(model: nn.Module) -> set[nn.Module]:
-    """The norms whose result is computed again in the backward pass: all but those of blocks."""
-    forms = fused_forms(model)
-    inside = {
-        part for module in model.modules() if recomputes_in(module) for part in module.modules()
-    }
-    return {norm for norm, form in forms.items() if norm in inside and "add+ReLU" not in form}
+def _fused_classes() -> dict[type[nn.Module], type[Fused]]:
+    """Detectron2's classes that have a fused one, and that."""
+    blocks = loaded_blocks()
+    return blocks.FUSED if blocks else {}
 
-
-def _is_fused(module: nn.Module) -> bool:
-    return type(module).__module__ == BLOCKS
-
-
-class Fusion(NamedTuple):
-    """A class of Detectron2's that has a fused form.
-
-    Attributes:
-        fused: name of that in BLOCKS.
-        fits: whether a module has the norms that it needs.
-    """
-
-    fused: str
-    fits: Callable[[nn.Module], bool]
-
-
-def _conv_fits(conv: nn.Module) -> bool:
-    return _has_plain_norm(conv) and (conv.activation is None or _is_relu(conv.activation))
-
-
-def _block_fits(block: nn.Module) -> bool:
-    convs = [block.conv1, block.conv2, block.shortcut, getattr(block, "conv3", None)]
-    return all(_is_fused_conv(conv) for conv in convs if conv is not None)
-
-
-def _deform_fits(block: nn.Module) -> bool:
-    convs = (conv for conv in (block.conv1, block.conv3, block.shortcut) if conv is not None)
-    plain = _has_plain_norm(block.conv2) and block.conv2.activation is None
-    return plain and all(map(_is_fused_conv, convs))
-
-
-def _stem_fits(stem: nn.Module) -> bool:
-    return _is_fused_conv(stem.conv1)
-
-
-def _fpn_fits(fpn: nn.Module) -> bool:
-    return all(map(_is_fused_conv, fpn.lateral_convs))
-
-
-def _is_relu(activation: object) -> bool:
-    return type(activation) is nn.ReLU or activation in (F.relu, F.relu_, torch.relu)
-
-
-def _has_plain_norm(conv: nn.Module) -> bool:
-    """Whether a convolution ends in a FusedGroupNorm that computes nothing else yet."""
-    norm = getattr(conv, "norm", None)
-    return type(norm) is FusedGroupNorm and norm.activation is None
-
-
-def _is_fused_conv(conv: nn.Module) -> bool:
-    return type_name(type(conv)) in _FUSED_CONVS and conv.activation is None
-
-
-BLOCKS = "gn_det.layers.detectron2.blocks"
-_FUSED_CONVS = (f"{BLOCKS}.FusedConv2d", f"{BLOCKS}.FusedConvWS2d")
-_RESNET = "detectron2.modeling.backbone.resnet"
-
-# By exact class, since a subclass may compute something else. Convolutions first: the others need
-# theirs to be fused ones.
-FUSED = {
-    "detectron2.layers.wrappers.Conv2d": Fusion("FusedConv2d", _conv_fits),
-    "gn_det.layers.detectron2.blocks.ConvWS2d": Fusion("FusedConvWS2d", _conv_fits),
-    f"{_RESNET}.BasicBlock": Fusion("FusedBasicBlock", _block_fits),
-    f"{_RESNET}.BottleneckBlock": Fusion("FusedBottleneckBlock", _block_fits),
-    f"{_RESNET}.DeformBottleneckBlock": Fusion("FusedDeformBottleneckBlock", _deform_fits),
-    f"{_RESNET}.BasicStem": Fusion("FusedBasicStem", _stem_fits),
-    "detectron2.modeling.backbone.fpn.FPN": Fusion("FusedFPN", _fpn_fits),
-}
 
 _CONV_NORMS = (ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d, ConvWSNorm1d, ConvWSNorm2d)
 
@@ -286,5 +182,6 @@ def _last_norm(layer: nn.Module) -> FusedGroupNorm | None:
     """The FusedGroupNorm that a layer is, or a convolution ends in."""
     if type(layer) is FusedGroupNorm:
         return layer
-    ends = type(layer) in _CONV_NORMS or _is_fused_conv(layer)
+    blocks = loaded_blocks()
+    ends = type(layer) in _CONV_NORMS or (blocks is not None and blocks.is_fused_conv(layer))
     return layer.norm if ends and type(layer.norm) is FusedGroupNorm else None

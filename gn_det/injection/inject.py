@@ -23,13 +23,13 @@ from gn_det.injection.standardize import check_standardizable, standardize
 from gn_det.layers import (
     FusedGroupNorm,
     FusedGroupNormAct,
+    Groups,
     give_norm,
     insert_norm,
-    num_groups_of,
 )
 from gn_det.utils import nearest
 
-__all__ = ["choose_sites", "inject"]
+__all__ = ["choose_sites", "inject", "place_norms"]
 
 
 def inject(
@@ -71,36 +71,14 @@ def inject(
 
     Raises:
         InputError: an unknown site, a site with nothing to normalise (the message says what is
-            there), both ways to say how many groups, no convolution that can standardise its
-            weight, or a model in DistributedDataParallel.
-        ValueError: num_groups or channels_per_group is below 1.
+            there), both ways to say how many groups or a number below 1, no convolution that can
+            standardise its weight, or a model in DistributedDataParallel.
     """
-    if num_groups is not None and channels_per_group is not None:
-        raise InputError(
-            f"num_groups {num_groups} and channels_per_group {channels_per_group} are two ways to "
-            "say the same; give one"
-        )
-    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        raise InputError("inject before DistributedDataParallel, which would not see the new norms")
+    groups = Groups(num_groups, channels_per_group)
     slots = find_slots(model)
     chosen = choose_sites(model, slots, [sites] if isinstance(sites, str) else sites)
-    holders = defaultdict(list)  # several, where modules share a norm
-    for parent in model.modules():
-        for child in parent.children():
-            holders[child].append(parent)
     slots = [slot for slot in slots if slot.site in chosen]
-    if weight_standardization:
-        check_standardizable(slots)
-    # All are built before the first is placed: an error leaves the model as it was.
-    norms = [_norm_for(slot, num_groups, channels_per_group) for slot in slots]
-    for slot, norm in zip(slots, norms, strict=True):
-        if slot.norm is None:
-            _add(slot, norm)
-        else:
-            for holder in holders[slot.norm]:
-                _replace(holder, slot.norm, norm)
-        if weight_standardization:
-            standardize(slot.conv)
+    place_norms(model, slots, groups, weight_standardization)
     return model
 
 
@@ -129,6 +107,33 @@ def choose_sites(model: nn.Module, slots: Iterable[Slot], sites: Sequence[str]) 
     return chosen
 
 
+def place_norms(
+    model: nn.Module, slots: Sequence[Slot], groups: Groups, weight_standardization: bool = False
+) -> None:
+    """Put a FusedGroupNorm into each slot of a model, in place, or raise and change nothing.
+
+    Raises:
+        InputError: no convolution can standardise its weight, or the model is distributed.
+    """
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise InputError("inject before DistributedDataParallel, which would not see the new norms")
+    if weight_standardization:
+        check_standardizable(slots)
+    norms = [_norm_for(slot, groups) for slot in slots]
+    holders = defaultdict(list)  # several, where modules share a norm
+    for parent in model.modules():
+        for child in parent.children():
+            holders[child].append(parent)
+    for slot, norm in zip(slots, norms, strict=True):
+        if slot.norm is None:
+            _add(slot, norm)
+        else:
+            for holder in holders[slot.norm]:
+                _replace(holder, slot.norm, norm)
+        if weight_standardization:
+            standardize(slot.conv)
+
+
 def _nothing_at(model: nn.Module, site: str) -> str:
     found = [
         f"{name or 'the model'} ({type(m).__name__})" for name, m, _ in find_owners(model, site)
@@ -151,20 +156,17 @@ def _what_is_there(model: nn.Module, there: Counter[str]) -> str:
     return "; ".join([f"{type(model).__name__} has no place for a norm", *empty])
 
 
-def _norm_for(slot: Slot, num_groups: int | None, channels_per_group: int | None) -> FusedGroupNorm:
+def _norm_for(slot: Slot, groups: Groups) -> FusedGroupNorm:
     old, conv = slot.norm, slot.conv
     channels = conv.out_channels if old is None else num_channels(old)
-    if isinstance(old, nn.GroupNorm) and num_groups is None and channels_per_group is None:
-        groups = old.num_groups
-    else:
-        groups = num_groups_of(channels, num_groups, channels_per_group)
+    keeps_groups = isinstance(old, nn.GroupNorm) and groups.is_default
     tensors = chain.from_iterable(
         (*module.parameters(), *module.buffers()) for module in (conv, old) if module is not None
     )
     like = next(tensors, torch.empty(0))
     norm = FusedGroupNorm(
         channels,
-        groups,
+        old.num_groups if keeps_groups else groups.of(channels),
         old.eps if isinstance(old, nn.GroupNorm) else 1e-5,
         affine=old is None or old.weight is not None,
         device=like.device,

@@ -8,48 +8,15 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from gn_det.layers.groups import default_num_groups
 from gn_det.layers.recomputation import recomputed
 from gn_det.ops import group_norm
 from gn_det.ops.aten import group_norm_composed
 
-__all__ = ["FusedGroupNorm", "FusedGroupNormAct", "default_num_groups", "num_groups_of"]
+__all__ = ["FusedGroupNorm", "FusedGroupNormAct"]
 
 # torch.fx, as in torchvision's create_feature_extractor, records a call and does not look inside.
 torch.fx.wrap("group_norm")
-
-
-def default_num_groups(num_channels: int, at_most: int = 32) -> int:
-    """The largest divisor of num_channels that is at most at_most (32 is the paper's G).
-
-    Raises:
-        ValueError: num_channels or at_most is below 1.
-    """
-    if num_channels < 1 or at_most < 1:
-        raise ValueError(
-            f"num_channels and at_most must be at least 1, got {num_channels} and {at_most}"
-        )
-    return next(g for g in range(min(num_channels, at_most), 0, -1) if num_channels % g == 0)
-
-
-def num_groups_of(
-    num_channels: int, num_groups: int | None = None, channels_per_group: int | None = None
-) -> int:
-    """How many groups channels are divided into, where that was said in one way or the other.
-
-    Args:
-        num_channels: C.
-        num_groups: G; where C is no multiple of it, the largest divisor below it. Default 32.
-        channels_per_group: in place of num_groups; where C is no multiple of it, the largest
-            divisor below it.
-
-    Raises:
-        ValueError: any of them is below 1.
-    """
-    if channels_per_group is not None:
-        return num_channels // default_num_groups(num_channels, at_most=channels_per_group)
-    if num_groups is not None:
-        return default_num_groups(num_channels, at_most=num_groups)
-    return default_num_groups(num_channels)
 
 
 class FusedGroupNorm(nn.GroupNorm):

@@ -1,8 +1,8 @@
 """Weight Standardization, and PyTorch's convolutions with it (Qiao et al. 2019, arXiv 1903.10520).
 
-Detectron2's are in detectron2_conv.py and detectron2_blocks.py. Each is a subclass of the
-convolution that it stands for, with the same parameters: ``weight`` is the one that is learnt, and
-is standardised whenever the convolution runs.
+Detectron2's are in detectron2/blocks.py. Each is a subclass of the convolution that it stands for,
+with the same parameters: ``weight`` is the one that is learnt, and is standardised whenever the
+convolution runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d
 
 __all__ = [
+    "STANDARDIZED",
     "ConvWS1d",
     "ConvWS2d",
     "ConvWS3d",
@@ -91,3 +92,14 @@ class ConvWSNorm1d(WeightStandardized, ConvNorm1d):
 
 class ConvWSNorm2d(WeightStandardized, ConvNorm2d):
     """ConvWS2d, then its norm."""
+
+
+# The class with Weight Standardization, by exact class, since a subclass may convolve with
+# something else.
+STANDARDIZED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: ConvWS1d,
+    nn.Conv2d: ConvWS2d,
+    nn.Conv3d: ConvWS3d,
+    ConvNorm1d: ConvWSNorm1d,
+    ConvNorm2d: ConvWSNorm2d,
+}

@@ -10,7 +10,7 @@ from torch import nn
 
 from gn_det import injection
 
-__all__ = ["WithGN", "gn_options_from_config", "with_gn"]
+__all__ = ["WithGN", "gn_options_from_config", "groups_from_config", "with_gn"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -24,14 +24,22 @@ def with_gn(
 
 
 def gn_options_from_config(cfg: CfgNode) -> dict[str, int]:
-    """What MODEL.GN says of every site, as arguments of with_gn."""
-    options = {
+    """What MODEL.GN says of every site, as arguments of :func:`with_gn`."""
+    return {
+        **groups_from_config(cfg),
         "weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION,
         "recompute": cfg.MODEL.GN.RECOMPUTE,
     }
+
+
+def groups_from_config(cfg: CfgNode) -> dict[str, int]:
+    """What MODEL.GN says of the number of groups, as an argument of :func:`gn_det.inject`.
+
+    MODEL.GN.CHANNELS_PER_GROUP takes the place of MODEL.GN.NUM_GROUPS where it is above 0.
+    """
     if cfg.MODEL.GN.CHANNELS_PER_GROUP > 0:
-        return {**options, "channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP}
-    return {**options, "num_groups": cfg.MODEL.GN.NUM_GROUPS}
+        return {"channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP}
+    return {"num_groups": cfg.MODEL.GN.NUM_GROUPS}
 
 
 class WithGN:

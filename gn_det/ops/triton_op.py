@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gn_det.ops.aten import group_norm_composed
+from gn_det.ops.form import Form
 
 __all__ = ["fused_group_norm", "fused_group_norm_backward", "layout_of"]
 
@@ -46,18 +47,12 @@ def fused_group_norm(
     from gn_det.ops.kernels import launch
 
     layout = layout_of(x)
-    y, statistics, launches = launch.forward_launches(
-        _dense(x, layout),
-        num_groups,
-        _dense(weight),
-        _dense(bias),
-        eps,
-        relu,
-        _dense(residual, layout),
-        normalize_residual,
-        _dense(residual_weight),
-        _dense(residual_bias),
-    )
+    inputs = launch.Inputs(
+        x.contiguous(memory_format=layout), _dense(weight), _dense(bias),
+        _dense(residual, layout), _dense(residual_weight), _dense(residual_bias),
+    )  # fmt: skip
+    form = Form(relu, residual is not None, normalize_residual)
+    y, statistics, launches = launch.forward_launches(inputs, num_groups, eps, form)
     launch.run(launches, x.device)
     return y, statistics
 
@@ -97,7 +92,7 @@ def fused_group_norm_backward(
     """Gradients of :func:`fused_group_norm`.
 
     Args:
-        y: the output, where ReLU's mask cannot be found again from x: with an added residual.
+        y: the output, given only where Form.keeps_output.
         residual: given only if it is normalised.
 
     Returns:
@@ -107,18 +102,19 @@ def fused_group_norm_backward(
     from gn_det.ops.kernels import launch
 
     layout = layout_of(x)
+    inputs = launch.Inputs(
+        x.contiguous(memory_format=layout), _dense(weight), _dense(bias),
+        _dense(residual, layout), _dense(residual_weight), _dense(residual_bias),
+    )  # fmt: skip
+    # A residual that was only added, without a ReLU, leaves no trace here: its gradient is dy.
+    form = Form(relu, y is not None or residual is not None, residual is not None)
     dx, dresidual, dparameters, launches = launch.backward_launches(
-        _dense(dy, layout),
-        _dense(x, layout),
+        inputs,
         _dense(y, layout),
         statistics,
+        dy.contiguous(memory_format=layout),
         num_groups,
-        _dense(weight),
-        _dense(bias),
-        relu,
-        _dense(residual, layout),
-        _dense(residual_weight),
-        _dense(residual_bias),
+        form,
     )
     launch.run(launches, x.device)
     return dx, x.new_empty(0) if dresidual is None else dresidual, dparameters
@@ -151,12 +147,11 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         residual_weight, residual_bias,
     ) = inputs  # fmt: skip
     y, statistics = output
-    ctx.num_groups, ctx.eps, ctx.relu = num_groups, eps, relu
-    ctx.normalize_residual = normalize_residual
-    ctx.residual_added = residual is not None and not normalize_residual
+    ctx.num_groups, ctx.eps = num_groups, eps
+    ctx.form = Form(relu, residual is not None, normalize_residual)
     ctx.save_for_backward(
         x,
-        y if relu and ctx.residual_added else None,
+        y if ctx.form.keeps_output else None,
         statistics,
         weight,
         bias,
@@ -174,7 +169,7 @@ def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple:
         )
     else:
         dx, dresidual, dparameters = fused_group_norm_backward(
-            dy, x, y, statistics, ctx.num_groups, weight, bias, ctx.relu,
+            dy, x, y, statistics, ctx.num_groups, weight, bias, ctx.form.relu,
             residual, residual_weight, residual_bias,
         )  # fmt: skip
         parameters = (weight, bias, residual_weight, residual_bias)
@@ -182,10 +177,10 @@ def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple:
             None if parameter is None else dparameters[row].to(parameter.dtype)
             for row, parameter in enumerate(parameters)
         )
-        if ctx.residual_added and not ctx.relu:
-            dresidual = dy
-        elif not (ctx.residual_added or ctx.normalize_residual):
+        if not ctx.form.add:
             dresidual = None
+        elif ctx.form == Form(add=True):
+            dresidual = dy
     return (
         dx, None, dweight, dbias, None, None, dresidual, None, dresidual_weight, dresidual_bias,
     )  # fmt: skip
@@ -208,13 +203,13 @@ def _composed_gradients(
         dy = dy * (y > 0)
     inputs = [x, weight, bias, residual, residual_weight, residual_bias]
     z = group_norm_composed(
-        x, ctx.num_groups, weight, bias, ctx.eps, ctx.relu and y is None,
-        residual, ctx.normalize_residual, residual_weight, residual_bias,
+        x, ctx.num_groups, weight, bias, ctx.eps, ctx.form.relu and y is None,
+        residual, ctx.form.normalize_add, residual_weight, residual_bias,
     )  # fmt: skip
     wanted = [i for i in inputs if i is not None and i.requires_grad]
     gradients = iter(torch.autograd.grad(z, wanted, dy, create_graph=True))
     found = [next(gradients) if i is not None and i.requires_grad else None for i in inputs]
-    if ctx.residual_added:
+    if ctx.form.add and not ctx.form.normalize_add:
         found[3] = dy
     return found
 

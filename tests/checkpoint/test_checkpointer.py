@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(good: Checkpointer, tmp_pat
     (tmp_path / "model_0000002.pth.partial").symlink_to("/dev/full")
     message = (
         r"model_0000002\.pth cannot be written \(No space left on device\); "
-        r".*model_0000001\.pth is as it was, and --resume goes on from it"
+        r".*model_0000001\.pth is as it was, and a resumed run starts from it"
     )
     with pytest.raises(InputError, match=message):
         good.save("model_0000002")

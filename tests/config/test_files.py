@@ -11,16 +11,12 @@ import yaml
 from detectron2.modeling import build_model
 from support.programs import ROOT
 
-from gn_det import InputError, get_config
+from gn_det import InputError, audit, get_config
 from gn_det.config import dump_config, load_config, load_lazy_config
 
 YAML_CONFIGS = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml"))
-# The recipes for COCO, frozen BN among them: tests/config/test_recipes.py. Base-R-18-FPN and
-# Base-shapes state sizes, without a model.
 GN_CONFIGS = [
-    name
-    for name in YAML_CONFIGS
-    if name.stem.endswith("-GN") or (name.parts[0] == "small" and "Base" not in name.stem)
+    name for name in YAML_CONFIGS if get_config(str(name)).MODEL.META_ARCHITECTURE.startswith("GN")
 ]
 
 
@@ -35,32 +31,33 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("name", GN_CONFIGS, ids=str)
-def test_every_small_or_gn_yaml_config_builds_a_model_normalised_throughout(name: Path) -> None:
+def test_a_config_with_gn_builds_a_model_whose_norms_are_fused_with_what_follows(
+    name: Path,
+) -> None:
     cfg = get_config(str(name))
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
-    convolutions = [
-        module
-        for part in (model.backbone, model.roi_heads.box_head, model.roi_heads.mask_head)
-        for name, module in part.named_modules()
-        if isinstance(module, torch.nn.Conv2d) and name != "predictor"
-    ]
-    assert convolutions and all(conv.norm is not None for conv in convolutions)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        rows = audit(build_model(cfg)).rows
+    assert any("ReLU" in row.form for row in rows)
+    # Nothing follows the output convolutions of the FPN and its lateral one at the top.
+    unfused = {row.site for row in rows if row.form.removeprefix("WS+") == "GN"}
+    assert unfused <= {"fpn"}
     assert cfg.SOLVER.WEIGHT_DECAY_NORM == 0.0
+
+
+@pytest.mark.parametrize("name", [n for n in GN_CONFIGS if n.parts[0] == "small"], ids=str)
+def test_a_small_config_has_gn_at_all_default_sites(name: Path) -> None:
+    cfg = get_config(str(name))
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        left_alone = audit(build_model(cfg)).left_alone
+    assert {left.site for left in left_alone} == {"rpn", "mask_head.deconv"}
 
 
 @pytest.mark.parametrize("name", YAML_CONFIGS, ids=str)
 def test_a_config_that_was_dumped_loads_again(name: Path, write: Callable[[str], Path]) -> None:
     dumped = get_config(str(name)).dump()
     assert yaml.safe_load(load_config(write(dumped)).dump()) == yaml.safe_load(dumped)
-
-
-def test_the_lazy_quickstart_is_the_model_of_the_yaml_one() -> None:
-    from detectron2.config import instantiate
-
-    lazy = instantiate(get_config("small/quickstart.py").model).state_dict()
-    plain = build_model(get_config("small/quickstart.yaml")).state_dict()
-    assert {k: v.shape for k, v in lazy.items()} == {k: v.shape for k, v in plain.items()}
 
 
 def test_a_name_that_is_not_shipped_suggests_the_nearest() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from pycocotools.coco import COCO
-from support.programs import ROOT, run_program
+from support.programs import ROOT, load_program, run_program
 
 from gn_det import InputError, get_config
 
@@ -133,14 +133,10 @@ def test_pictures_without_detections_are_drawn_too(
     assert json.loads((tmp_path / "found.json").read_text()) == []
 
 
-def test_names_that_are_no_numbers_are_counted(
-    demo: Callable, pictures: Path, tmp_path: Path
-) -> None:
-    (pictures / "000001.jpg").rename(pictures / "cat.jpg")
-    demo("--input", pictures, "--output", tmp_path / "out", "--json", tmp_path / "found.json")
-    results = json.loads((tmp_path / "found.json").read_text())
-    names = {r["image_id"]: Path(r["file_name"]).name for r in results}
-    assert names.items() <= {(1, "000002.jpg"), (2, "cat.jpg")}
+def test_image_ids_are_the_numbers_in_the_names_or_count_the_files() -> None:
+    image_ids = load_program(DEMO).image_ids
+    assert image_ids([Path("a/000007.jpg"), Path("b/12.png")]) == [7, 12]
+    assert image_ids([Path("a/000007.jpg"), Path("a/cat.jpg")]) == [1, 2]
 
 
 def test_grey_and_transparent_pictures_are_drawn(demo: Callable, tmp_path: Path) -> None:
@@ -163,7 +159,7 @@ def test_inputs_are_never_overwritten(demo: Callable, pictures: Path, tmp_path: 
 def test_inputs_that_match_nothing_are_an_error(demo: Callable, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for missing in ("nowhere.jpg", "nowhere/*.jpg", tmp_path / "empty"):
-        with pytest.raises(InputError, match="no such file, or no picture"):
+        with pytest.raises(InputError, match="no such file, or no image"):
             demo("--input", missing, "--output", tmp_path / "out")
 
 

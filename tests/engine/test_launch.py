@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ from detectron2.utils import comm
 from support.programs import ROOT
 
 from gn_det import InputError
-from gn_det.engine.launch import check_processes, launch, torchrun_rank, use_torchrun
+from gn_det.engine.command import RunOptions
+from gn_det.engine.launch import check_processes, launch, torchrun_rank, with_torchrun
 from gn_det.engine.termination import TERMINATED
 
 
@@ -29,16 +29,16 @@ def check(
     amp: bool = False,
     eval_only: bool = False,
 ) -> None:
-    args = Namespace(num_gpus=num_gpus, num_machines=num_machines, eval_only=eval_only)
-    check_processes(device, args, ims_per_batch, amp=amp)
+    options = RunOptions(num_gpus=num_gpus, num_machines=num_machines, eval_only=eval_only)
+    check_processes(device, options, ims_per_batch, amp=amp)
 
 
 def test_a_numbered_gpu_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Events and memory are read on the current GPU."""
     calls = []
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
-    args = Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
-    launch(calls.append, "cuda:1", args, "main")
+    options = RunOptions()
+    launch(calls.append, "cuda:1", options, "main")
     assert calls == [torch.device("cuda:1"), "main"]
 
 
@@ -104,15 +104,15 @@ def die() -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_bad_input_found_in_any_process_comes_back_as_it_was(processes: int) -> None:
-    args = Namespace(num_gpus=processes, num_machines=1, machine_rank=0, dist_url="auto")
+    options = RunOptions(num_gpus=processes)
     with pytest.raises(InputError, match="^weights: 3 missing$"):
-        launch(fail, "cpu", args, "weights: 3 missing")
+        launch(fail, "cpu", options, "weights: 3 missing")
 
 
 def test_a_killed_process_is_told() -> None:
-    args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+    options = RunOptions(num_gpus=2)
     with pytest.raises(InputError, match="ended with SIGKILL; .* memory"):
-        launch(die, "cpu", args)
+        launch(die, "cpu", options)
 
 
 def test_mixed_precision_on_the_cpu_is_refused(two_gpus: None) -> None:
@@ -136,10 +136,10 @@ def wait_for_sigterm(folder: Path) -> None:
 @pytest.mark.slow
 def test_sigterm_goes_on_to_all_processes_and_their_status_comes_back(tmp_path: Path) -> None:
     code = (
-        "from argparse import Namespace\nfrom pathlib import Path\nimport test_launch as t\n"
-        "args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url='auto')\n"
+        "from pathlib import Path\nimport test_launch as t\n"
+        "options = t.RunOptions(num_gpus=2)\n"
         "if __name__ == '__main__':\n"
-        f"    t.launch(t.wait_for_sigterm, 'cpu', args, Path({str(tmp_path)!r}))\n"
+        f"    t.launch(t.wait_for_sigterm, 'cpu', options, Path({str(tmp_path)!r}))\n"
     )
     program = tmp_path / "program.py"
     program.write_text(code)
@@ -155,20 +155,19 @@ def test_sigterm_goes_on_to_all_processes_and_their_status_comes_back(tmp_path: 
 def test_torchruns_numbers_are_taken_where_it_started_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    args = Namespace(num_gpus=1, num_machines=1)
-    use_torchrun(args)
-    assert torchrun_rank() is None and (args.num_gpus, args.num_machines) == (1, 1)
+    options = RunOptions()
+    assert torchrun_rank() is None and with_torchrun(options) == options
     names = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    use_torchrun(args)
-    assert torchrun_rank() == 5 and (args.num_gpus, args.num_machines) == (4, 2)
+    assert torchrun_rank() == 5
+    assert with_torchrun(options) == RunOptions(num_gpus=4, num_machines=2)
 
 
 def test_the_cpu_under_torchrun_needs_hidden_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+    options = RunOptions(num_gpus=2)
     with pytest.raises(InputError, match="hide them with CUDA_VISIBLE_DEVICES="):
-        launch(fail, "cpu", args, "unseen")
+        launch(fail, "cpu", options, "unseen")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from gn_det import InputError
-from gn_det.engine.run import run_folder, write_results
+from gn_det.engine.command import RunOptions
+from gn_det.engine.run import check_start, new_folder, run_folder, write_results
 
-FRESH = Namespace(resume=False, eval_only=False)
+FRESH = RunOptions()
 
 
 def test_a_new_folder_is_created_with_its_parents_and_stays(tmp_path: Path) -> None:
@@ -43,8 +43,8 @@ def test_a_run_is_not_overwritten_but_resumed_and_evaluated(tmp_path: Path, left
     (tmp_path / left).write_text("{}")
     with pytest.raises(InputError, match="holds a run already; --resume"):
         run_folder(str(tmp_path), FRESH).__enter__()
-    for args in (Namespace(resume=True, eval_only=False), Namespace(resume=False, eval_only=True)):
-        with run_folder(str(tmp_path), args) as folder:
+    for options in (RunOptions(resume=True), RunOptions(eval_only=True)):
+        with run_folder(str(tmp_path), options) as folder:
             assert folder == tmp_path
 
 
@@ -66,3 +66,25 @@ def test_results_are_strict_json(tmp_path: Path) -> None:
     text = (tmp_path / "results.json").read_text()
     assert json.loads(text) == {"bbox": {"AP": 12.5, "APl": None}} and "NaN" not in text
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_frozen_layers_need_weights() -> None:
+    with pytest.raises(InputError, match=r"FREEZE_AT 2 freezes .*\(for a LazyConfig, freeze_at"):
+        check_start("", 2)
+    check_start("weights.pth", 2)
+    check_start("", 0)
+
+
+def test_results_do_not_go_among_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(InputError, match="exists and is no empty folder; name another"):
+        new_folder(tmp_path).__enter__()
+    with new_folder(tmp_path / "a") as folder:
+        assert folder.is_dir()
+
+
+def test_bad_input_after_weights_were_written_leaves_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bad"), new_folder(tmp_path / "a") as folder:
+        (folder / "model_gn.pth").touch()
+        raise InputError("bad")
+    assert (tmp_path / "a" / "model_gn.pth").exists()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gn_det import InputError
+from gn_det.engine.command import RunOptions
 from gn_det.engine.run_data import RunData, check_data
 
 
@@ -17,10 +17,10 @@ def check(folder: Path | None = None, **changes: object) -> RunData:
     flags = {"train": None, "val": None, "skip_bad_images": False, "eval_only": False}
     if folder:
         for split in ("train", "val"):
-            flags[split] = [str(folder / f"{split}.json"), str(folder / "images")]
+            flags[split] = str(folder / f"{split}.json"), str(folder / "images")
     options = {k: changes.pop(k) for k in list(changes) if k not in flags}
     train, test = options.pop("names", ([], []))
-    return check_data(Namespace(**{**flags, **changes}), train, test, **options)
+    return check_data(RunOptions(**{**flags, **changes}), train, test, **options)
 
 
 def test_folders_give_names_and_categories(shapes: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, hooks
 from detectron2.engine.train_loop import HookBase
 from torch import nn
 
 from gn_det.checkpoint import Checkpointer
-from gn_det.engine.termination import interruptible_evaluation
+from gn_det.engine.termination import TerminationHook
 
 
 class At(HookBase):
@@ -42,7 +42,9 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = SimpleTrainer(model, [torch.ones(1, 1)] * iterations, optimizer)
     checkpointer = Checkpointer(model, str(folder), trainer=trainer)
-    trainer.register_hooks([*before, *interruptible_evaluation(checkpointer, period, evaluate)])
+    termination = TerminationHook(checkpointer)
+    evaluation = hooks.EvalHook(period, lambda: termination.evaluating(evaluate))
+    trainer.register_hooks([*before, termination, evaluation])
     trainer.train(0, iterations)
     return checkpointer
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm, InputError, audit, fuse
 from gn_det.config import load_config
-from gn_det.engine.trainer import Trainer, prepare_model
+from gn_det.engine.trainer import build_model, prepare_model
 from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2.roi_align import ExactROIAlign
 from gn_det.layers.recomputation import recomputes_in
@@ -60,29 +60,29 @@ def test_channels_last_is_of_all_convolutions() -> None:
 
 def test_detectors_align_regions_by_exact_boxes() -> None:
     cfg = load_config(ROOT / "configs/compare/gn.yaml", ["MODEL.DEVICE", "cpu"])
-    poolers = [m for m in Trainer.build_model(cfg).modules() if isinstance(m, ROIAlign)]
+    poolers = [m for m in build_model(cfg).modules() if isinstance(m, ROIAlign)]
     assert poolers and all(type(pooler) is ExactROIAlign for pooler in poolers)
 
 
 def test_weight_standardization_that_changes_nothing_is_an_error() -> None:
     overrides = ["MODEL.DEVICE", "cpu", "MODEL.GN.WEIGHT_STANDARDIZATION", "True"]
     with pytest.raises(InputError, match="changes nothing: .* is GeneralizedRCNN, GNGeneral"):
-        Trainer.build_model(load_config(ROOT / "configs/compare/frozenbn.yaml", overrides))
-    model = Trainer.build_model(load_config(ROOT / "configs/compare/gn.yaml", overrides))
+        build_model(load_config(ROOT / "configs/compare/frozenbn.yaml", overrides))
+    model = build_model(load_config(ROOT / "configs/compare/gn.yaml", overrides))
     assert any(isinstance(module, WeightStandardized) for module in model.modules())
 
 
 def test_recomputation_that_changes_nothing_or_is_compiled_is_an_error() -> None:
     overrides = ["MODEL.DEVICE", "cpu", "MODEL.GN.RECOMPUTE", "True"]
     with pytest.raises(InputError, match="RECOMPUTE changes nothing: .* is GeneralizedRCNN"):
-        Trainer.build_model(load_config(ROOT / "configs/compare/frozenbn.yaml", overrides))
+        build_model(load_config(ROOT / "configs/compare/frozenbn.yaml", overrides))
     cfg = load_config(ROOT / "configs/compare/gn.yaml", overrides)
-    model = Trainer.build_model(cfg)
+    model = build_model(cfg)
     assert recomputes_in(model)  # as a whole
     assert "GN+ReLU, recomputed" in {row.form for row in audit(model).rows}
     cfg.MODEL.BACKBONE.COMPILE = True
     with pytest.raises(InputError, match=r"GN\.RECOMPUTE and MODEL\.BACKBONE\.COMPILE are both"):
-        Trainer.build_model(cfg)
+        build_model(cfg)
 
 
 def test_a_model_without_a_backbone_cannot_have_it_compiled() -> None:

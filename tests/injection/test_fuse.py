@@ -349,6 +349,10 @@ def test_fusing_twice_is_fusing_once_and_reverting_leaves_a_norms_own_activation
     assert_close(model(x), expected)
 
 
+def test_revert_is_another_name_of_unfuse() -> None:
+    assert gn_det.revert is gn_det.unfuse
+
+
 def test_a_model_without_our_norms_is_refused() -> None:
     for change in (fuse, revert):
         with pytest.raises(InputError, match="Sequential has no FusedGroupNorm"):

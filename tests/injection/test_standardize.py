@@ -35,7 +35,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from gn_det import InputError, audit, fuse, inject, revert
 from gn_det.config import load_config
 from gn_det.layers import FusedGroupNorm, WeightStandardized
-from gn_det.layers.detectron2.blocks import ConvWS2d, FusedConvWS2d
+from gn_det.layers.detectron2.blocks import D2ConvWS2d, FusedConvWS2d
 from gn_det.layers.weight_standardization import ConvWSNorm2d, standardize_weight
 
 
@@ -164,7 +164,7 @@ def test_an_fpn_computes_the_same_fused_and_reverted() -> None:
     assert type(fused.fpn_lateral2) is FusedConvWS2d
     assert_computes_the_same(model, fused, x)
     assert_computes_the_same(model, revert(fused), x)
-    assert type(fused.fpn_lateral2) is ConvWS2d and type(fused) is FPN
+    assert type(fused.fpn_lateral2) is D2ConvWS2d and type(fused) is FPN
 
 
 def test_a_fused_model_takes_it_too_and_a_second_inject_keeps_it() -> None:

@@ -13,21 +13,11 @@ from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
-from gn_det.layers import FusedGroupNorm, default_num_groups
+from gn_det.layers import FusedGroupNorm
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups"),
-    [(256, 32), (64, 32), (48, 24), (40, 20), (33, 11), (37, 1), (16, 16), (1, 1), (96, 32)],
-)
-def test_the_default_is_the_largest_divisor_up_to_32(channels: int, groups: int) -> None:
-    assert default_num_groups(channels) == groups
-    assert FusedGroupNorm(channels).num_groups == groups
-
-
-def test_the_default_refuses_no_channels() -> None:
-    with pytest.raises(ValueError, match="got 0 and 32"):
-        default_num_groups(0)
+def test_groups_are_the_default_number_where_none_is_given() -> None:
+    assert [FusedGroupNorm(channels).num_groups for channels in (256, 48, 37)] == [32, 24, 1]
 
 
 def test_channels_that_are_no_multiple_of_the_groups_are_refused_with_both_values() -> None:

@@ -5,18 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernels import (
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    DTYPES,
-    FORMS,
-    Form,
-    check_against_reference,
-    make_inputs,
-)
+from support.kernels import CHANNELS_LAST, CONTIGUOUS, DTYPES, check_against_reference, make_inputs
 from torch import Tensor
 
 from gn_det.ops import group_norm
+from gn_det.ops.form import FORMS, Form
 from gn_det.ops.reference import group_norm_reference
 
 CPU = torch.device("cpu")
@@ -37,7 +30,7 @@ def options_of(form: Form) -> dict[str, object]:
     """What group_norm is told besides tensors."""
     return {
         "activation": "relu" if form.relu else None,
-        "normalize_residual": form.normalize_residual,
+        "normalize_residual": form.normalize_add,
     }
 
 
@@ -95,7 +88,7 @@ def test_first_and_second_derivatives_pass_pytorchs_check_in_double_precision(fo
 
 @pytest.mark.parametrize("eps", [0.0, 1e-3, 1.0])
 def test_eps_is_added_to_both_variances(eps: float) -> None:
-    form = FORMS["normalized_residual_relu"]
+    form = FORMS["GN+GN+add+ReLU"]
     check_against_reference(form, 3, make_inputs(form, (2, 6, 4, 5), CPU), eps=eps)
 
 
@@ -151,7 +144,7 @@ def test_a_slice_of_channels_last_gives_dense_channels_last(form: Form, dtype: t
 
 
 def test_an_input_of_any_strides_is_read_right() -> None:
-    form = FORMS["residual_relu"]
+    form = FORMS["GN+add+ReLU"]
     inputs = make_inputs(form, (2, 6, 4, 5), CPU)
     strange = {
         "x": torch.randn(5, 2, 4, 6).permute(1, 3, 2, 0),
@@ -161,7 +154,7 @@ def test_an_input_of_any_strides_is_read_right() -> None:
 
 
 def test_the_inputs_are_left_as_they_were() -> None:
-    form = FORMS["normalized_residual_relu"]
+    form = FORMS["GN+GN+add+ReLU"]
     inputs = make_inputs(form, (2, 6, 4, 5), CPU)
     before = {name: tensor.clone() for name, tensor in inputs.items()}
     group_norm(**inputs, num_groups=3, **options_of(form))
@@ -187,7 +180,7 @@ def test_autocast_leaves_the_dtype_of_the_input(form: Form) -> None:
     assert torch.equal(y, expected)
 
 
-@pytest.mark.parametrize("name", ["residual_relu", "normalized_residual_relu", "residual"])
+@pytest.mark.parametrize("name", ["GN+add+ReLU", "GN+GN+add+ReLU", "GN+add"])
 def test_autocast_casts_a_residual_to_the_inputs_dtype_and_its_gradient_back(name: str) -> None:
     form = FORMS[name]
     inputs = make_inputs(form, (2, 8, 4, 4), CPU, torch.bfloat16)

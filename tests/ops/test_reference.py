@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernels import FORMS, Form, make_inputs
+from support.kernels import make_inputs
 from torch import Tensor
 
+from gn_det.ops.form import FORMS, Form
 from gn_det.ops.reference import group_norm_reference
 
 CPU = torch.device("cpu")
@@ -16,10 +17,10 @@ CPU = torch.device("cpu")
 def pytorchs(form: Form, num_groups: int, inputs: dict[str, Tensor], eps: float) -> Tensor:
     """A form out of PyTorch's operators."""
     y = F.group_norm(inputs["x"], num_groups, inputs["weight"], inputs["bias"], eps)
-    if form.normalize_residual:
+    if form.normalize_add:
         parameters = inputs["residual_weight"], inputs["residual_bias"]
         y = y + F.group_norm(inputs["residual"], num_groups, *parameters, eps)
-    elif form.residual:
+    elif form.add:
         y = y + inputs["residual"]
     return F.relu(y) if form.relu else y
 
@@ -40,7 +41,7 @@ def test_output_and_gradients_equal_pytorchs_in_double_precision(
         num_groups=num_groups,
         eps=1e-3,
         activation="relu" if form.relu else None,
-        normalize_residual=form.normalize_residual,
+        normalize_residual=form.normalize_add,
     )
     expected = pytorchs(form, num_groups, leaves, 1e-3)
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-12)
@@ -70,7 +71,7 @@ def test_groups_are_neighbouring_channels_of_one_sample() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_any_dtype_is_computed_and_returned_in_double_precision(dtype: torch.dtype) -> None:
-    form = FORMS["normalized_residual_relu"]
+    form = FORMS["GN+GN+add+ReLU"]
     inputs = make_inputs(form, (2, 6, 4, 5), CPU, dtype, parameter_dtype=dtype)
     options = {"num_groups": 3, "activation": "relu", "normalize_residual": True}
     y = group_norm_reference(**inputs, **options)

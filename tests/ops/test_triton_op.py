@@ -9,13 +9,14 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernels import CHANNELS_LAST, CONTIGUOUS, FORMS, Form, make_inputs
+from support.kernels import CHANNELS_LAST, CONTIGUOUS, make_inputs
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gn_det.layers import FusedGroupNorm
 from gn_det.ops import group_norm
+from gn_det.ops.form import FORMS, Form
 from gn_det.ops.triton_op import fused_group_norm
 
 META = torch.device("meta")
@@ -27,14 +28,14 @@ every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def options_of(form: Form) -> dict[str, object]:
     return {
         "activation": "relu" if form.relu else None,
-        "normalize_residual": form.normalize_residual,
+        "normalize_residual": form.normalize_add,
     }
 
 
 def run_operator(form: Form, inputs: dict[str, Tensor]) -> Tensor:
     return fused_group_norm(
         inputs["x"], NUM_GROUPS, inputs["weight"], inputs["bias"], 1e-5, form.relu,
-        inputs.get("residual"), form.normalize_residual,
+        inputs.get("residual"), form.normalize_add,
         inputs.get("residual_weight"), inputs.get("residual_bias"),
     )[0]  # fmt: skip
 
@@ -180,11 +181,11 @@ def leaves_for(form: Form, layout: torch.memory_format = CONTIGUOUS) -> dict[str
 @pytest.mark.parametrize(
     ("name", "num_images", "num_statistics", "num_parameters"),
     [
-        ("gn", 1, 2, 2),
-        ("gn_relu", 1, 2, 2),
-        ("residual_relu", 2, 2, 2),  # x and y: the mask, not the residual
-        ("normalized_residual_relu", 2, 4, 4),  # x and the residual
-        ("residual", 1, 2, 2),
+        ("GN", 1, 2, 2),
+        ("GN+ReLU", 1, 2, 2),
+        ("GN+add+ReLU", 2, 2, 2),  # x and y: the mask, not the residual
+        ("GN+GN+add+ReLU", 2, 4, 4),  # x and the residual
+        ("GN+add", 1, 2, 2),
     ],
 )
 def test_backward_keeps_the_input_the_statistics_the_parameters_and_nothing_it_could_do_without(
@@ -216,10 +217,10 @@ def test_aten_widens_to_float32_under_autocast(cuda: torch.device, autocast: Non
 @pytest.mark.parametrize(
     ("name", "fraction"),
     [
-        ("gn", 1 / 2),
-        ("gn_relu", 1 / 4),
-        ("residual_relu", 1 / 2),
-        ("normalized_residual_relu", 1 / 3),
+        ("GN", 1 / 2),
+        ("GN+ReLU", 1 / 4),
+        ("GN+add+ReLU", 1 / 2),
+        ("GN+GN+add+ReLU", 1 / 3),
     ],
 )
 def test_backward_keeps_half_or_less_of_what_aten_keeps_under_autocast(
@@ -230,10 +231,10 @@ def test_backward_keeps_half_or_less_of_what_aten_keeps_under_autocast(
     def aten() -> Tensor:
         # float() stands for autocast, which meta tensors do not have.
         y = F.group_norm(inputs["x"].float(), NUM_GROUPS, inputs["weight"], inputs["bias"])
-        if form.normalize_residual:
+        if form.normalize_add:
             parameters = inputs["residual_weight"], inputs["residual_bias"]
             y = y + F.group_norm(inputs["residual"].float(), NUM_GROUPS, *parameters)
-        elif form.residual:
+        elif form.add:
             y = y + inputs["residual"]
         return F.relu(y) if form.relu else y
 

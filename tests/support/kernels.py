@@ -1,14 +1,14 @@
-"""What the kernel tests share: the five forms, inputs for them, and the truth they are held to."""
+"""What the kernel tests share: inputs for the five forms, and the truth they are held to."""
 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gn_det.ops import group_norm
+from gn_det.ops.form import Form
 from gn_det.ops.reference import group_norm_reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -19,23 +19,6 @@ LAYOUTS = [CONTIGUOUS, CHANNELS_LAST]
 
 # Error of float32 arithmetic over thousands of elements, relative to the largest value.
 FLOAT32_ERROR = 1e-5
-
-
-class Form(NamedTuple):
-    """What group_norm does besides normalising."""
-
-    relu: bool = False
-    residual: bool = False
-    normalize_residual: bool = False
-
-
-FORMS = {
-    "gn": Form(),
-    "gn_relu": Form(relu=True),
-    "residual_relu": Form(relu=True, residual=True),
-    "normalized_residual_relu": Form(relu=True, residual=True, normalize_residual=True),
-    "residual": Form(residual=True),
-}
 
 
 def make_inputs(
@@ -55,9 +38,9 @@ def make_inputs(
         return torch.randn(shape[1]).to(device, parameter_dtype)
 
     inputs = {"x": image(), "weight": parameter(), "bias": parameter()}
-    if form.residual:
+    if form.add:
         inputs["residual"] = image()
-    if form.normalize_residual:
+    if form.normalize_add:
         inputs |= {"residual_weight": parameter(), "residual_bias": parameter()}
     return inputs
 
@@ -72,7 +55,7 @@ def run_kernels(
         num_groups=num_groups,
         eps=eps,
         activation="relu" if form.relu else None,
-        normalize_residual=form.normalize_residual,
+        normalize_residual=form.normalize_add,
     )
     gradients = torch.autograd.grad(y, list(leaves.values()), dy)
     return y.detach(), dict(zip(leaves, gradients, strict=True))
@@ -92,7 +75,7 @@ def find_truth(
     """
     leaves = {name: tensor.detach().double().requires_grad_() for name, tensor in inputs.items()}
     z = group_norm_reference(
-        **leaves, num_groups=num_groups, eps=eps, normalize_residual=form.normalize_residual
+        **leaves, num_groups=num_groups, eps=eps, normalize_residual=form.normalize_add
     )
     dz = dy.double() * positive if form.relu else dy.double()
     gradients = torch.autograd.grad(z, list(leaves.values()), dz)
@@ -165,7 +148,7 @@ def check_against_reference(
             assert actual.shape == truth.shape
             continue
         scale = truth.abs().max()
-        if name == "x" or (name == "residual" and form.normalize_residual):
+        if name == "x" or (name == "residual" and form.normalize_add):
             weight = inputs.get("weight" if name == "x" else "residual_weight")
             scale = largest_term(inputs[name], weight, dz, num_groups, eps)
         assert_rounded(name if name == "y" else f"gradient of {name}", actual, truth, error * scale)

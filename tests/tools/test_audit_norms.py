@@ -47,8 +47,7 @@ def test_a_lazy_model_of_the_zoo_takes_overrides(
     call_main: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "common/models/fcos.py"
-    opts = ["--opts", "model.backbone.out_channels=48", "model.head.input_shape=[]"]
-    call_main(TOOL, "--config-file", name, "--sites", "fpn", *opts[:2])
+    call_main(TOOL, "--config-file", name, "--sites", "fpn", "--", "model.backbone.out_channels=48")
     assert "24*" in capsys.readouterr().out
 
 
@@ -57,9 +56,9 @@ def test_a_lazy_model_of_the_zoo_takes_overrides(
     [
         (["no/such.yaml"], "no/such.yaml is no file, and no config of Detectron2's model zoo"),
         ([MASK_RCNN, "--sites", "dense_head"], "site dense_head: GeneralizedRCNN has none"),
-        ([MASK_RCNN, "--opts", "MODEL.FPM", "1"], "no config key MODEL.FPM"),
+        ([MASK_RCNN, "MODEL.FPM", "1"], "no config key MODEL.FPM"),
         (
-            ["Misc/mask_rcnn_R_50_FPN_3x_gn.yaml", "--opts", "MODEL.FPN.OUT_CHANNELS", "48"],
+            ["Misc/mask_rcnn_R_50_FPN_3x_gn.yaml", "MODEL.FPN.OUT_CHANNELS", "48"],
             r"cannot be built: num_channels \(48\) must be divisible",
         ),
     ],

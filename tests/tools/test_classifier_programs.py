@@ -19,7 +19,7 @@ from support.programs import ROOT, TINY, folder_flags
 from torch.utils.data import Subset
 
 from gn_det import InputError
-from gn_det.classification import datasets as pictures
+from gn_det.classification import datasets
 
 DIGITS = ["--data", "digits", "--network", "resnet10", "--epochs", 1, "--device", "cpu"]
 
@@ -124,14 +124,14 @@ def test_features_of_vgg16(programs: Callable, tmp_path: Path) -> None:
     # Finished runs have nothing of another module.
     with pytest.raises(InputError, match=r"features-backbone\.linear-4\.json has no features"):
         programs("feature_distribution", *flags, "--module", "backbone.linear")
-    with pytest.raises(InputError, match="'SOLVER.BASE_LR', '1'] are of --recipes"):
+    with pytest.raises(InputError, match="overrides go with --recipes"):
         programs("feature_distribution", *flags, "SOLVER.BASE_LR", 1)
 
 
 def small_folder(parent: Path) -> Path:
     """Four pictures of each of two digits, as a folder of classes."""
     folder = parent / "digits"
-    for split, dataset in zip(("train", "val"), pictures.load_pictures("digits", 32), strict=True):
+    for split, dataset in zip(("train", "val"), datasets.load_images("digits", 32), strict=True):
         for label in (0, 1):
             (folder / split / str(label)).mkdir(parents=True)
             of_label = [i for i in range(60) if dataset[i]["label"] == label][:4]
@@ -170,7 +170,7 @@ def test_what_is_to_be_learnt_has_to_be_said(programs: Callable, tmp_path: Path)
 
 
 def test_the_diagram_is_measured_on_the_layers(programs: Callable, tmp_path: Path) -> None:
-    printed = programs("norm_diagram", tmp_path / "norms.png")
+    printed = programs("norm_diagram", "--output", tmp_path / "norms.png")
     assert printed.splitlines() == [
         "Batch Norm: 20 of 120 values together",
         "Layer Norm: 30 of 120 values together",
@@ -179,7 +179,7 @@ def test_the_diagram_is_measured_on_the_layers(programs: Callable, tmp_path: Pat
     ]
     assert Image.open(tmp_path / "norms.png").width > 1000
     with pytest.raises(InputError, match=r"norms\.png exists; remove it"):
-        programs("norm_diagram", tmp_path / "norms.png")
+        programs("norm_diagram", "--output", tmp_path / "norms.png")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""tools/convert_bn_to_gn.py, and what it wrote in train_net.py."""
+"""tools/convert_bn_to_gn.py on detectors and classifiers, and its results in train_net.py."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from support.programs import ROOT, TINY, folder_flags
 
 from gn_det import FusedGroupNorm, InputError
 from gn_det.checkpoint import Checkpointer
+from gn_det.classification.training import ClassifierRecipe, train_classifier
 from gn_det.config import load_config
 
 PROGRAM = "tools/convert_bn_to_gn.py"
@@ -23,7 +24,7 @@ FROZEN = ["--config-file", ROOT / "configs/compare/frozenbn.yaml"]
 
 
 def small(output: Path, weights: Path | str) -> list[object]:
-    return ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", output, "DATALOADER.NUM_WORKERS", 0]
+    return ["--output", output, "MODEL.WEIGHTS", weights, "DATALOADER.NUM_WORKERS", 0]
 
 
 def weights_of(config: Path, path: Path) -> Path:
@@ -69,7 +70,7 @@ def test_a_frozenbn_detector_is_converted_evaluated_fine_tuned_and_trains_on(
     assert "| fine-tuned" in (output / "report.md").read_text()
     assert "(conversion.png)" in (output / "report.md").read_text()
     assert cv2.imread(str(output / "conversion.png")).std() > 10
-    assert f"The weights are {output / 'model_gn.pth'}" in capsys.readouterr().out
+    assert f"{output}: model_gn.pth, config.yaml" in capsys.readouterr().out
 
     # The config beside the weights: strictly loaded, frozen where FREEZE_AT says, convolutions kept
     cfg = load_config(output / "config.yaml")
@@ -163,7 +164,7 @@ def test_a_model_without_bn_is_an_error_and_leaves_no_folder(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["MODEL.WEIGHTS", ""], "there are no weights to load: set MODEL.WEIGHTS"),
+        (["MODEL.WEIGHTS", ""], "there are no weights to convert: set MODEL.WEIGHTS"),
         (["MODEL.GN.WEIGHT_STANDARDIZATION", "True"], "would change what the convolutions"),
         (["DATASETS.TRAIN", "()"], "no data set is given"),
     ],
@@ -183,7 +184,7 @@ def test_what_is_there_is_kept(
     there: str, frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
 ) -> None:
     (tmp_path / there).write_text("mine")
-    with pytest.raises(InputError, match="holds a run or a conversion; name another OUTPUT_DIR"):
+    with pytest.raises(InputError, match="exists and is no empty folder; name another"):
         call_main(PROGRAM, *FROZEN, *folder_flags(shapes), *small(tmp_path, frozen_weights))
     assert [path.name for path in tmp_path.iterdir()] == [there]
     assert (tmp_path / there).read_text() == "mine"
@@ -209,3 +210,64 @@ def test_a_fine_tuning_that_diverges_leaves_weights_and_report(
 def test_a_number_of_pictures_below_one_is_an_error(call_main: Callable) -> None:
     with pytest.raises(SystemExit):
         call_main(PROGRAM, *FROZEN, "--calibration-images", 0)
+
+
+def trained(folder: Path, norm: str, data: Path) -> Path:
+    folder.mkdir()
+    recipe = ClassifierRecipe(str(data), "resnet18", norm, size=32, epochs=1, ims_per_gpu=4)
+    train_classifier(recipe, folder, quiet=True)
+    return folder
+
+
+def test_what_is_converted_is_calibrated_fine_tuned_and_a_detectors_backbone(
+    shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = trained(tmp_path / "bn", "BN", shapes)
+    output = tmp_path / "gn"
+    call_main(
+        PROGRAM, "--classifier", source, "--output", output, "--calibration-images", 8,
+        "--fine-tune", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert "calibrated" in capsys.readouterr().out
+    report = json.loads((output / "report.json").read_text())
+    assert list(report["stages"]) == ["BN", "copied", "calibrated", "fine-tuned"]
+    own = json.loads((source / "results.json").read_text())["val_error"]
+    assert report["stages"]["BN"] == pytest.approx(own)
+    errors = report["calibration"]["pass_errors"]
+    assert min(errors) < errors[0]
+    assert "By stage" in (output / "report.md").read_text()
+    assert (output / "conversion.png").exists()
+
+    before = torch.load(source / "backbone.pth", weights_only=True)["model"]
+    after = torch.load(output / "backbone.pth", weights_only=True)["model"]
+    convs = [key for key in after if "norm" not in key]
+    assert len(convs) == 20 and all(torch.equal(after[key], before[key]) for key in convs)
+    both = tmp_path / "both.yaml"
+    both.write_text(f"_BASE_: [{ROOT}/configs/compare/gn.yaml, gn/backbone.yaml]\n")
+    cfg = load_config(both)
+    model = build_model(cfg)
+    Checkpointer(model, trainer=torch.optim.SGD(model.parameters(), lr=1.0)).load(
+        cfg.MODEL.WEIGHTS, checkpointables=[]
+    )
+    body = model.backbone.bottom_up.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in body.items())
+    with pytest.raises(InputError, match="gn exists and is no empty folder"):
+        call_main(PROGRAM, "--classifier", source, "--output", output)
+
+
+def test_what_cannot_be_converted_is_an_error(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    source = trained(tmp_path / "gn", "GN", shapes)
+    convert = [PROGRAM, "--output", tmp_path / "out", "--calibration-images", 2, "--classifier"]
+    with pytest.raises(InputError, match="has no BN, SyncBN or FrozenBN layer"):
+        call_main(*convert, source)
+    with pytest.raises(InputError, match=r"--calibration-images 9999: from 1 to"):
+        call_main(*convert, source, "--calibration-images", 9999)
+    with pytest.raises(InputError, match="no finished classifier"):
+        call_main(*convert, tmp_path / "nowhere")
+    with pytest.raises(InputError, match="--skip-bad-images and overrides go with --config-file"):
+        call_main(*convert, source, "SOLVER.BASE_LR", 1)
+    with pytest.raises(InputError, match="--num-groups, --lr: a detector's config says it"):
+        call_main(PROGRAM, *BN, "--output", tmp_path / "out", "--num-groups", 8, "--lr", 0.1)
+    assert not (tmp_path / "out").exists()

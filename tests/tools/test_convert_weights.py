@@ -109,7 +109,7 @@ def test_features_are_those_of_the_source(
     file, output = tmp_path / f"theirs{ending}", tmp_path / f"ours{ending}"
     state = source.state_dict()
     save_file(state, file) if ending == ".safetensors" else torch.save(state, file)
-    call_main(PROGRAM, file, output)
+    call_main(PROGRAM, file, "--output", output)
 
     cfg = load_config(output.with_suffix(".yaml"))
     resnets = cfg.MODEL.RESNETS
@@ -132,7 +132,7 @@ def test_a_recipe_with_the_fragment_normalises_pictures_as_the_source_does(
     tmp_path: Path, call_main: Callable
 ) -> None:
     torch.save(SOURCES["timm resnet50_gn"]().state_dict(), tmp_path / "theirs.pth")
-    call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.safetensors")
+    call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "ours.safetensors")
     recipe = ROOT / "configs/coco/mask_rcnn_R_50_FPN_gn_1x.yaml"
     config = tmp_path / "mine.yaml"
     config.write_text(f"_BASE_: [{recipe}, ours.yaml]\n")
@@ -159,7 +159,7 @@ def test_a_detector_trains_from_what_was_converted(
 ) -> None:
     source = timm.create_model("resnet18", pretrained=False, norm_layer=timm.layers.GroupNorm)
     save_file(source.state_dict(), tmp_path / "theirs.safetensors")
-    call_main(PROGRAM, tmp_path / "theirs.safetensors", tmp_path / "r18.pth")
+    call_main(PROGRAM, tmp_path / "theirs.safetensors", "--output", tmp_path / "r18.pth")
     config = tmp_path / "mine.yaml"
     config.write_text(f"_BASE_: [{ROOT / 'configs/small/quickstart.yaml'}, r18.yaml]\n")
     call_main(
@@ -193,7 +193,7 @@ def test_wrappers_and_prefixes_are_seen_through(
 ) -> None:
     source = randomized(SOURCES["torchvision resnet18"]())
     torch.save(WRAPPED[way](source.state_dict()), tmp_path / "theirs.pt")
-    call_main(PROGRAM, tmp_path / "theirs.pt", tmp_path / "ours.pth")
+    call_main(PROGRAM, tmp_path / "theirs.pt", "--output", tmp_path / "ours.pth")
     assert same(their_features(source, x), our_features(tmp_path / "ours.yaml", x))
 
 
@@ -205,7 +205,7 @@ def test_of_several_resnets_one_has_to_be_named(
     state = {f"q.{key}": value for key, value in source.state_dict().items()}
     state |= {f"k.{key}": value for key, value in other.state_dict().items()}
     torch.save(state, tmp_path / "theirs.pth")
-    arguments = [PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.pth"]
+    arguments = [PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "ours.pth"]
     with pytest.raises(InputError, match=r"several ResNets; name one with --prefix: 'q\.', 'k\.'"):
         call_main(*arguments)
     with pytest.raises(InputError, match=r"none is below 'z\.'; name one"):
@@ -238,7 +238,7 @@ def test_there_and_back_through_fairs_layout_the_features_stay(
     stride = ["--stride-in-1x1", str(resnets.get("STRIDE_IN_1X1", False)).lower()]
     fair = tmp_path / "fair.pkl"
     call_main(
-        PROGRAM, tmp_path / "ours.pth", fair, "--layout", "detectron", *trained, *stride
+        PROGRAM, tmp_path / "ours.pth", "--output", fair, "--layout", "detectron", *trained, *stride
     )  # fmt: skip
     # Detectron2 gives FAIR's affine layers a variance of 1, and FrozenBN adds its epsilon to that:
     # 5e-6 a layer.
@@ -248,7 +248,7 @@ def test_there_and_back_through_fairs_layout_the_features_stay(
         assert same(expected, actual, tolerance)
 
     back = tmp_path / "back.safetensors"
-    call_main(PROGRAM, fair, back, *flags)
+    call_main(PROGRAM, fair, "--output", back, *flags)
     cfg = load_config(tmp_path / "back.yaml")
     assert cfg.INPUT.FORMAT == "BGR" and cfg.MODEL.PIXEL_MEAN == BGR_MEAN
     assert cfg.MODEL.PIXEL_STD == NO_STD
@@ -262,7 +262,7 @@ def test_the_blobs_are_named_as_in_fairs_files(tmp_path: Path, call_main: Callab
         write_backbone(file, build_body(resnets).state_dict(), {})
         output = tmp_path / f"fair_{norm}.pkl"
         call_main(
-            PROGRAM, file, output, "--layout", "detectron", "--input-format", "BGR",
+            PROGRAM, file, "--output", output, "--layout", "detectron", "--input-format", "BGR",
             "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD, "--stride-in-1x1", "false",
         )  # fmt: skip
         blobs = pickle.loads(output.read_bytes())["blobs"]
@@ -283,15 +283,15 @@ def test_a_file_as_fair_wrote_it_is_converted(
     write_backbone(tmp_path / "ours.pkl", source.state_dict(), {})
     trained = ["--input-format", "BGR", "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD]
     call_main(
-        PROGRAM, tmp_path / "ours.pkl", tmp_path / "fair.pkl", "--layout", "detectron", *trained,
-        "--stride-in-1x1", "false",
+        PROGRAM, tmp_path / "ours.pkl", "--output", tmp_path / "fair.pkl",
+        "--layout", "detectron", *trained, "--stride-in-1x1", "false",
     )  # fmt: skip
     content = pickle.loads((tmp_path / "fair.pkl").read_bytes())
     blobs = content["blobs"]
     blobs |= {f"{name}_momentum": value for name, value in blobs.items()}
     blobs |= {"pred_w": np.ones((1000, 2048), np.float32), "pred_b": np.ones(1000, np.float32)}
     (tmp_path / "R-50-GN.pkl").write_bytes(pickle.dumps({**content, "cfg": "MODEL: {}"}, 2))
-    call_main(PROGRAM, tmp_path / "R-50-GN.pkl", tmp_path / "back.pth")
+    call_main(PROGRAM, tmp_path / "R-50-GN.pkl", "--output", tmp_path / "back.pth")
     assert "2 (linear 2)" in capsys.readouterr().out
     assert same(list(source(x).values()), our_features(tmp_path / "back.yaml", x))
 
@@ -311,7 +311,7 @@ def test_what_detectron2_cannot_hold_is_told(
 ) -> None:
     torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "theirs.pth")
     with pytest.raises(InputError, match=message):
-        call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.pth")
+        call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "ours.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth"]
 
 
@@ -325,7 +325,7 @@ def test_missing_and_misshapen_tensors_are_told(tmp_path: Path, call_main: Calla
         r"it has stem\.conv1\.weight of \(64, 1, 7, 7\) for \(64, 3, 7, 7\)"
     )
     with pytest.raises(InputError, match=message):
-        call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.pth")
+        call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "ours.pth")
 
 
 @pytest.mark.parametrize(
@@ -344,32 +344,48 @@ def test_shapes_of_no_resnet_are_told(
     change(state)
     torch.save(state, tmp_path / "theirs.pth")
     with pytest.raises(InputError, match=message):
-        call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "ours.pth")
+        call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "ours.pth")
 
 
 def test_what_weights_do_not_show_has_to_be_given(tmp_path: Path, call_main: Callable) -> None:
     affine = {"DEPTH": 50, "NORM": "FrozenBN"}
     write_backbone(tmp_path / "ours.pth", build_body(affine).state_dict(), {})
-    arguments = [PROGRAM, tmp_path / "ours.pth", tmp_path / "fair.pkl", "--layout", "detectron"]
+    arguments = [
+        PROGRAM,
+        tmp_path / "ours.pth",
+        "--output",
+        tmp_path / "fair.pkl",
+        "--layout",
+        "detectron",
+    ]
     with pytest.raises(InputError, match="give --input-format, --pixel-mean, --pixel-std, --str"):
         call_main(*arguments)
     trained = ["--input-format", "BGR", "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD]
     call_main(*arguments, *trained, "--stride-in-1x1", "true")
     with pytest.raises(InputError, match=r"weights of Detectron do not .*; give --stride-in-1x1"):
-        call_main(PROGRAM, tmp_path / "fair.pkl", tmp_path / "back.pth")
+        call_main(PROGRAM, tmp_path / "fair.pkl", "--output", tmp_path / "back.pth")
 
 
 def test_other_statistics_and_colours_are_written(tmp_path: Path, call_main: Callable) -> None:
     torch.save(SOURCES["torchvision resnet18"]().state_dict(), tmp_path / "theirs.pth")
     halves = ["--pixel-mean", 127.5, 127.5, 127.5, "--pixel-std", 127.5, 127.5, 127.5]
-    call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "halves.pth", *halves)
+    call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "halves.pth", *halves)
     assert load_config(tmp_path / "halves.yaml").MODEL.PIXEL_STD == [127.5] * 3
-    call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "bgr.pth", "--input-format", "BGR")
+    call_main(
+        PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "bgr.pth", "--input-format", "BGR"
+    )
     cfg = load_config(tmp_path / "bgr.yaml")
     assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN) == ("BGR", BGR_MEAN)
     with pytest.raises(InputError, match="are for pixels from 0 to 255, not to 1"):
         call_main(
-            PROGRAM, tmp_path / "theirs.pth", tmp_path / "ones.pth", "--pixel-mean", 0.5, 0.5, 0.5
+            PROGRAM,
+            tmp_path / "theirs.pth",
+            "--output",
+            tmp_path / "ones.pth",
+            "--pixel-mean",
+            0.5,
+            0.5,
+            0.5,
         )
 
 
@@ -380,12 +396,14 @@ def test_files_are_refused_that_could_not_be_read_or_written(
     for ending in (".pkl", ".pth"):
         write_hostile(tmp_path / f"theirs{ending}", mark, {})
         with pytest.raises(InputError, match=REFUSED):
-            call_main(PROGRAM, tmp_path / f"theirs{ending}", tmp_path / "ours.pth")
+            call_main(PROGRAM, tmp_path / f"theirs{ending}", "--output", tmp_path / "ours.pth")
     assert not mark.exists()
     with pytest.raises(InputError, match=r"nowhere\.pth do not exist"):
-        call_main(PROGRAM, tmp_path / "nowhere.pth", tmp_path / "ours.pth")
+        call_main(PROGRAM, tmp_path / "nowhere.pth", "--output", tmp_path / "ours.pth")
     with pytest.raises(InputError, match=r"ours\.pth is none"):
-        call_main(PROGRAM, tmp_path / "x.pth", tmp_path / "ours.pth", "--layout", "detectron")
+        call_main(
+            PROGRAM, tmp_path / "x.pth", "--output", tmp_path / "ours.pth", "--layout", "detectron"
+        )
     (tmp_path / "mine.yaml").touch()
     with pytest.raises(InputError, match=r"mine\.yaml exists"):
-        call_main(PROGRAM, tmp_path / "theirs.pth", tmp_path / "mine.pth")
+        call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "mine.pth")

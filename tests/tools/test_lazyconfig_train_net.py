@@ -60,7 +60,7 @@ def test_a_run_resumed_from_its_middle_ends_with_the_same_weights(
     assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
 
 
-def test_a_loader_of_ones_own_is_left_alone_and_said_to_begin_anew(
+def test_a_loader_of_ones_own_is_left_alone_and_its_first_batch_is_a_warning(
     shapes: Path, tmp_path: Path, call_main: Callable, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "own.py"
@@ -78,7 +78,7 @@ def test_a_loader_of_ones_own_is_left_alone_and_said_to_begin_anew(
     flags = ["--config-file", config, *folder_flags(shapes)[:3]]
     call_main(TOOL, *flags, *tiny(run), "train.max_iter=1")
     call_main(TOOL, *flags, "--resume", *tiny(run))
-    assert "begins anew" in capfd.readouterr().out
+    assert "starts from its first batch" in capfd.readouterr().out
 
 
 def test_the_classes_of_the_folder_reach_the_model(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.programs import ROOT, load_program, run_program
+from support.programs import ROOT, load_program
 
 from gn_det import InputError, get_config
 from gn_det.studies import accumulation
@@ -20,8 +20,9 @@ FEW = ["MODEL.DEVICE", "cpu", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "40"]
 FEW += ["DATALOADER.ASPECT_RATIO_GROUPING", "False"]  # so that some pictures differ in size
 
 
-def flags(folder: Path) -> list[object]:
-    return ["--config-file", CONFIG, "--train", folder / "train.json", folder / "images"]
+def flags(folder: Path, output: Path) -> list[object]:
+    train = ["--train", folder / "train.json", folder / "images"]
+    return ["--config-file", CONFIG, "--output", output, *train]
 
 
 @pytest.mark.slow
@@ -34,10 +35,11 @@ def test_prints_both_tables_and_writes_them(
 ) -> None:
     one_pair = functools.partial(accumulation.training_pairs, most=1)
     monkeypatch.setattr(accumulation, "training_pairs", one_pair)
-    call_main(TOOL, *flags(shapes), "--json", tmp_path / "new" / "tables.json", *FEW)
+    call_main(TOOL, *flags(shapes, tmp_path / "new"), *FEW)
     printed = capsys.readouterr().out
     assert "median of 1 pairs, 1 of them padded" in printed
-    tables = json.loads((tmp_path / "new" / "tables.json").read_text())
+    tables = json.loads((tmp_path / "new" / "accumulation.json").read_text())
+    assert (tmp_path / "new" / "accumulation.md").read_text() in printed
     for table in ("gradients", "padding"):
         for row in tables[table]:
             line = next(x for x in printed.splitlines() if f"| {next(iter(row.values()))} " in x)
@@ -57,17 +59,21 @@ def test_the_model_has_the_weights_or_a_start_that_is_repeated(tmp_path: Path) -
     assert all(torch.equal(start[key] + 1, loaded[key]) for key in start)
 
 
-def test_weights_that_are_not_there_are_told_first(shapes: Path, call_main: Callable) -> None:
+def test_weights_that_are_not_there_are_told_first(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
     with pytest.raises(InputError, match="none.pth do not exist"):
-        call_main(TOOL, *flags(shapes), "MODEL.WEIGHTS", "none.pth")
+        call_main(TOOL, *flags(shapes, tmp_path / "out"), "MODEL.WEIGHTS", "none.pth")
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_data_set_of_one_image_is_told_in_a_line(edit_shapes: Callable[..., Path]) -> None:
+def test_a_data_set_of_one_image_is_refused(
+    edit_shapes: Callable[..., Path], tmp_path: Path, call_main: Callable
+) -> None:
     def keep_one(dataset: dict) -> None:
         first = dataset["annotations"][0]["image_id"]
         dataset["images"] = [i for i in dataset["images"] if i["id"] == first]
         dataset["annotations"] = [a for a in dataset["annotations"] if a["image_id"] == first]
 
-    done = run_program(TOOL, *flags(edit_shapes(keep_one)))
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: custom_train has no two images")
+    with pytest.raises(InputError, match="^custom_train has no two images"):
+        call_main(TOOL, *flags(edit_shapes(keep_one), tmp_path / "out"))

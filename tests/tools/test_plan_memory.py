@@ -20,7 +20,7 @@ SMALL = str(ROOT / "configs/small/mask_rcnn_R_18_FPN_gn.yaml")
 def test_prints_tables_what_to_change_and_draws_them(tmp_path: Path) -> None:
     picture = tmp_path / "new" / "plan.png"
     done = run_program(
-        TOOL, "--config-file", SMALL, "--gpu-memory", "340MiB", "--images", 2,
+        TOOL, "--config-file", SMALL, "--gpu-memory", "340MiB", "--ims-per-gpu", 2,
         "--sizes", "256x320", "--output", picture,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,10 @@ def test_an_existing_picture_is_not_overwritten(call_main: Callable, tmp_path: P
     ("flags", "message"),
     [
         (["--gpu-memory", "8"], "--gpu-memory 8: give a number and a unit"),
-        (["--gpu-memory", "8GiB", "--images", "0"], "--images 0: a GPU holds at least 1 image"),
+        (
+            ["--gpu-memory", "8GiB", "--ims-per-gpu", "0"],
+            "--ims-per-gpu 0: a GPU holds at least 1 image",
+        ),
         (["--gpu-memory", "8GiB", "--sizes", "800"], "--sizes 800: give HEIGHTxWIDTH"),
         (["--gpu-memory", "8GiB", "--sizes", "0x10"], "--sizes 0x10: give HEIGHTxWIDTH"),
         (
@@ -62,7 +65,7 @@ def test_bad_input_is_one_line(
 @pytest.mark.slow
 def test_sizes_follow_from_the_config(call_main: Callable, tmp_path: Path, capsys) -> None:
     call_main(
-        TOOL, "--config-file", SMALL, "--gpu-memory", "8GiB", "--images", 1,
+        TOOL, "--config-file", SMALL, "--gpu-memory", "8GiB", "--ims-per-gpu", 1,
         "--output", tmp_path / "plan.png", "INPUT.MIN_SIZE_TRAIN", "(64, 100)",
         "INPUT.MAX_SIZE_TRAIN", "160",
     )  # fmt: skip

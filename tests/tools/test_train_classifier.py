@@ -21,7 +21,7 @@ PROGRAM = "tools/train_classifier.py"
 
 def flags(shapes: Path, output: Path, norm: str) -> list[object]:
     return [
-        output, "--network", "resnet18", "--norm", norm, "--data", shapes,
+        "--output", output, "--network", "resnet18", "--norm", norm, "--data", shapes,
         "--size", 32, "--ims-per-gpu", 4, "--lr", 0.08, "--epochs", 1, "--schedule", "cosine",
     ]  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_a_detector_starts_from_every_tensor_of_the_backbone(
 def test_a_finished_run_is_kept(shapes: Path, tmp_path: Path, call_main: Callable) -> None:
     call_main(PROGRAM, *flags(shapes, tmp_path / "run", "GN"))
     before = (tmp_path / "run" / "model_final.pth").read_bytes()
-    with pytest.raises(InputError, match="holds a run already; --resume goes on"):
+    with pytest.raises(InputError, match="holds a run already; --resume continues"):
         call_main(PROGRAM, *flags(shapes, tmp_path / "run", "BN"))
     with pytest.raises(InputError, match=r"began with norm GN \(BN now\)"):
         call_main(PROGRAM, *flags(shapes, tmp_path / "run", "BN"), "--resume")
@@ -61,8 +61,8 @@ def test_a_finished_run_is_kept(shapes: Path, tmp_path: Path, call_main: Callabl
 @pytest.mark.slow
 def test_processes_share_the_pictures_and_synchronise_what_is_to_be(tmp_path: Path) -> None:
     done = run_program(
-        PROGRAM, tmp_path / "run", "--data", "digits", "--network", "resnet10", "--norm", "SyncBN",
-        "--epochs", 1, "--num-gpus", 2, "--device", "cpu", "--num-workers", 1,
+        PROGRAM, "--output", tmp_path / "run", "--data", "digits", "--network", "resnet10",
+        "--norm", "SyncBN", "--epochs", 1, "--num-gpus", 2, "--device", "cpu", "--num-workers", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "resnet10 with SyncBN: validation error" in done.stdout
@@ -80,6 +80,7 @@ def test_mixed_precision_on_the_cpu_and_a_missing_gpu_are_one_line(tmp_path: Pat
         (["--amp"], "mixed precision needs a GPU"),
         (["--device", "cuda:7"], "device cuda:7 is asked for"),
     ):
-        done = run_program(PROGRAM, tmp_path / "run", "--data", "digits", "--device", "cpu", *more)
+        flags = ["--output", tmp_path / "run", "--data", "digits", "--device", "cpu"]
+        done = run_program(PROGRAM, *flags, *more)
         assert done.returncode == 2 and message in done.stderr
         assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()

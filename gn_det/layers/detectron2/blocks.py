@@ -1,7 +1,7 @@
 """Detectron2's convolution, residual blocks, stem and FPN, ending in fused group_norm calls.
 
 Each is a subclass with the same modules and another forward; :func:`gn_det.fuse` gives a built
-module the class in place, and :func:`gn_det.revert` takes it back. All their norms are
+module the class in place, and :func:`gn_det.unfuse` takes it back. All their norms are
 FusedGroupNorm. Where hooks watch the parts of a block, or one was given another forward or norm
 since, Detectron2's own forward runs: a hook sees what it saw before.
 """
@@ -9,7 +9,7 @@ since, Detectron2's own forward runs: a hook sees what it saw before.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,13 @@ from torch import Tensor, nn
 from gn_det.layers.group_norm import FusedGroupNorm
 from gn_det.layers.recomputation import recomputed
 from gn_det.layers.weight_standardization import WeightStandardized
+from gn_det.ops.form import Form
 
 __all__ = [
-    "ConvWS2d",
+    "FUSED",
+    "STANDARDIZED",
+    "D2ConvWS2d",
+    "Fused",
     "FusedBasicBlock",
     "FusedBasicStem",
     "FusedBottleneckBlock",
@@ -36,10 +40,11 @@ __all__ = [
     "FusedConvWS2d",
     "FusedDeformBottleneckBlock",
     "FusedFPN",
+    "is_fused_conv",
 ]
 
 
-class ConvWS2d(WeightStandardized, Conv2d):
+class D2ConvWS2d(WeightStandardized, Conv2d):
     """Detectron2's Conv2d with Weight Standardization: convolution, norm, activation."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,8 +56,32 @@ class ConvWS2d(WeightStandardized, Conv2d):
         return x
 
 
-class FusedConv2d(Conv2d):
+class Fused:
+    """What :func:`gn_det.fuse` asks of a class in FUSED.
+
+    Attributes:
+        relu_norms: names of the norms below that apply the ReLU behind them themselves, since
+            their convolution calls them.
+    """
+
+    relu_norms: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether a module of the class that FUSED names has the norms that are needed here."""
+        raise NotImplementedError
+
+    def forms(self) -> dict[str, Form]:
+        """What each norm below computes in one call, by its name in this module."""
+        raise NotImplementedError
+
+
+class FusedConv2d(Fused, Conv2d):
     """Convolution, GN and activation, the last two in one call."""
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        return _ends_in_plain_norm(conv) and (conv.activation is None or _is_relu(conv.activation))
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -91,19 +120,23 @@ class FusedConv2d(Conv2d):
             residual, normalize_residual, residual_weight, residual_bias,
         )  # fmt: skip
 
-    def forms(self) -> dict[str, str]:
-        """What each norm below does besides GN, by its name in this module."""
-        return {"norm": "GN" if self.activation is None else "GN+ReLU"}
+    def forms(self) -> dict[str, Form]:
+        return {"norm": Form(relu=self.activation is not None)}
 
 
-class FusedConvWS2d(FusedConv2d, ConvWS2d):
+class FusedConvWS2d(FusedConv2d, D2ConvWS2d):
     """FusedConv2d with Weight Standardization."""
 
-    convolved = ConvWS2d.convolved
+    convolved = D2ConvWS2d.convolved
 
 
-class _FusedBlock:
+class _FusedBlock(Fused):
     """What residual blocks share: their end, where norms, addition and ReLU are one call."""
+
+    @staticmethod
+    def fits(block: nn.Module) -> bool:
+        convs = (block.conv1, block.conv2, getattr(block, "conv3", None), block.shortcut)
+        return all(is_fused_conv(conv) for conv in convs if conv is not None)
 
     def shortcut_for(
         self, x: Tensor, num_groups: int, eps: float
@@ -119,15 +152,16 @@ class _FusedBlock:
             return self.shortcut.expanded(x), True, norm.weight, norm.bias
         return self.shortcut.normalized(x, None), False, None, None
 
-    def forms(self) -> dict[str, str]:
+    def forms(self) -> dict[str, Form]:
         *inner, last = [name for name in ("conv1", "conv2", "conv3") if hasattr(self, name)]
-        forms = {f"{name}.norm": "GN+ReLU" for name in inner}
-        forms[f"{last}.norm"] = "GN+add+ReLU"
+        forms = {f"{name}.norm": Form(relu=True) for name in inner}
+        forms[f"{last}.norm"] = Form(relu=True, add=True)
         if self.shortcut is not None:
             norm, end = self.shortcut.norm, getattr(self, last).norm
-            forms["shortcut.norm"] = "GN"
+            forms["shortcut.norm"] = Form()
             if (norm.num_groups, norm.eps) == (end.num_groups, end.eps):
-                forms[f"{last}.norm"] = forms["shortcut.norm"] = "GN+GN+add+ReLU"
+                both = Form(relu=True, add=True, normalize_add=True)
+                forms[f"{last}.norm"] = forms["shortcut.norm"] = both
         return forms
 
 
@@ -164,8 +198,16 @@ class FusedBottleneckBlock(_FusedBlock, BottleneckBlock):
 class FusedDeformBottleneckBlock(_FusedBlock, DeformBottleneckBlock):
     """FusedBottleneckBlock whose 3x3 convolution is deformable.
 
-    That one ends in its norm by itself, and the norm in the ReLU (activation="relu").
+    That one calls its norm itself.
     """
+
+    relu_norms = ("conv2.norm",)
+
+    @staticmethod
+    def fits(block: nn.Module) -> bool:
+        plain = _ends_in_plain_norm(block.conv2) and block.conv2.activation is None
+        convs = (block.conv1, block.conv3, block.shortcut)
+        return plain and all(is_fused_conv(conv) for conv in convs if conv is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         if _watched(self.children()):
@@ -185,8 +227,12 @@ class FusedDeformBottleneckBlock(_FusedBlock, DeformBottleneckBlock):
         )
 
 
-class FusedBasicStem(BasicStem):
+class FusedBasicStem(Fused, BasicStem):
     """7x7 convolution, GN with ReLU, max pooling."""
+
+    @staticmethod
+    def fits(stem: nn.Module) -> bool:
+        return is_fused_conv(stem.conv1)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -195,15 +241,19 @@ class FusedBasicStem(BasicStem):
         x = self.conv1.normalized(x, "relu")
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
-    def forms(self) -> dict[str, str]:
-        return {"conv1.norm": "GN+ReLU"}
+    def forms(self) -> dict[str, Form]:
+        return {"conv1.norm": Form(relu=True)}
 
 
-class FusedFPN(FPN):
+class FusedFPN(Fused, FPN):
     """FPN whose lateral norms add the level above.
 
     Under CUDA autocast the level keeps the lateral's dtype, though F.interpolate returns float32.
     """
+
+    @staticmethod
+    def fits(fpn: nn.Module) -> bool:
+        return all(map(is_fused_conv, fpn.lateral_convs))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if not torch.jit.is_scripting():
@@ -231,13 +281,28 @@ class FusedFPN(FPN):
             results.extend(self.top_block(top))
         return dict(zip(self._out_features, results))
 
-    def forms(self) -> dict[str, str]:
+    def forms(self) -> dict[str, Form]:
         names = {conv: name for name, conv in self.named_children()}
-        return {f"{names[conv]}.norm": "GN+add" for conv in self.lateral_convs[1:]}
+        return {f"{names[conv]}.norm": Form(add=True) for conv in self.lateral_convs[1:]}
 
 
 def _upsampled(level: Tensor) -> Tensor:
     return F.interpolate(level, scale_factor=2.0, mode="nearest")
+
+
+def is_fused_conv(module: nn.Module) -> bool:
+    """Whether a module is a fused convolution, of exactly these classes, that ends in its norm."""
+    return type(module) in (FusedConv2d, FusedConvWS2d) and module.activation is None
+
+
+def _ends_in_plain_norm(conv: nn.Module) -> bool:
+    """Whether a convolution has a FusedGroupNorm that computes nothing else yet."""
+    norm = getattr(conv, "norm", None)
+    return type(norm) is FusedGroupNorm and norm.activation is None
+
+
+def _is_relu(activation: object) -> bool:
+    return type(activation) is nn.ReLU or activation in (F.relu, F.relu_, torch.relu)
 
 
 def _watched(parts: Iterable[nn.Module]) -> bool:
@@ -252,3 +317,22 @@ def _watched(parts: Iterable[nn.Module]) -> bool:
         for part in parts
         for module in part.modules()
     )
+
+
+# What gn_det.fuse makes of a module, by its exact class, since a subclass may compute something
+# else. Convolutions come first: the others need theirs to be fused ones.
+FUSED: dict[type[nn.Module], type[Fused]] = {
+    Conv2d: FusedConv2d,
+    D2ConvWS2d: FusedConvWS2d,
+    BasicBlock: FusedBasicBlock,
+    BottleneckBlock: FusedBottleneckBlock,
+    DeformBottleneckBlock: FusedDeformBottleneckBlock,
+    BasicStem: FusedBasicStem,
+    FPN: FusedFPN,
+}
+
+# The same with Weight Standardization, by exact class, too.
+STANDARDIZED: dict[type[nn.Module], type[nn.Module]] = {
+    Conv2d: D2ConvWS2d,
+    FusedConv2d: FusedConvWS2d,
+}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gn_det.ops.form import Form
 from gn_det.ops.kernels.backward import (
     apply_gradients_kernel,
     gradient_sums_kernel,
@@ -21,7 +22,7 @@ from gn_det.ops.kernels.backward import (
 from gn_det.ops.kernels.forward import apply_kernel, one_pass_kernel, statistics_kernel
 from gn_det.ops.plan import MAX_ENTRIES, Plan, make_plan
 
-__all__ = ["Launch", "backward_launches", "forward_launches", "run"]
+__all__ = ["Inputs", "Launch", "backward_launches", "forward_launches", "run"]
 
 # reduce_gradients_kernel reads little: enough threads to have its rows in flight at once.
 REDUCTION_TILE = 2048
@@ -30,6 +31,29 @@ REDUCTION_THREADS = 256
 # What 512 threads can have. Left alone, ptxas spills two registers in some one-pass backward
 # kernels to end at 64; with a second norm it finds its way, and takes 136 for 7×7.
 ONE_PASS_REGISTERS = 128
+
+
+class Inputs(NamedTuple):
+    """The tensors that group_norm takes, dense.
+
+    Attributes:
+        x: (N, C, *spatial).
+        weight, bias: (C,) γ and β.
+        residual: of x's shape, dtype and layout.
+        residual_weight, residual_bias: (C,) γ and β of a residual that is normalised.
+    """
+
+    x: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    residual_weight: Tensor | None = None
+    residual_bias: Tensor | None = None
+
+    @property
+    def parameters(self) -> tuple[Tensor | None, ...]:
+        """In the order in which the kernels take them."""
+        return self.weight, self.bias, self.residual_weight, self.residual_bias
 
 
 class Launch(NamedTuple):
@@ -69,35 +93,23 @@ def run(launches: Iterable[Launch], device: torch.device) -> None:
 
 
 def forward_launches(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    relu: bool,
-    residual: Tensor | None,
-    normalize_residual: bool,
-    residual_weight: Tensor | None,
-    residual_bias: Tensor | None,
+    inputs: Inputs, num_groups: int, eps: float, form: Form
 ) -> tuple[Tensor, Tensor, list[Launch]]:
-    """y, the statistics (2 or 4, N, G) and the launches that fill them.
-
-    x and the residual are dense and in the same layout.
-    """
+    """y, the statistics (2 or 4, N, G) and the launches that fill them."""
+    x, residual = inputs.x, inputs.residual
     y = torch.empty_like(x)
     plan = plan_of(x, num_groups, backward=False)
     statistics = x.new_empty(
-        (4 if normalize_residual else 2, plan.num_samples, num_groups), dtype=torch.float32
+        (4 if form.normalize_add else 2, plan.num_samples, num_groups), dtype=torch.float32
     )
     if x.numel() == 0:
         return y, statistics, []
-    parameters = (weight, bias, residual_weight, residual_bias)
-    flags = {"NORMALIZE_RESIDUAL": normalize_residual, "RELU": relu}
+    flags = {"NORMALIZE_RESIDUAL": form.normalize_add, "RELU": form.relu}
     if plan.one_pass:
         one_pass = Launch(
             one_pass_kernel,
             plan.num_programs,
-            (x, y, residual, *parameters, statistics, eps, *sizes(plan)),
+            (x, y, residual, *inputs.parameters, statistics, eps, *sizes(plan)),
             tile(plan) | flags,
             plan.num_threads,
         )
@@ -105,15 +117,18 @@ def forward_launches(
     partials = statistics.new_empty((*statistics.shape, plan.num_splits * plan.parts))
     moments = Launch(
         statistics_kernel,
-        plan.num_programs * (2 if normalize_residual else 1),
-        (x, residual if normalize_residual else None, partials, *sizes(plan), *splits(plan)),
+        plan.num_programs * (2 if form.normalize_add else 1),
+        (x, residual if form.normalize_add else None, partials, *sizes(plan), *splits(plan)),
         tile(plan) | {"PARTS": plan.parts},
         plan.num_threads,
     )
     apply = Launch(
         apply_kernel,
         plan.num_programs,
-        (x, y, residual, *parameters, partials, statistics, eps, *sizes(plan), *splits(plan)),
+        (
+            *(x, y, residual, *inputs.parameters, partials, statistics, eps),
+            *(*sizes(plan), *splits(plan)),
+        ),
         tile(plan) | {"PARTS": plan.parts, "MAX_ENTRIES": MAX_ENTRIES} | flags,
         plan.num_threads,
     )
@@ -121,46 +136,37 @@ def forward_launches(
 
 
 def backward_launches(
-    dy: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    statistics: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    relu: bool,
-    residual: Tensor | None,
-    residual_weight: Tensor | None,
-    residual_bias: Tensor | None,
+    inputs: Inputs, y: Tensor | None, statistics: Tensor, dy: Tensor, num_groups: int, form: Form
 ) -> tuple[Tensor, Tensor | None, Tensor, list[Launch]]:
     """dx, the residual's gradient, dγ and dβ (2 or 4, C) in float32, and the launches for them.
 
-    All of x's shape are dense and in the same layout. y is given where ReLU's mask needs it, the
-    residual where it is normalised. The second result is dz where y was given, the gradient of a
-    normalised residual where that was, else None.
+    y and dy are dense and in x's layout. y is read only where form.keeps_output, the residual only
+    where it is normalised. The second result is dy with ReLU's mask where y was read, the gradient
+    of a normalised residual where there is one, else None.
     """
+    x = inputs.x
+    residual = inputs.residual if form.normalize_add else None
+    y = y if form.keeps_output else None
     plan = plan_of(x, num_groups, backward=True)
-    normalize_residual = residual is not None
     dx = torch.empty_like(x)
-    dz = torch.empty_like(x) if y is not None else None
-    dresidual = torch.empty_like(x) if normalize_residual else None
+    dz = torch.empty_like(x) if form.keeps_output else None
+    dresidual = torch.empty_like(x) if form.normalize_add else None
     dparameters = x.new_zeros(
-        (4 if normalize_residual else 2, plan.num_channels), dtype=torch.float32
+        (4 if form.normalize_add else 2, plan.num_channels), dtype=torch.float32
     )
-    residual_gradient = dresidual if normalize_residual else dz
+    residual_gradient = dresidual if form.normalize_add else dz
     if x.numel() == 0:
         return dx, residual_gradient, dparameters, []
-    parameters = (weight, bias, residual_weight, residual_bias)
     samples, rows = (1, plan.num_runs) if plan.one_pass else (plan.num_samples, plan.num_splits)
     partials = dparameters.new_empty(
-        (3 if normalize_residual else 2, samples, rows, plan.num_channels)
+        (3 if form.normalize_add else 2, samples, rows, plan.num_channels)
     )
     coefficients = None if plan.one_pass else statistics.new_empty((*statistics.shape, plan.parts))
     reduce = Launch(
         reduce_gradients_kernel,
         plan.num_tiles,
         (
-            *(partials, dparameters, coefficients, weight, residual_weight),
+            *(partials, dparameters, coefficients, inputs.weight, inputs.residual_weight),
             *(samples, num_groups, plan.num_channels, plan.num_pixels, rows),
         ),
         {
@@ -169,7 +175,7 @@ def backward_launches(
             "LANES": plan.lanes,
             "PARTS": plan.parts,
             "BLOCK_ROWS": max(1, REDUCTION_TILE // (plan.segments * plan.lanes)),
-            "NORMALIZE_RESIDUAL": normalize_residual,
+            "NORMALIZE_RESIDUAL": form.normalize_add,
         },
         REDUCTION_THREADS,
     )
@@ -178,31 +184,33 @@ def backward_launches(
             one_pass_gradients_kernel,
             plan.num_runs * plan.num_tiles,
             (
-                *(dy, x, dx, y, dz, residual, dresidual, *parameters, statistics, partials),
+                *(dy, x, dx, y, dz, residual, dresidual, *inputs.parameters, statistics, partials),
                 *(*sizes(plan), plan.num_runs, plan.samples_per_run),
             ),
-            tile(plan) | {"RELU": relu},
+            tile(plan) | {"RELU": form.relu},
             plan.num_threads,
-            None if normalize_residual else ONE_PASS_REGISTERS,
+            None if form.normalize_add else ONE_PASS_REGISTERS,
         )
         return dx, residual_gradient, dparameters, [one_pass, reduce]
     sums = Launch(
         gradient_sums_kernel,
         plan.num_programs,
-        (dy, x, y, dz, residual, *parameters, statistics, partials, *sizes(plan), *splits(plan)),
-        tile(plan) | {"PARTS": plan.parts, "RELU": relu},
+        (
+            *(dy, x, y, dz, residual, *inputs.parameters, statistics, partials),
+            *(*sizes(plan), *splits(plan)),
+        ),
+        tile(plan) | {"PARTS": plan.parts, "RELU": form.relu},
         plan.num_threads,
     )
-    # dz has ReLU's mask in it already.
-    masked = dz is not None
+    masked = dz is not None  # ReLU's mask is in dz already
     apply = Launch(
         apply_gradients_kernel,
         plan.num_programs,
         (
-            *(dz if masked else dy, x, dx, residual, dresidual, *parameters),
+            *(dz if masked else dy, x, dx, residual, dresidual, *inputs.parameters),
             *(statistics, coefficients, *sizes(plan), *splits(plan)),
         ),
-        tile(plan) | {"PARTS": plan.parts, "RELU": relu and not masked},
+        tile(plan) | {"PARTS": plan.parts, "RELU": form.relu and not masked},
         plan.num_threads,
     )
     return dx, residual_gradient, dparameters, [sums, reduce, apply]

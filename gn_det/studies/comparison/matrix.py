@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from typing import Any
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from gn_det.config import dump_config, load_config
+from gn_det.config import differences, dump_config
+from gn_det.engine.run import check_same_settings
 from gn_det.engine.termination import TERMINATED
 from gn_det.errors import InputError
 from gn_det.utils import make_folder, write_atomically
 
-__all__ = ["Run", "check_comparable", "check_folders", "differences", "run_all"]
+__all__ = ["Run", "check_comparable", "check_folders", "run_all"]
 
 # Where a recipe may say which norm is where, and what comes with the weights of its classifier.
 _NORM_KEYS = re.compile(r"MODEL\.GN\..*|.*\.NORM")
@@ -77,17 +78,6 @@ class Run:
         return lines[-1] if lines else "it said nothing"
 
 
-def differences(configs: Mapping[str, CfgNode]) -> dict[str, dict[str, Any]]:
-    """The settings in which configs differ, and their value in each, by key and name."""
-    flat = {name: dict(_settings(cfg)) for name, cfg in configs.items()}
-    keys = sorted(set().union(*flat.values()))
-    return {
-        key: {name: settings.get(key) for name, settings in flat.items()}
-        for key in keys
-        if len({repr(settings.get(key)) for settings in flat.values()}) > 1
-    }
-
-
 def check_comparable(configs: Mapping[str, CfgNode]) -> None:
     """Refuse recipes that differ in more than the norm.
 
@@ -124,21 +114,7 @@ def check_folders(runs: Sequence[Run]) -> None:
     if twice:
         raise InputError(f"the matrix has {twice[0]} twice, which would share a folder")
     for run in runs:
-        file = run.folder / "config.yaml"
-        if not file.exists():
-            if run.folder.exists() and any(run.folder.iterdir()):
-                raise InputError(f"{run.folder} holds something that is no run of this comparison")
-            continue
-        there = differences({"there": load_config(file), "asked": run.cfg})
-        if there:
-            told = "; ".join(
-                f"{key} is {values['there']!r} there and {values['asked']!r} here"
-                for key, values in there.items()
-            )
-            raise InputError(
-                f"{run.folder} holds a run with other settings: {told}. Compare in another folder, "
-                "or remove that one"
-            )
+        check_same_settings(run.folder, run.cfg)
 
 
 def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> dict[str, str]:
@@ -206,15 +182,6 @@ def _start(run: Run, train_net: Path, jobs: int, num_gpus: int) -> subprocess.Po
 
 def _images_done(runs: Sequence[Run]) -> int:
     return sum(run.iterations_done * run.cfg.SOLVER.IMS_PER_BATCH for run in runs)
-
-
-def _settings(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots, and their values; where a run writes is none of its settings."""
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _settings(value, f"{prefix}{key}.")
-        elif prefix + key != "OUTPUT_DIR":
-            yield prefix + key, json.loads(json.dumps(value))  # as a file has it, without tuples
 
 
 def _is_of_norm(key: str, values: Mapping[str, Any]) -> bool:

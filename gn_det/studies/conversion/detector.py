@@ -1,29 +1,56 @@
-"""What converting a detector from BN to GN takes: its GN config, and pictures to calibrate on."""
+"""Converting a detector: its GN config, images to calibrate on, its evaluation and fine-tuning."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from gn_det.checkpoint import Checkpointer
+from gn_det.config import dump_config
 from gn_det.data.train_loader import build_train_loader
+from gn_det.engine.trainer import evaluate, train
 from gn_det.errors import InputError
+from gn_det.injection.convert_bn import bn_sites
+from gn_det.modeling.with_gn import groups_from_config
+from gn_det.studies.conversion.report import write_report
+from gn_det.studies.conversion.stages import Conversion, convert_in_stages
+from gn_det.utils import whole_file, write_atomically
 
-__all__ = ["DetectorBatch", "calibration_batches", "config_with_gn", "run_on_boxes"]
+__all__ = [
+    "DetectorBatch",
+    "calibration_batches",
+    "config_with_gn",
+    "convert_detector",
+    "run_on_boxes",
+]
+
+_WEIGHTS = "model_gn.pth"
+_FINE_TUNED = "fine_tuned"  # folder of that run
+
+# What stands for a model: the first of these that its evaluation has.
+_METRICS = {
+    "mask AP": ("segm", "AP"),
+    "box AP": ("bbox", "AP"),
+    "PQ": ("panoptic_seg", "PQ"),
+    "mIoU": ("sem_seg", "mIoU"),
+    "AR@1000": ("box_proposals", "AR@1000"),
+}
 
 
 class DetectorBatch(NamedTuple):
-    """Pictures, and the boxes that RoI heads look at, whatever the model finds.
+    """Images, and the boxes that RoI heads look at, whatever the model finds.
 
     Attributes:
-        inputs: Detectron2's, one for each picture.
+        inputs: Detectron2's, one for each image.
         proposals: for box heads; None for models without RoI heads.
         objects: the true boxes and classes, for mask and keypoint heads.
     """
@@ -31,6 +58,124 @@ class DetectorBatch(NamedTuple):
     inputs: list[dict[str, Any]]
     proposals: list[Instances] | None
     objects: list[tuple[Boxes, Tensor]]
+
+
+def convert_detector(
+    cfg: CfgNode, title: str, folder: Path, calibration_images: int, fine_tune: int = 0
+) -> tuple[Conversion, str]:
+    """Convert the BN layers of a config's trained detector to GN.
+
+    The folder gets ``model_gn.pth``, ``config.yaml``, which loads and trains it, the report, what
+    each stage predicted, and the run of fine-tuning.
+
+    Args:
+        cfg: of the model with BN, whose weights are MODEL.WEIGHTS, with the data sets of the run
+            and a SEED that is not negative.
+        title: of the report.
+        folder: to write to.
+        calibration_images: how many training images γ, β are fitted on.
+        fine_tune: iterations of the config's schedule; 0 for none.
+
+    Returns:
+        What was found, and the name of the metric.
+
+    Raises:
+        InputError: a model that cannot be converted, or more than one held-out set.
+    """
+    if len(cfg.DATASETS.TEST) > 1:
+        raise InputError(
+            f"the report is of one held-out set, and DATASETS.TEST has {cfg.DATASETS.TEST}"
+        )
+    model = build_model(cfg).eval()
+    groups = groups_from_config(cfg)
+    gn_cfg = config_with_gn(cfg, bn_sites(model, **groups))
+    gn_cfg.MODEL.WEIGHTS = str((folder / _WEIGHTS).resolve())
+    gn_cfg.OUTPUT_DIR = str(folder / "run")
+    Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    evaluation = _Evaluation(cfg, folder)
+
+    def report(conversion: Conversion) -> None:
+        how = (
+            f"γ, β were fitted on {calibration_images} training images (seed {cfg.SEED}) to the "
+            f"BN layers of {cfg.MODEL.WEIGHTS}. [config.yaml](config.yaml) loads the weights, "
+            f"{_WEIGHTS}. It is the config of the model with BN, except for "
+            f"MODEL.META_ARCHITECTURE {gn_cfg.MODEL.META_ARCHITECTURE}, MODEL.GN.SITES "
+            f"{gn_cfg.MODEL.GN.SITES} and MODEL.WEIGHTS. Layers that FREEZE_AT froze stay frozen."
+        )
+        if conversion.metric:
+            how += " The predictions of each stage are in evaluation/0, evaluation/1, ..."
+        if fine_tune:
+            how += f" Fine-tuning takes {fine_tune} iterations, in {_FINE_TUNED}/."
+        settings = {
+            "config": title,
+            "weights": cfg.MODEL.WEIGHTS,
+            "seed": cfg.SEED,
+            "calibration_images": calibration_images,
+            "fine_tune": fine_tune,
+            "results": dict(zip(conversion.metric, evaluation.results, strict=True)),
+        }
+        write_report(folder, title, how, conversion, evaluation.metric, settings)
+
+    def keep(model: nn.Module, conversion: Conversion) -> None:
+        with whole_file(folder / _WEIGHTS) as file:
+            torch.save({"model": model.state_dict()}, file)
+        write_atomically(folder / "config.yaml", dump_config(gn_cfg))
+        report(conversion)
+
+    def fine_tuned(model: nn.Module) -> None:
+        model.load_state_dict(_fine_tuned(gn_cfg, fine_tune, folder / _FINE_TUNED))
+
+    conversion = convert_in_stages(
+        model,
+        calibration_batches(cfg, model, calibration_images),
+        run_on_boxes,
+        evaluate=evaluation if cfg.DATASETS.TEST else None,
+        keep=keep,
+        fine_tune=fine_tuned if fine_tune else None,
+        **groups,
+    )
+    report(conversion)
+    return conversion, evaluation.metric
+
+
+class _Evaluation:
+    """Evaluates models on the held-out set.
+
+    Attributes:
+        metric: the name of what a call returned.
+        results: everything that the evaluations found, in their order.
+    """
+
+    def __init__(self, cfg: CfgNode, folder: Path) -> None:
+        self.cfg = cfg.clone()
+        self.folder = folder
+        self.metric = ""
+        self.results: list[dict[str, Any]] = []
+
+    def __call__(self, model: nn.Module) -> float:
+        self.cfg.OUTPUT_DIR = str(self.folder / "evaluation" / str(len(self.results)))
+        results = evaluate(self.cfg, model.eval())
+        self.results.append(results)
+        for self.metric, (task, name) in _METRICS.items():
+            if name in results.get(task, {}):
+                return results[task][name]
+        raise InputError(f"the evaluation has none of {', '.join(_METRICS)}, but {[*results]}")
+
+
+def _fine_tuned(gn_cfg: CfgNode, iterations: int, folder: Path) -> dict[str, Tensor]:
+    """Weights after the schedule of a config in so many iterations, from MODEL.WEIGHTS."""
+    cfg = gn_cfg.clone()
+    scale = iterations / cfg.SOLVER.MAX_ITER
+    steps = sorted({round(scale * step) for step in cfg.SOLVER.STEPS})
+    cfg.SOLVER.STEPS = tuple(step for step in steps if 0 < step < iterations)
+    cfg.SOLVER.WARMUP_ITERS = round(scale * cfg.SOLVER.WARMUP_ITERS)
+    cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = iterations
+    cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD = (), 0
+    cfg.OUTPUT_DIR = str(folder)
+    folder.mkdir()
+    write_atomically(folder / "config.yaml", dump_config(cfg))
+    model, _ = train(cfg)
+    return model.state_dict()
 
 
 def config_with_gn(cfg: CfgNode, sites: list[str]) -> CfgNode:
@@ -70,12 +215,12 @@ def config_with_gn(cfg: CfgNode, sites: list[str]) -> CfgNode:
 
 
 def calibration_batches(cfg: CfgNode, model: nn.Module, num_images: int) -> list[DetectorBatch]:
-    """The first pictures of a training, as its mapper gives them, by SEED alone.
+    """The first training images, as the mapper gives them; they depend on SEED alone.
 
     Args:
         cfg: with a SEED that is not negative.
         model: with BN, in eval mode; box heads are going to look at its proposals.
-        num_images: pictures in all, SOLVER.IMS_PER_BATCH at a time.
+        num_images: in all, SOLVER.IMS_PER_BATCH at a time.
     """
     batches = []
     with closing(build_train_loader(cfg)) as loader:

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from tabulate import tabulate
 
 from gn_det.injection.convert_bn import Calibration
 from gn_det.plots.figures import new_figure, save_figure
+from gn_det.studies.conversion.stages import Conversion
+from gn_det.utils import with_null, write_atomically
+from gn_det.version import __version__
 
-__all__ = ["conversion_report", "plot_conversion", "stage_table"]
+__all__ = ["conversion_report", "plot_conversion", "stage_table", "write_report"]
+
+
+def write_report(
+    folder: Path,
+    title: str,
+    how: str,
+    conversion: Conversion,
+    metric: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write report.md, report.json and conversion.png.
+
+    Args:
+        folder: to write to.
+        title, how: see :func:`conversion_report`.
+        conversion: what was found.
+        metric: name of what was evaluated; empty where nothing was.
+        settings: of the conversion, for report.json.
+    """
+    calibration, values = conversion.calibration, conversion.metric
+    plot_conversion(calibration, folder / "conversion.png", metric, values)
+    text = conversion_report(title, how, calibration, metric, values)
+    write_atomically(folder / "report.md", text)
+    content = {
+        "gn_det": __version__,
+        **settings,
+        "metric": metric,
+        "stages": values,
+        "calibration": asdict(calibration),
+    }
+    write_atomically(folder / "report.json", json.dumps(with_null(content), indent=1) + "\n")
 
 
 def stage_table(metric: str, values: Mapping[str, float], tablefmt: str = "github") -> str:
@@ -33,7 +70,7 @@ def conversion_report(
     calibration: Calibration,
     metric: str = "",
     values: Mapping[str, float] | None = None,
-    picture: str = "conversion.png",
+    plot: str = "conversion.png",
 ) -> str:
     """The report in Markdown.
 
@@ -42,7 +79,7 @@ def conversion_report(
         how: a paragraph on the calibration set, and on what loads the weights.
         calibration: of the norms.
         metric, values: see :func:`stage_table`; no values where nothing was evaluated.
-        picture: address of what :func:`plot_conversion` drew.
+        plot: address of what :func:`plot_conversion` drew.
     """
     stages = f"## By stage\n\n{stage_table(metric, values)}\n\n" if values else ""
     passes = ", ".join(f"{error:.3f}" for error in calibration.pass_errors)
@@ -57,7 +94,7 @@ converted model and bn that of the BN layer in the model as it was, its mean tha
 no better than a constant in each channel. Copied: with γ, β of the BN. Calibrated: with γ, β fitted
 by least squares. Mean over the norms, copied and after each pass: {passes}.
 
-![Error of each norm]({picture})
+![Error of each norm]({plot})
 
 {calibration.to_markdown()}
 """
@@ -74,7 +111,7 @@ def plot_conversion(
     Args:
         calibration: of the norms.
         png: file to write.
-        metric, values: see :func:`stage_table`; no values, no second picture.
+        metric, values: see :func:`stage_table`; no values, no second panel.
     """
     rows = [row for row in calibration.rows if row.calibrated is not None]
     # What all names have in front tells them not apart.

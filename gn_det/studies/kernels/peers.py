@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gn_det.engine.activation_memory import autocast, kept_for_backward
+from gn_det.ops.form import Form
 from gn_det.ops.triton_op import fused_group_norm
-from gn_det.studies.kernels.report import FORMS, NUM_GROUPS, launches_of, passes_of
+from gn_det.studies.kernels.report import NUM_GROUPS, launches_of, passes_of
 
 __all__ = ["PEER_SHAPE", "peer_rows"]
 
@@ -85,7 +86,7 @@ _PEERS = [
 def peer_rows() -> list[dict[str, Any]]:
     """GN then ReLU on res2's output at one image, bfloat16, contiguous: ours, then the others."""
     forward, backward = launches_of(
-        PEER_SHAPE, FORMS["GN+ReLU"], torch.bfloat16, torch.contiguous_format
+        PEER_SHAPE, Form(relu=True), torch.bfloat16, torch.contiguous_format
     )
     ours = {
         "implementation": "gn_det, GN+ReLU fused",

@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gn_det.ops import group_norm
+from gn_det.ops.form import FORMS, Form
 from gn_det.ops.reference import group_norm_reference
 
 __all__ = [
     "DTYPES",
-    "FORMS",
     "LAYOUTS",
     "Case",
-    "Form",
     "accuracy_rows",
     "code_rows",
     "launches_of",
@@ -37,23 +36,6 @@ __all__ = [
 NUM_GROUPS = 32
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-class Form(NamedTuple):
-    """One of the five fused forms."""
-
-    relu: bool = False
-    residual: bool = False
-    normalize_residual: bool = False
-
-
-FORMS = {
-    "GN": Form(),
-    "GN+ReLU": Form(relu=True),
-    "GN+add+ReLU": Form(relu=True, residual=True),
-    "GN+GN+add+ReLU": Form(relu=True, residual=True, normalize_residual=True),
-    "GN+add": Form(residual=True),
-}
 
 
 class Case(NamedTuple):
@@ -100,22 +82,16 @@ def launches_of(
     Returns:
         Two lists of gn_det.ops.kernels.launch.Launch, on zeros.
     """
-    from gn_det.ops.kernels.launch import backward_launches, forward_launches
+    from gn_det.ops.kernels.launch import Inputs, backward_launches, forward_launches
 
     x = torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=layout)
     parameter = torch.ones(shape[1], device=device)
-    residual = torch.zeros_like(x) if form.residual else None
-    residual_parameter = parameter if form.normalize_residual else None
-    y, statistics, forward = forward_launches(
-        x, num_groups, parameter, parameter, 1e-5, form.relu,
-        residual, form.normalize_residual, residual_parameter, residual_parameter,
-    )  # fmt: skip
-    keeps_y = form.relu and form.residual and not form.normalize_residual
-    *_, backward = backward_launches(
-        torch.zeros_like(x), x, y if keeps_y else None, statistics, num_groups, parameter,
-        parameter, form.relu, residual if form.normalize_residual else None,
-        residual_parameter, residual_parameter,
-    )  # fmt: skip
+    residual = torch.zeros_like(x) if form.add else None
+    residual_parameter = parameter if form.normalize_add else None
+    inputs = Inputs(x, parameter, parameter, residual, residual_parameter, residual_parameter)
+    y, statistics, forward = forward_launches(inputs, num_groups, 1e-5, form)
+    dy = torch.zeros_like(x)
+    *_, backward = backward_launches(inputs, y, statistics, dy, num_groups, form)
     return forward, backward
 
 
@@ -314,9 +290,9 @@ def _arguments(
 
     arguments = {"x": tensor(), "num_groups": NUM_GROUPS, "weight": parameter()}
     arguments |= {"bias": parameter(), "activation": "relu" if form.relu else None}
-    if form.residual:
+    if form.add:
         arguments["residual"] = tensor()
-    if form.normalize_residual:
+    if form.normalize_add:
         arguments |= {"normalize_residual": True, "residual_weight": parameter()}
         arguments["residual_bias"] = parameter()
     return arguments

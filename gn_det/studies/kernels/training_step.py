@@ -23,13 +23,13 @@ def training_step_row(steps: int = 15) -> dict[str, Any]:
     from detectron2.modeling import build_model
 
     from gn_det.config import get_config
-    from gn_det.injection import revert
+    from gn_det.injection import unfuse
 
     cfg = get_config("small/mask_rcnn_R_18_FPN_gn.yaml")
     cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(0)
     ours = build_model(cfg).train()
-    theirs = revert(copy.deepcopy(ours))
+    theirs = unfuse(copy.deepcopy(ours))
     batch = made_up_batch()
 
     times: list[tuple[float, float]] = []

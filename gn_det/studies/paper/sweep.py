@@ -20,12 +20,13 @@ from detectron2.engine import HookBase
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from tqdm import tqdm
 
+from gn_det.classification.command import CPU
 from gn_det.classification.datasets import load_pictures
 from gn_det.classification.training import ClassifierRecipe, finished_results, train_classifier
 from gn_det.engine.launch import check_device
 from gn_det.engine.run import clear_half_written, locked
 from gn_det.errors import InputError
-from gn_det.studies.paper.report import Trained
+from gn_det.studies.paper.report import ClassifierResult
 from gn_det.utils import make_folder
 
 __all__ = ["add_sweep_arguments", "run_sweep"]
@@ -47,14 +48,21 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_sweep(
     recipes: Mapping[str, ClassifierRecipe],
-    args: argparse.Namespace,
+    output: Path,
+    *,
+    device: str = "cpu",
+    jobs: int = 1,
+    num_workers: int = 0,
     hooks_of: Callable[[Path], Sequence[HookBase]] = no_hooks,
-) -> list[Trained]:
+) -> list[ClassifierResult]:
     """Train classifiers, each in a folder of ``output/runs``; finished ones are not trained again.
 
     Args:
         recipes: by the name of their run.
-        args: with output, which one sweep at a time may use, jobs, device and num_workers.
+        output: folder of the runs, which one sweep at a time may use.
+        device: "cpu" or "cuda".
+        jobs: runs at a time, which share the cores of the CPU.
+        num_workers: loading processes of each run.
         hooks_of: by the folder of a run, what hooks it has besides the usual.
 
     Returns:
@@ -64,14 +72,13 @@ def run_sweep(
         InputError: bad data or recipes, another sweep is at work in the folder, or a process was
             killed.
     """
-    output, jobs = args.output, args.jobs
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: at least 1")
-    check_device(args.device)
+    check_device(device, CPU)
     first = next(iter(recipes.values()))
     print(json.dumps(asdict(first), indent=2))
     for recipe in recipes.values():
-        recipe.check(args.device)
+        recipe.check(device)
     load_pictures(first.data, first.size)
     outcomes: dict[str, dict[str, Any] | str] = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -87,7 +94,9 @@ def run_sweep(
         # Fresh processes, as one that has used a GPU or many threads cannot be forked.
         with ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_the_sweep) as pool:
             futures = {
-                pool.submit(_train, recipe, output / "runs" / name, threads, args, hooks_of): name
+                pool.submit(
+                    _train, recipe, output / "runs" / name, device, threads, num_workers, hooks_of
+                ): name
                 for name, recipe in waiting
             }
             try:
@@ -120,8 +129,9 @@ def _end_with_the_sweep() -> None:
 def _train(
     recipe: ClassifierRecipe,
     folder: Path,
+    device: str,
     threads: int,
-    args: argparse.Namespace,
+    num_workers: int,
     hooks_of: Callable[[Path], Sequence[HookBase]],
 ) -> dict[str, Any] | str:
     torch.set_num_threads(threads)
@@ -132,9 +142,9 @@ def _train(
         return train_classifier(
             recipe,
             folder,
-            args.device,
+            device,
             resume=True,
-            num_workers=args.num_workers,
+            num_workers=num_workers,
             quiet=True,
             more_hooks=hooks_of(folder),
         )
@@ -144,7 +154,7 @@ def _train(
         os._exit(ended.code)
 
 
-def _trained(recipe: ClassifierRecipe, outcome: dict[str, Any] | str) -> Trained:
+def _trained(recipe: ClassifierRecipe, outcome: dict[str, Any] | str) -> ClassifierResult:
     run = (
         recipe.norm,
         recipe.num_groups,
@@ -153,9 +163,9 @@ def _trained(recipe: ClassifierRecipe, outcome: dict[str, Any] | str) -> Trained
         recipe.seed,
     )
     if isinstance(outcome, str):
-        return Trained(*run, failure=outcome)
+        return ClassifierResult(*run, failure=outcome)
     curves = {
         f"error/{split}": dict(enumerate(outcome[f"{split}_errors"], start=1))
         for split in ("train", "val")
     }
-    return Trained(*run, outcome["val_error"], outcome["train_error"], curves=curves)
+    return ClassifierResult(*run, outcome["val_error"], outcome["train_error"], curves=curves)

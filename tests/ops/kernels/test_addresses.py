@@ -8,19 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from support.kernels import (
-    CHANNELS_LAST,
-    FORMS,
-    INTERPRETED,
-    LAYOUTS,
-    Form,
-    make_inputs,
-    run_kernels,
-)
+from support.kernels import CHANNELS_LAST, INTERPRETED, LAYOUTS, make_inputs, run_kernels
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from gn_det.ops import plan
+from gn_det.ops.form import FORMS, Form
 from gn_det.ops.kernels import launch
 from gn_det.ops.kernels.backward import reduce_gradients_kernel
 from gn_det.ops.kernels.forward import statistics_kernel
@@ -125,19 +118,10 @@ def launches_of(
     form: Form, num_groups: int, inputs: dict[str, Tensor]
 ) -> tuple[list[launch.Launch], list[launch.Launch], dict[str, Tensor]]:
     """The launches forward and backward, and what the backward takes besides the inputs."""
-    x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
-    residual = inputs.get("residual")
-    of_residual = (inputs.get("residual_weight"), inputs.get("residual_bias"))
-    y, statistics, forward = launch.forward_launches(
-        x, num_groups, weight, bias, 1e-5, form.relu, residual, form.normalize_residual,
-        *of_residual,
-    )  # fmt: skip
-    dy = torch.ones_like(x)
-    added = form.residual and not form.normalize_residual
-    *_, backward = launch.backward_launches(
-        dy, x, y if form.relu and added else None, statistics, num_groups, weight, bias, form.relu,
-        residual if form.normalize_residual else None, *of_residual,
-    )  # fmt: skip
+    taken = launch.Inputs(**inputs)
+    y, statistics, forward = launch.forward_launches(taken, num_groups, 1e-5, form)
+    dy = torch.ones_like(taken.x)
+    *_, backward = launch.backward_launches(taken, y, statistics, dy, num_groups, form)
     return forward, backward, {"dy": dy, "y": y, "statistics": statistics}
 
 
@@ -152,7 +136,7 @@ def count(addresses: list[np.ndarray], tensors: Iterable[Tensor]) -> dict[int, n
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-@pytest.mark.parametrize("form", ["gn_relu", "residual_relu", "normalized_residual_relu"])
+@pytest.mark.parametrize("form", ["GN+ReLU", "GN+add+ReLU", "GN+GN+add+ReLU"])
 def test_every_element_is_written_once_before_it_is_read(
     form: str,
     cut: tuple,
@@ -198,7 +182,7 @@ def test_the_order_of_programs_does_not_change_a_bit(
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    form = FORMS["normalized_residual_relu"]
+    form = FORMS["GN+GN+add+ReLU"]
     shape, num_groups = cut
     inputs = make_inputs(form, shape, device, layout=layout)
     dy = torch.randn(shape, device=device)
@@ -238,7 +222,7 @@ def tile_of(cut: plan.Plan, program: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("form", ["residual_relu", "normalized_residual_relu"])
+@pytest.mark.parametrize("form", ["GN+add+ReLU", "GN+GN+add+ReLU"])
 @pytest.mark.parametrize("size", HUGE.values(), ids=HUGE)
 def test_addresses_are_right_beyond_two_to_the_31st(
     size: tuple,
@@ -307,7 +291,7 @@ def test_launches_for_huge_tensors_count_in_32_bits_what_has_32_bits(
     image = torch.empty(shape, dtype=torch.bfloat16, device="meta").contiguous(memory_format=layout)
     weight = torch.empty(64, device="meta")
     inputs = {"x": image, "weight": weight, "bias": weight}
-    if form.residual:
+    if form.add:
         inputs["residual"] = image
     forward, backward, _ = launches_of(form, 16, inputs)
     for one in (*forward, *backward):

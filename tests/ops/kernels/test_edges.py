@@ -13,7 +13,6 @@ import triton.language as tl
 from support.kernels import (
     CHANNELS_LAST,
     CONTIGUOUS,
-    FORMS,
     LAYOUTS,
     check_against_reference,
     make_inputs,
@@ -22,10 +21,11 @@ from support.kernels import (
 from torch import Tensor
 
 from gn_det.ops import group_norm
+from gn_det.ops.form import FORMS
 from gn_det.ops.kernels.tile import tile_offsets
 from gn_det.ops.reference import group_norm_reference
 
-NORMALIZED = FORMS["normalized_residual_relu"]
+NORMALIZED = FORMS["GN+GN+add+ReLU"]
 
 # A group fits into a program, or does not; two groups in a tile of channels_last.
 ONE_PASS = ((2, 8, 3, 5), 4)
@@ -75,8 +75,8 @@ def test_channels_groups_and_pixels_of_any_number(
 
 @pytest.mark.parametrize("shape", [(2, 6), (2, 6, 1, 1)], ids=str)
 def test_a_group_of_one_element_is_its_bias(shape: tuple, device: torch.device) -> None:
-    inputs = make_inputs(FORMS["gn"], shape, device)
-    y, gradients = run_kernels(FORMS["gn"], 6, inputs, torch.randn(shape, device=device))
+    inputs = make_inputs(FORMS["GN"], shape, device)
+    y, gradients = run_kernels(FORMS["GN"], 6, inputs, torch.randn(shape, device=device))
     assert torch.equal(y.flatten(1), inputs["bias"].expand(2, 6))
     assert not gradients["weight"].any()
     # rstd is 316, and what cancels is rounded before.
@@ -100,7 +100,7 @@ STRIDED: dict[str, Callable[[Callable[..., Tensor]], Tensor]] = {
 def test_strides_of_the_input_do_not_matter(
     make: Callable[[Callable[..., Tensor]], Tensor], dtype: torch.dtype, device: torch.device
 ) -> None:
-    form = FORMS["residual_relu"]
+    form = FORMS["GN+add+ReLU"]
     strided = make(functools.partial(torch.randn, device=device, dtype=dtype))
     inputs = make_inputs(form, tuple(strided.shape), device, dtype)
     y, _ = check_against_reference(form, 2, inputs | {"x": strided})
@@ -138,7 +138,7 @@ def test_residual_and_gradient_may_arrive_in_the_other_layout(
 ) -> None:
     other = CONTIGUOUS if layout == CHANNELS_LAST else CHANNELS_LAST
     inputs = make_inputs(form, (2, 6, 5, 7), device, layout=layout)
-    if form.residual:
+    if form.add:
         inputs["residual"] = inputs["residual"].contiguous(memory_format=other)
     dy = torch.randn(2, 6, 5, 7, device=device).contiguous(memory_format=other)
     y, gradients = check_against_reference(form, 2, inputs, dy)
@@ -157,7 +157,7 @@ def test_the_gradient_may_be_one_number_expanded(
 
 
 def test_sum_backward_fills_the_grad_of_every_leaf(device: torch.device) -> None:
-    inputs = make_inputs(FORMS["residual"], (2, 6, 5, 7), device)
+    inputs = make_inputs(FORMS["GN+add"], (2, 6, 5, 7), device)
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
     group_norm(**leaves, num_groups=2).sum().backward()
     assert torch.equal(leaves["residual"].grad, torch.ones(2, 6, 5, 7, device=device))
@@ -172,8 +172,8 @@ def test_sum_backward_fills_the_grad_of_every_leaf(device: torch.device) -> None
 @pytest.mark.parametrize(
     ("form", "poisoned", "value"),
     [
-        ("gn_relu", "x", torch.inf),
-        ("normalized_residual_relu", "residual", torch.nan),
+        ("GN+ReLU", "x", torch.inf),
+        ("GN+GN+add+ReLU", "residual", torch.nan),
     ],
 )
 @pytest.mark.parametrize(("shape", "num_groups"), [ONE_PASS, SPLIT], ids=["one_pass", "split"])
@@ -209,12 +209,12 @@ def test_nan_and_inf_spoil_their_own_group_and_no_bit_of_another(
 def test_constant_groups_give_exactly_the_bias_and_finite_gradients(
     shape: tuple, num_groups: int, layout: torch.memory_format, device: torch.device
 ) -> None:
-    inputs = make_inputs(FORMS["gn"], shape, device, layout=layout)
+    inputs = make_inputs(FORMS["GN"], shape, device, layout=layout)
     values = torch.tensor([0.0, 0.1, -7.3, 1e4 / 3, 1e-3, -3e5, 1.0, 1 / 3], device=device)
     for value in values.split(shape[0] * num_groups):
         constant = value.repeat_interleave(shape[1] // num_groups).view(*shape[:2], 1, 1)
         inputs["x"] = constant.expand(shape).contiguous(memory_format=layout)
-        y, gradients = run_kernels(FORMS["gn"], num_groups, inputs, torch.randn(shape).to(device))
+        y, gradients = run_kernels(FORMS["GN"], num_groups, inputs, torch.randn(shape).to(device))
         assert torch.equal(y, inputs["bias"].view(1, -1, 1, 1).expand(shape))
         assert all(gradient.isfinite().all() for gradient in gradients.values())
 
@@ -225,7 +225,7 @@ def test_a_mean_of_ten_thousand_deviations_costs_a_thousandth(
     shape: tuple, num_groups: int, layout: torch.memory_format, device: torch.device
 ) -> None:
     inputs = {"x": (1e4 + torch.randn(shape)).to(device).contiguous(memory_format=layout)}
-    y, _ = check_against_reference(FORMS["gn"], num_groups, inputs, error=1e-3)
+    y, _ = check_against_reference(FORMS["GN"], num_groups, inputs, error=1e-3)
     assert (y.double() - group_norm_reference(inputs["x"], num_groups)).abs().max() < 1e-3
 
 
@@ -235,7 +235,7 @@ def test_a_deviation_of_a_millionth(
     shape: tuple, num_groups: int, eps: float, device: torch.device
 ) -> None:
     inputs = {"x": 1e-6 * torch.randn(shape, device=device)}
-    check_against_reference(FORMS["gn"], num_groups, inputs, eps=eps)
+    check_against_reference(FORMS["GN"], num_groups, inputs, eps=eps)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -243,7 +243,7 @@ def test_a_deviation_of_a_millionth(
 def test_squares_beyond_float16_do_no_harm(
     shape: tuple, num_groups: int, layout: torch.memory_format, device: torch.device
 ) -> None:
-    form = FORMS["normalized_residual_relu"]
+    form = FORMS["GN+GN+add+ReLU"]
     inputs = make_inputs(form, shape, device, torch.float16, layout)
     for name in ("x", "residual"):
         inputs[name] = (300 + 700 * torch.rand_like(inputs[name])) * inputs[name].sign()

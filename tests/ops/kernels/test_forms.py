@@ -8,13 +8,13 @@ from support.kernels import (
     CHANNELS_LAST,
     CONTIGUOUS,
     DTYPES,
-    FORMS,
     LAYOUTS,
     check_against_reference,
     make_inputs,
 )
 
 from gn_det.ops import plan
+from gn_det.ops.form import FORMS
 
 # Several groups, nothing a power of two; a group fits into a program or does not.
 ONE_PASS = ((2, 9, 3, 5), 3)
@@ -69,7 +69,7 @@ def test_output_and_all_gradients_equal_the_papers_formula(
 def test_every_cut_of_a_shape_gives_the_same(
     cut: tuple, layout: torch.memory_format, device: torch.device
 ) -> None:
-    form = FORMS["normalized_residual_relu"]
+    form = FORMS["GN+GN+add+ReLU"]
     shape, num_groups = cut
     check_against_reference(form, num_groups, make_inputs(form, shape, device, layout=layout))
 
@@ -87,7 +87,7 @@ def test_the_cuts_are_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("form", ["residual_relu", "normalized_residual_relu"])
+@pytest.mark.parametrize("form", ["GN+add+ReLU", "GN+GN+add+ReLU"])
 def test_a_program_takes_several_blocks_of_pixels_in_turn(
     form: str, layout: torch.memory_format, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,11 +108,11 @@ def test_a_natural_plan_takes_several_blocks_of_pixels_in_turn(device: torch.dev
     shape, num_groups = (1, 128, 47, 47), 1
     forward, _ = plan_of(shape, num_groups, 4, CONTIGUOUS)
     assert forward.split_blocks > 1 and forward.num_splits > 1 and forward.parts > 1
-    check_against_reference(FORMS["gn"], num_groups, make_inputs(FORMS["gn"], shape, device))
+    check_against_reference(FORMS["GN"], num_groups, make_inputs(FORMS["GN"], shape, device))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("form", ["gn_relu", "residual_relu", "normalized_residual_relu"])
+@pytest.mark.parametrize("form", ["GN+ReLU", "GN+add+ReLU", "GN+GN+add+ReLU"])
 def test_a_program_takes_several_samples_in_turn(
     form: str, layout: torch.memory_format, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +145,7 @@ def test_parameters_have_dtypes_of_their_own_and_so_have_their_gradients(
     cut: tuple,
     device: torch.device,
 ) -> None:
-    form = FORMS["normalized_residual_relu"]
+    form = FORMS["GN+GN+add+ReLU"]
     shape, num_groups = cut
     inputs = make_inputs(form, (1, *shape[1:]), device, dtype)
     dtypes = {
@@ -168,7 +168,7 @@ def test_any_parameter_may_be_missing(
     parameters: tuple[str, ...], cut: tuple, device: torch.device
 ) -> None:
     normalize_residual = any(name.startswith("residual") for name in parameters)
-    form = FORMS["normalized_residual_relu" if normalize_residual else "gn_relu"]
+    form = FORMS["GN+GN+add+ReLU" if normalize_residual else "GN+ReLU"]
     shape, num_groups = cut
     inputs = make_inputs(form, (1, *shape[1:]), device)
     images = {name: inputs[name] for name in ("x", "residual") if name in inputs}
@@ -186,7 +186,7 @@ def test_two_three_and_five_dimensions(form, shape: tuple, device: torch.device)
     "shape", [(2, 12, 3, 4, 5), (1, 12, 11, 10, 10)], ids=["one_pass", "split"]
 )
 def test_volumes_in_channels_last(shape: tuple, device: torch.device) -> None:
-    form = FORMS["normalized_residual_relu"]
+    form = FORMS["GN+GN+add+ReLU"]
     inputs = make_inputs(form, shape, device, layout=torch.channels_last_3d)
     y, gradients = check_against_reference(form, 3, inputs)
     images = {name: gradients[name] for name in ("x", "residual")}
@@ -196,7 +196,7 @@ def test_volumes_in_channels_last(shape: tuple, device: torch.device) -> None:
 @pytest.mark.parametrize("eps", [1e-3, 0.5])
 @pytest.mark.parametrize("cut", [ONE_PASS, SPLIT], ids=["one_pass", "split"])
 def test_eps_is_added_to_the_variance(cut: tuple, eps: float, device: torch.device) -> None:
-    form = FORMS["normalized_residual_relu"]
+    form = FORMS["GN+GN+add+ReLU"]
     shape, num_groups = cut
     inputs = make_inputs(form, (1, *shape[1:]), device)
     check_against_reference(form, num_groups, inputs, eps=eps)

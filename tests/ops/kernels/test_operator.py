@@ -13,33 +13,25 @@ from torch import Tensor, nn
 
 from gn_det.layers import FusedGroupNorm
 from gn_det.ops import group_norm
+from gn_det.ops.form import FORMS
 from gn_det.ops.reference import group_norm_reference
 from gn_det.ops.triton_op import fused_group_norm, fused_group_norm_backward
-
-FORMS = {
-    "GN": {},
-    "GN+ReLU": {"activation": "relu"},
-    "GN+add+ReLU": {"activation": "relu", "residual": True},
-    "GN+GN+add+ReLU": {"activation": "relu", "residual": True, "normalize_residual": True},
-    "GN+add": {"residual": True},
-}
 
 
 def sample(form: str, device: torch.device, layout: torch.memory_format) -> tuple:
     """Arguments of the operator that require gradients."""
-    options = FORMS[form]
+    relu, add, normalize_add = FORMS[form]
     shape, groups = (2, 8, 4, 5), 2
 
     def tensor(*size: int) -> Tensor:
         return torch.randn(*size, device=device)
 
     x = tensor(*shape).contiguous(memory_format=layout).requires_grad_()
-    residual = tensor(*shape).requires_grad_() if "residual" in options else None
-    normalized = options.get("normalize_residual", False)
+    residual = tensor(*shape).requires_grad_() if add else None
     parameters = [tensor(8).requires_grad_() for _ in range(4)]
     return (
-        x, groups, *parameters[:2], 1e-5, "activation" in options,
-        residual, normalized, *(parameters[2:] if normalized else (None, None)),
+        x, groups, *parameters[:2], 1e-5, relu,
+        residual, normalize_add, *(parameters[2:] if normalize_add else (None, None)),
     )  # fmt: skip
 
 

@@ -7,15 +7,9 @@ import math
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.kernels import (
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    DTYPES,
-    FORMS,
-    check_against_reference,
-    make_inputs,
-)
+from support.kernels import CHANNELS_LAST, CONTIGUOUS, DTYPES, check_against_reference, make_inputs
 
+from gn_det.ops.form import FORMS
 from gn_det.ops.plan import make_plan
 
 # Programs of one launch: these take the interpreter a second, forward and backward.

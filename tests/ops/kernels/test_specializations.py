@@ -10,6 +10,7 @@ import torch
 from support.kernels import CHANNELS_LAST, CONTIGUOUS, LAYOUTS
 from torch import Tensor
 
+from gn_det.ops.form import Form
 from gn_det.ops.kernels import backward, forward, launch
 from gn_det.ops.kernels.tile import SIZES
 
@@ -48,12 +49,9 @@ def launches_for(channels: int, stride: int, size: tuple, layout: torch.memory_f
     x = torch.empty((2, channels, height, width), dtype=torch.bfloat16, device="meta")
     x = x.contiguous(memory_format=layout)
     weight = torch.empty(channels, device="meta")
-    y, statistics, there = launch.forward_launches(
-        x, 32, weight, weight, 1e-5, True, None, False, None, None
-    )
-    *_, back = launch.backward_launches(
-        y, x, None, statistics, 32, weight, weight, True, None, None, None
-    )
+    inputs, form = launch.Inputs(x, weight, weight), Form(relu=True)
+    y, statistics, there = launch.forward_launches(inputs, 32, 1e-5, form)
+    *_, back = launch.backward_launches(inputs, y, statistics, y, 32, form)
     return there + back
 
 

@@ -14,12 +14,12 @@ from support.programs import ROOT
 
 from gn_det import InputError
 from gn_det.config import dump_config, load_config
+from gn_det.config.differences import differences
 from gn_det.engine.run import locked
 from gn_det.studies.comparison.matrix import (
     Run,
     check_comparable,
     check_folders,
-    differences,
     run_all,
 )
 
@@ -93,7 +93,7 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path: Path) -> None:
     asked = run(tmp_path)
     asked.folder.mkdir()
     (asked.folder / "photo.jpg").touch()
-    with pytest.raises(InputError, match="holds something that is no run of this comparison"):
+    with pytest.raises(InputError, match="holds something that is no run of this program"):
         check_folders([asked])
 
 
@@ -146,8 +146,9 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path, program: 
 
 def test_ending_a_comparison_ends_its_runs_in_peace(tmp_path: Path, program: Path) -> None:
     code = (
-        "import sys; sys.path[:0] = ['tests/engine', 'tests']; from pathlib import Path\n"
-        "from test_comparison import run, run_all\n"
+        "import sys; from pathlib import Path\n"
+        "sys.path[:0] = ['tests/studies/comparison', 'tests']\n"
+        "from test_matrix import run, run_all\n"
         f"run_all([run(Path({str(tmp_path)!r}), seed=2)], Path({str(program)!r}), 1, 1)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)

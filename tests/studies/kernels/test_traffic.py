@@ -6,8 +6,8 @@ import pytest
 import torch
 from support.kernels import INTERPRETED
 
+from gn_det.ops.form import FORMS
 from gn_det.studies.kernels.report import (
-    FORMS,
     LAYOUTS,
     Case,
     accuracy_rows,

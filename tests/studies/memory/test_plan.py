@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
+from matplotlib.axes import Axes
 
 from gn_det import InputError
 from gn_det.config import get_config
@@ -101,7 +102,7 @@ def test_what_is_set_already_is_not_advised(in_gib: list[Step]) -> None:
     assert told.endswith(": SOLVER.IMS_PER_GPU 1 SOLVER.ACCUMULATE_STEPS 2 (2.0 GiB)")
 
 
-def test_tables_and_picture_have_every_step(in_gib: list[Step], tmp_path: Path) -> None:
+def test_the_tables_have_every_step(in_gib: list[Step]) -> None:
     cfg = get_config("coco/mask_rcnn_R_50_FPN_gn_amp_1x.yaml")
     steps = plan(cfg, [1, 2], [(100, 100), (100, 200)])
     assert in_gib == list(steps) and len(steps) == 2 * 2 * len(VARIANTS)
@@ -110,5 +111,29 @@ def test_tables_and_picture_have_every_step(in_gib: list[Step], tmp_path: Path) 
     assert [row.split("\t")[-1].strip() for row in rows].count("no") == 3 + 3 + 4
     assert all(row.split("\t")[-2].strip().isdigit() for row in rows)
     assert "stem" in fixed_table(steps[Step("gn_det", 1, (100, 100))])
-    plot_plan(steps, card, tmp_path / "plan.png")
-    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_has_a_bar_for_every_step_as_high_as_the_step_needs(
+    in_gib: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = []
+    monkeypatch.setattr(memory_plan, "save_figure", lambda figure, png: figures.append(figure))
+    cfg = get_config("coco/mask_rcnn_R_50_FPN_gn_amp_1x.yaml")
+    steps = plan(cfg, [1, 2], [(100, 100), (100, 200)])
+    plot_plan(steps, Card(5 * GIB), tmp_path / "plan.png")
+    axes = figures[0].axes
+    assert [each.get_title() for each in axes] == [
+        "1 image of 100×100", "2 images of 100×100", "1 image of 100×200", "2 images of 100×200",
+    ]  # fmt: skip
+    for each in axes:
+        assert [line.get_ydata()[0] for line in each.get_lines()] == [5, 5 * (1 - MARGIN)]
+    assert [label.get_text() for label in axes[-1].get_xticklabels()] == list(VARIANTS)
+    # A bar of each variant, stacked from the fixed part, the ResNet's activations and the rest.
+    assert heights(axes[0]) == pytest.approx([3, 3, 3, 2])
+    assert heights(axes[3]) == pytest.approx([9, 9, 9, 5])
+
+
+def heights(axes: Axes) -> list[float]:
+    """Of the stacks of bars from left to right."""
+    bars = [[bar.get_height() for bar in stacked] for stacked in axes.containers]
+    return [sum(stack) for stack in zip(*bars, strict=True)]

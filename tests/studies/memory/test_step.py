@@ -59,6 +59,9 @@ class TestMaskRCNN:
 def test_parts_that_recompute_each_by_itself_keep_a_tenth_more_at_most() -> None:
     """As projects with a meta-architecture of their own: what FPN hands to the RPN is kept."""
     cfg = get_config("Base-Mask-RCNN-FPN-GN.yaml")
+    cfg.MODEL.BACKBONE.NAME = "build_gn_resnet_fpn_backbone"
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "GNFastRCNNConvFCHead"
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "GNMaskRCNNConvUpsampleHead"
     cfg.MODEL.DEVICE, cfg.MODEL.GN.RECOMPUTE = "cuda", True
     with FakeTensorMode(), torch.device("cuda"), autocast(enabled=True):
         model = META_ARCH_REGISTRY.get("GeneralizedRCNN")(cfg).train()
@@ -103,7 +106,7 @@ def test_the_synthetic_step_keeps_what_the_real_one_does_in_all_that_no_object_d
     cfg = get_config("small/mask_rcnn_R_18_FPN_gn.yaml")
     cfg.MODEL.DEVICE = "cpu"
     batch = made_up_batch()
-    model = build_model(cfg).train()
+    model = build_variant(cfg, "gn_det")
     parts = step_memory.parts_of(model)
     with EventStorage():
         real = kept_for_backward(lambda: model(batch), parts)

@@ -1,4 +1,0 @@
-from .common import schedule
-from .mask_rcnn_R_101_FPN_frozenbn_1x import dataloader, model, optimizer, train
-
-train.max_iter, lr_multiplier = schedule(3)

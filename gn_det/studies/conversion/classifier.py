@@ -1,0 +1,121 @@
+"""Converting a classifier of tools/train_classifier.py, and its backbone for detectors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gn_det.classification.datasets import load_images
+from gn_det.classification.networks import Classifier
+from gn_det.classification.training import (
+    error_rate,
+    read_classifier,
+    train_classifier,
+    write_backbone_of,
+)
+from gn_det.data.seeding import seed_generators
+from gn_det.errors import InputError
+from gn_det.studies.conversion.report import write_report
+from gn_det.studies.conversion.stages import Conversion, convert_in_stages
+from gn_det.utils import make_folder, whole_file
+
+__all__ = ["METRIC", "convert_classifier"]
+
+METRIC = "validation error (%)"
+_WEIGHTS = "model_gn.pth"
+_FINE_TUNED = "fine_tuned"  # folder of that run
+
+
+def convert_classifier(
+    source: Path,
+    folder: Path,
+    calibration_images: int,
+    fine_tune: int = 0,
+    *,
+    lr: float,
+    device: str,
+    num_groups: int | None = None,
+    channels_per_group: int | None = None,
+) -> Conversion:
+    """Convert the BN layers of a trained classifier to GN.
+
+    The folder gets ``model_gn.pth``, ``backbone.pth`` and ``backbone.yaml`` for detectors, the
+    report, and the run of fine-tuning.
+
+    Args:
+        source: folder of the classifier with BN.
+        folder: to write to.
+        calibration_images: how many training images γ, β are fitted on.
+        fine_tune: epochs; 0 for none.
+        lr: of fine-tuning, at 32 images a process.
+        device: "cpu" or "cuda".
+        num_groups, channels_per_group: see :func:`gn_det.inject`.
+
+    Raises:
+        InputError: there is no finished classifier with BN, or too few training images.
+    """
+    recipe, classifier = read_classifier(source)
+    groups = {"num_groups": num_groups, "channels_per_group": channels_per_group}
+    gn_recipe = replace(recipe, norm="GN", **groups, epochs=fine_tune, lr=lr, schedule="cosine")
+    images, held_out = load_images(recipe.data, recipe.size)
+    batches = _calibration_batches(images, calibration_images, recipe.seed)
+
+    def report(conversion: Conversion) -> None:
+        how = (
+            f"γ, β were fitted on {calibration_images} training images of {recipe.data} (seed "
+            f"{recipe.seed}) to the BN layers of {source}. The error is that of the held-out "
+            "images. [backbone.yaml](backbone.yaml) is for detectors that start from the "
+            "calibrated weights."
+        )
+        if fine_tune:
+            how += (
+                f" Fine-tuning takes {fine_tune} epochs at a learning rate of {lr:g}; "
+                f"[{_FINE_TUNED}/backbone.yaml]({_FINE_TUNED}/backbone.yaml) is for detectors that "
+                "start from its result."
+            )
+        settings = {
+            "classifier": str(source),
+            "recipe": asdict(recipe),
+            "calibration_images": calibration_images,
+            "fine_tune": fine_tune,
+            "lr": lr,
+        }
+        title = f"{recipe.network} on {recipe.data}"
+        write_report(folder, title, how, conversion, METRIC, settings)
+
+    def keep(model: Classifier, conversion: Conversion) -> None:
+        with whole_file(folder / _WEIGHTS) as file:
+            torch.save({"model": model.state_dict()}, file)
+        write_backbone_of(folder / "backbone.pth", gn_recipe, model)
+        report(conversion)
+
+    def fine_tuned(model: Classifier) -> None:
+        run = folder / _FINE_TUNED
+        make_folder(run)
+        train_classifier(gn_recipe, run, device, weights=str(folder / _WEIGHTS))
+        model.load_state_dict(read_classifier(run)[1].state_dict())
+
+    conversion = convert_in_stages(
+        classifier.to(device),
+        batches,
+        Classifier.scores,
+        evaluate=lambda model: error_rate(model, held_out),
+        keep=keep,
+        fine_tune=fine_tuned if fine_tune else None,
+        **groups,
+    )
+    report(conversion)
+    return conversion
+
+
+def _calibration_batches(images: Dataset, number: int, seed: int) -> list[Tensor]:
+    """Training images, augmented as in training, 32 at a time; they depend on the seed alone."""
+    if not 1 <= number <= len(images):
+        raise InputError(f"--calibration-images {number}: from 1 to {len(images)}")
+    seed_generators(seed)
+    chosen = torch.randperm(len(images))[:number].tolist()
+    return [*torch.stack([images[index]["image"] for index in chosen]).split(32)]
