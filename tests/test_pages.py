@@ -159,6 +159,18 @@ def test_the_readme_is_short_and_begins_with_one_screen() -> None:
     assert next(n for n, line in enumerate(lines) if line.startswith("## ")) <= 45
 
 
+def test_the_numbers_of_the_first_screen_are_those_of_the_pages_it_links() -> None:
+    rows = re.findall(
+        r"^\| \[[a-z A-Z]+\]\((.+?)#.+?\)[^|]*(\|.*)$", PAGES["README.md"], re.MULTILINE
+    )
+    assert len(rows) == 3
+    for page, cells in rows:
+        numbers = re.findall(r"\dR\+\dW|\d+\.\d|\d{3,}", cells)
+        assert len(numbers) >= 2
+        for number in numbers:
+            assert re.search(rf"\b{re.escape(number)}\b", PAGES[page]), number
+
+
 def table(page: str, title: str) -> list[list[str]]:
     """The cells of the table of a page whose first column has this title."""
     _, _, below = PAGES[page].partition(f"| {title} |")
