@@ -1,4 +1,4 @@
-"""Draw what a trained model sees in pictures, folders, globs and videos."""
+"""Draw what a trained model sees in images, folders, globs and videos."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--config-file", type=Path, required=True, help="config.yaml of a run, or another config")
     add("--weights", help="default: model_final.pth beside the config file, else MODEL.WEIGHTS")
     add("--input", nargs="+", required=True, help="files, folders, globs and videos")
-    add("--output", type=Path, required=True, help="folder for the overlaid pictures and videos")
+    add("--output", type=Path, required=True, help="folder for the overlaid images and videos")
     add("--json", type=Path, metavar="FILE", help="also write the detections as COCO results")
     add("--confidence-threshold", type=float, default=0.5, help="default: %(default)s")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE ...")
@@ -92,7 +92,7 @@ def load_demo_config(args: argparse.Namespace) -> Any:
 
 
 def find_inputs(patterns: list[str]) -> list[Path]:
-    """Every file that --input names: a folder stands for the pictures and videos in it."""
+    """Every file that --input names: a folder stands for the images and videos in it."""
     found: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
@@ -104,7 +104,7 @@ def find_inputs(patterns: list[str]) -> list[Path]:
         else:
             files = sorted(Path(p) for p in glob(pattern, recursive=True) if Path(p).is_file())
         if not files:
-            raise InputError(f"--input {pattern}: no such file, or no picture or video in it")
+            raise InputError(f"--input {pattern}: no such file, or no image or video in it")
         found += files
     return list(dict.fromkeys(found))
 
@@ -146,7 +146,7 @@ class Demo:
         self.results: list[dict[str, Any]] = []
 
     def run(self, path: Path, output: Path, image_id: int) -> None:
-        """Draw one picture or video; one of UNREADABLE if it cannot be read or written."""
+        """Draw one image or video; one of UNREADABLE if it cannot be read or written."""
         where = {"image_id": image_id, "file_name": str(path)}
         if path.suffix.lower() in VIDEO_SUFFIXES:
             self._run_video(path, output, where)
@@ -174,14 +174,14 @@ class Demo:
             raise OSError("not a video that can be read")
         writer.release()
 
-    def _draw(self, picture: np.ndarray, where: dict[str, Any]) -> np.ndarray:
+    def _draw(self, image: np.ndarray, where: dict[str, Any]) -> np.ndarray:
         """BGR in, BGR out."""
-        instances = self.predictor(picture)["instances"].to("cpu")
+        instances = self.predictor(image)["instances"].to("cpu")
         results = instances_to_coco_json(instances, where["image_id"])
         for result in results:
             result.update(where, category_id=self.categories[result["category_id"]][0])
         self.results += results
-        return draw_objects(picture[:, :, ::-1], results, dict(self.categories))[:, :, ::-1]
+        return draw_objects(image[:, :, ::-1], results, dict(self.categories))[:, :, ::-1]
 
 
 def _frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ from gn_det.studies.paper.report import (
     error_table,
     plot_error_by_batch,
     plot_error_curves,
-    trained_csv,
+    results_csv,
 )
 from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
 from gn_det.utils import write_atomically
@@ -42,7 +42,7 @@ def main() -> int:
     trained = run_sweep(
         recipes, args.output, device=args.device, jobs=args.jobs, num_workers=args.num_workers
     )
-    write_atomically(args.output / "errors.csv", trained_csv(trained))
+    write_atomically(args.output / "errors.csv", results_csv(trained))
     plot_error_by_batch(trained, args.output / "error_by_batch.png")
     plot_error_curves(trained, args.output / "error_curves.png")
     for metric, title in (("val_error", "Validation"), ("train_error", "Training")):

@@ -35,13 +35,13 @@ from gn_det.studies.comparison.matrix import (
 )
 from gn_det.studies.comparison.report import (
     Cost,
-    Outcome,
+    RunResult,
     ap_table,
     cost_table,
-    outcomes_csv,
     plot_ap,
     plot_cost,
     plot_curves_of,
+    results_csv,
 )
 from gn_det.utils import write_atomically
 from gn_det.version import __version__
@@ -60,9 +60,9 @@ def main() -> int:
     with locked(args.output):
         check_folders(runs)
         failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
-        outcomes = [outcome(run, failures.get(run.name, "")) for run in runs]
+        results = [result(run, failures.get(run.name, "")) for run in runs]
         costs = measure(runs)
-        report(args.output, compared, recipes, held_out(data), outcomes, costs)
+        report(args.output, compared, recipes, held_out(data), results, costs)
     return 1 if failures else 0
 
 
@@ -107,7 +107,7 @@ def shorten(cfg: CfgNode) -> None:
     cfg.TEST.EVAL_PERIOD //= 4
 
 
-def outcome(run: Run, failure: str) -> Outcome:
+def result(run: Run, failure: str) -> RunResult:
     """What a run has left in metrics.json, by the images that it had seen."""
     step = run.cfg.SOLVER.IMS_PER_BATCH * run.cfg.SOLVER.ACCUMULATE_STEPS
     curves = {}
@@ -119,7 +119,7 @@ def outcome(run: Run, failure: str) -> Outcome:
                     min(iteration + 1, run.cfg.SOLVER.MAX_ITER) * step: value
                     for iteration, value in sorted(metrics[name].items())
                 }
-    return Outcome(run.recipe, run.ims_per_gpu, run.seed, step, failure, curves)
+    return RunResult(run.recipe, run.ims_per_gpu, run.seed, step, failure, curves)
 
 
 def measure(runs: Sequence[Run]) -> list[Cost]:
@@ -153,26 +153,24 @@ def report(
     compared: dict[str, CfgNode],
     recipes: dict[str, CfgNode],
     held_out: str,
-    outcomes: Sequence[Outcome],
+    results: Sequence[RunResult],
     costs: Sequence[Cost],
 ) -> None:
-    """Write report.md, report.json, runs.csv and the pictures, and print the tables."""
+    """Write report.md, report.json, runs.csv and the plots, and print the tables."""
     beside = [name for name in recipes if name not in compared]
-    plot_ap(outcomes, output / "ap.png", beside)
-    plot_curves_of(outcomes, output / "curves.png", beside)
+    plot_ap(results, output / "ap.png", beside)
+    plot_curves_of(results, output / "curves.png", beside)
     plot_cost(costs, output / "cost.png")
-    write_atomically(output / "runs.csv", outcomes_csv(outcomes))
+    write_atomically(output / "runs.csv", results_csv(results))
     content = {
         "gn_det": __version__,
         "differences": differences(recipes),
-        "runs": [asdict(outcome) for outcome in outcomes],
+        "runs": [asdict(result) for result in results],
         "costs": [asdict(cost) for cost in costs],
     }
     write_atomically(output / "report.json", json.dumps(content, indent=1) + "\n")
-    write_atomically(
-        output / "report.md", report_text(compared, recipes, held_out, outcomes, costs)
-    )
-    print(f"\n{ap_table(outcomes, 'simple')}\n\n{cost_table(costs, 'simple')}\n")
+    write_atomically(output / "report.md", report_text(compared, recipes, held_out, results, costs))
+    print(f"\n{ap_table(results, 'simple')}\n\n{cost_table(costs, 'simple')}\n")
     print(f"The report is {output / 'report.md'}.")
 
 
@@ -180,12 +178,12 @@ def report_text(
     compared: dict[str, CfgNode],
     recipes: dict[str, CfgNode],
     held_out: str,
-    outcomes: Sequence[Outcome],
+    results: Sequence[RunResult],
     costs: Sequence[Cost],
 ) -> str:
     """The report in Markdown."""
     beside = [name for name in recipes if name not in compared]
-    seeds = sorted({o.seed for o in outcomes})
+    seeds = sorted({o.seed for o in results})
     first = next(iter(compared.values()))
     differing = "\n".join(
         f"- `{key}`: " + ", ".join(f"{value!r} in {name}" for name, value in values.items())
@@ -193,7 +191,7 @@ def report_text(
     )
     failed = "".join(
         f"- {o.recipe}, {o.ims_per_gpu} at a time, seed {o.seed}: {o.failure}\n"
-        for o in outcomes
+        for o in results
         if o.failure
     )
     return f"""# Comparison of {", ".join(compared)}
@@ -201,7 +199,7 @@ def report_text(
 COCO AP on {held_out} after training, mean ± sample standard deviation over
 {len(seeds)} seed{"s" * (len(seeds) > 1)} ({", ".join(map(str, seeds))}), by images on a GPU.
 
-{ap_table(outcomes)}
+{ap_table(results)}
 
 ![AP](ap.png)
 

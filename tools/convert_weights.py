@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         help="names to write; default: %(default)s",
     )
     add("--prefix", help="of the names to take, where the file has several ResNets")
-    what = "of the pictures that it was trained on, from 0 to 255, in the order of INPUT.FORMAT"
+    what = "of the images that it was trained on, from 0 to 255, in the order of INPUT.FORMAT"
     for flag in ("--pixel-mean", "--pixel-std"):
         add(flag, nargs=3, type=float, metavar=("C1", "C2", "C3"), help=what)
     add("--input-format", choices=("RGB", "BGR"), help="order of the colours that it takes")

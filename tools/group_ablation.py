@@ -15,7 +15,12 @@ import torch.nn.functional as F
 
 from gn_det import FusedGroupNorm
 from gn_det.classification.command import add_recipe_arguments, recipe_of
-from gn_det.studies.paper.report import Trained, error_table, plot_group_errors, trained_csv
+from gn_det.studies.paper.report import (
+    ClassifierResult,
+    error_table,
+    plot_group_errors,
+    results_csv,
+)
 from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
 from gn_det.utils import write_atomically
 
@@ -39,13 +44,13 @@ def main() -> int:
     trained = run_sweep(
         recipes, args.output, device=args.device, jobs=args.jobs, num_workers=args.num_workers
     )
-    write_atomically(args.output / "errors.csv", trained_csv(trained))
+    write_atomically(args.output / "errors.csv", results_csv(trained))
     plot_group_errors(trained, args.output / "group_errors.png")
     print("\nValidation error in percent:")
     for kind, title in _KINDS.items():
         of_kind = [t for t in trained if getattr(t, kind) is not None]
 
-        def number(t: Trained, kind: str = kind) -> int:
+        def number(t: ClassifierResult, kind: str = kind) -> int:
             return getattr(t, kind)
 
         print(f"\n{error_table(of_kind, lambda t: 'GN', number, title)}")

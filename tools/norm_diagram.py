@@ -40,7 +40,7 @@ def main() -> None:
         axes = figure.add_subplot(1, len(layers), place, projection="3d")
         together = normalized_together(layer)
         colors = np.where(together, "tab:blue", "white")
-        # Axes of the picture: N to the back, C to the right, H and W upwards.
+        # Axes of the figure: N to the back, C to the right, H and W upwards.
         axes.voxels(
             np.ones((CHANNELS, IMAGES, PLACES)),
             facecolors=colors.transpose(1, 0, 2),

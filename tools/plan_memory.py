@@ -51,7 +51,7 @@ def main() -> None:
     steps = plan(cfg, sorted(set(args.ims_per_gpu)), sorted(set(sizes)))
     print(report(cfg, steps, card, sizes))
     plot_plan(steps, card, args.output)
-    print(f"\nThe picture is {args.output}.")
+    print(f"\nThe plot is {args.output}.")
     if torch.cuda.is_available():
         print(f"\n{measured(cfg, next(step for step in steps if step.variant == own(cfg)), steps)}")
     else:

@@ -1,7 +1,7 @@
-"""What BN makes of held-out pictures in training and in testing, beside GN, and under shifts.
+"""What BN makes of held-out images in training and in testing, beside GN, and under shifts.
 
 In training BN normalises by the batch, in testing by running averages of the training set; where
-the pictures shift, the two differ. GN computes the same in both (Wu & He 2018, section 1).
+the images shift, the two differ. GN computes the same in both (Wu & He 2018, section 1).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gn_det.engine.command import run_command
 from gn_det.engine.launch import check_device
 
 from gn_det.classification.command import CPU, add_device_argument
-from gn_det.classification.datasets import load_pictures
+from gn_det.classification.datasets import load_images
 from gn_det.classification.training import read_classifier
 from gn_det.errors import InputError
 from gn_det.studies.paper.shifts import gap_csv, gap_table, plot_gap, shifted_errors
@@ -38,8 +38,8 @@ def main() -> None:
         print(f"{folder}: {name}, trained on {recipe.data} with seed {recipe.seed}")
         sets.add((recipe.data, recipe.size))
         if len(sets) > 1:
-            raise InputError(f"the classifiers learnt different pictures, (data, size): {sets}")
-        _, held_out = load_pictures(recipe.data, recipe.size)
+            raise InputError(f"the classifiers learnt different images, (data, size): {sets}")
+        _, held_out = load_images(recipe.data, recipe.size)
         errors[name] = shifted_errors(classifier.to(device), held_out, args.batch_sizes)
     write_atomically(args.output / "gap.csv", gap_csv(errors))
     plot_gap(errors, args.output / "gap.png")
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "classifiers", nargs="+", type=Path, help="folders of train_classifier.py, or of a sweep"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of table and picture")
+    parser.add_argument("--output", type=Path, required=True, help="folder of table and image")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
     add_device_argument(parser)
     return parser.parse_args()

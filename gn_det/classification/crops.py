@@ -1,4 +1,4 @@
-"""Objects of a COCO-format data set, cut out: a classification set of the same pictures."""
+"""Objects of a COCO-format data set, cut out: a classification set of the same images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ObjectCrops(Dataset):
 
     Args:
         json_file, image_root: the data set.
-        size: side of a picture in pixels.
+        size: side of an image in pixels.
         augmented: whether a crop is mirrored, shifted and scaled at random, by NumPy's generator.
 
     Raises:
@@ -82,16 +82,16 @@ class ObjectCrops(Dataset):
         return sample(crop, label, file)
 
 
-def sample(picture: np.ndarray, label: int, file_name: str) -> dict[str, Any]:
+def sample(image: np.ndarray, label: int, file_name: str) -> dict[str, Any]:
     """A sample of a classification set.
 
     Args:
-        picture: (H, W, 3) BGR with values from 0 to 255.
+        image: (H, W, 3) BGR with values from 0 to 255.
         label: index of its class.
-        file_name: where the picture is from, named in errors.
+        file_name: where the image is from, named in errors.
 
     Returns:
         ``image``, a (3, H, W) float32 tensor, ``label`` and ``file_name``.
     """
-    image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float()
+    image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
     return {"image": image, "label": label, "file_name": file_name}

@@ -1,4 +1,4 @@
-"""Classification sets: handwritten digits, generated pictures, folders, objects of COCO sets.
+"""Classification sets: handwritten digits, generated images, folders, objects of COCO sets.
 
 Their items are :func:`gn_det.classification.crops.sample`. In training sets these are augmented by
 the global generators, which :class:`gn_det.data.train_loader.TrainLoader` seeds for each.
@@ -20,17 +20,17 @@ from gn_det.classification.crops import ObjectCrops, sample
 from gn_det.data.shapes import CATEGORIES, draw_object
 from gn_det.errors import InputError
 
-__all__ = ["Digits", "Folder", "GeneratedPictures", "load_pictures"]
+__all__ = ["Digits", "Folder", "GeneratedImages", "load_images"]
 
 
-def load_pictures(data: str, size: int | None = None) -> tuple[Dataset, Dataset]:
+def load_images(data: str, size: int | None = None) -> tuple[Dataset, Dataset]:
     """Training and held-out split of a classification set.
 
     Args:
         data: "digits", "generated", or a folder: with one folder per class in ``train/`` and
             ``val/``, as ImageNet and :class:`torchvision.datasets.ImageFolder` have it, or with
             ``train.json``, ``val.json`` and ``images/`` in COCO format, whose objects are cut out.
-        size: side of the pictures in pixels; default 8 for digits, 224 for folders of classes, 48
+        size: side of the images in pixels; default 8 for digits, 224 for folders of classes, 48
             for the others.
 
     Returns:
@@ -53,7 +53,7 @@ def _split(data: str, split: str, size: int | None) -> Dataset:
     if data == "digits":
         return Digits(split, size or 8)
     if data == "generated":
-        return GeneratedPictures(split, size or 48)
+        return GeneratedImages(split, size or 48)
     folder, augmented = Path(data), split == "train"
     if (folder / "train.json").exists():
         file, images = folder / f"{split}.json", folder / "images"
@@ -91,21 +91,21 @@ class Digits(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = self._indices[index]
-        picture = cv2.resize(
+        image = cv2.resize(
             self._images[number], (self.size, self.size), interpolation=cv2.INTER_LINEAR
         )
         return sample(
-            np.repeat(picture[..., None], 3, axis=2), int(self._labels[number]), f"digit {number}"
+            np.repeat(image[..., None], 3, axis=2), int(self._labels[number]), f"digit {number}"
         )
 
 
-class GeneratedPictures(Dataset):
-    """Pictures of one generated circle, triangle or square, half of them mirrored in training.
+class GeneratedImages(Dataset):
+    """Images of one generated circle, triangle or square, half of them mirrored in training.
 
-    Picture i of a split depends on i alone.
+    Image i of a split depends on i alone.
 
     Args:
-        split: "train", of 4,000 pictures, or "val", of 1,000 others.
+        split: "train", of 4,000 images, or "val", of 1,000 others.
         size: side in pixels.
     """
 
@@ -121,25 +121,25 @@ class GeneratedPictures(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index >= len(self):  # ends a loop over the set
             raise IndexError(index)
-        picture, label = draw_object(np.random.default_rng([int(self.augmented), index]), self.size)
+        image, label = draw_object(np.random.default_rng([int(self.augmented), index]), self.size)
         if self.augmented and np.random.uniform() < 0.5:
-            picture = picture[:, ::-1]
-        return sample(picture, label, f"generated picture {index}")
+            image = image[:, ::-1]
+        return sample(image, label, f"generated image {index}")
 
 
 class Folder(Dataset):
     """torchvision's ImageFolder with the usual ImageNet augmentation.
 
-    Training pictures are random parts, of 8% to 100% of the area, and mirrored at random; held-out
+    Training images are random parts, of 8% to 100% of the area, and mirrored at random; held-out
     ones are scaled to 256/224 of the size, and their centre is taken.
 
     Args:
         root: a folder for each class.
         size: side in pixels.
-        augmented: whether they are training pictures.
+        augmented: whether they are training images.
 
     Raises:
-        InputError: there are no pictures of classes; from an item, its file is no picture.
+        InputError: there are no images of classes; from an item, its file is no image.
     """
 
     def __init__(self, root: str | os.PathLike[str], size: int, *, augmented: bool) -> None:
@@ -152,7 +152,7 @@ class Folder(Dataset):
             self._folder = ImageFolder(root)
         except OSError as error:
             raise InputError(
-                f"{root} is no classification set: it needs a folder of pictures for each class. "
+                f"{root} is no classification set: it needs a folder of images for each class. "
                 "--data is digits, generated, or a folder with train/ and val/, or with "
                 "train.json, val.json and images/"
             ) from error
@@ -164,8 +164,8 @@ class Folder(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, label = self._folder.samples[index]
         try:
-            picture = self._folder.loader(file)
+            image = self._folder.loader(file)
         except OSError as error:
-            raise InputError(f"{file} is no picture: {error}") from error
-        rgb = np.asarray(self._transform(picture))
+            raise InputError(f"{file} is no image: {error}") from error
+        rgb = np.asarray(self._transform(image))
         return sample(rgb[..., ::-1], label, file)

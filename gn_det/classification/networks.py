@@ -46,7 +46,7 @@ Norm = str | Callable[[int], nn.Module]
 
 
 class Classifier(nn.Module):
-    """Pictures, normalised as a detector's, through a backbone to class scores.
+    """Images, normalised as a detector's, through a backbone to class scores.
 
     Called with samples, it returns Detectron2's dict of losses, and tells the event storage the
     percentage of them that have a wrong class, ``batch_error``.
@@ -66,22 +66,22 @@ class Classifier(nn.Module):
 
     def forward(self, samples: list[dict]) -> dict[str, Tensor]:
         """Cross entropy as ``loss_cls``, of :func:`gn_det.classification.crops.sample`s."""
-        pictures, labels = stacked(samples)
-        scores = self.scores(pictures)
+        images, labels = stacked(samples)
+        scores = self.scores(images)
         labels = labels.to(scores.device)
         if has_event_storage():
             error = (scores.argmax(1) != labels).float().mean().item()
             get_event_storage().put_scalar("batch_error", 100 * error)
         return {"loss_cls": F.cross_entropy(scores, labels)}
 
-    def scores(self, pictures: Tensor) -> Tensor:
-        """(N, classes) of (N, 3, H, W) BGR pictures with values from 0 to 255, on any device."""
-        pictures = pictures.to(self.pixel_mean.device)
-        return self.backbone((pictures - self.pixel_mean) / self.pixel_std)["linear"]
+    def scores(self, images: Tensor) -> Tensor:
+        """(N, classes) of (N, 3, H, W) BGR images with values from 0 to 255, on any device."""
+        images = images.to(self.pixel_mean.device)
+        return self.backbone((images - self.pixel_mean) / self.pixel_std)["linear"]
 
 
 def stacked(samples: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """(N, 3, H, W) pictures of samples, and their (N,) labels, on the CPU."""
+    """(N, 3, H, W) images of samples, and their (N,) labels, on the CPU."""
     images = torch.stack([sample["image"] for sample in samples])
     return images, torch.tensor([sample["label"] for sample in samples])
 
@@ -96,7 +96,7 @@ def build_classifier(
     """A classifier with a norm behind every convolution.
 
     ResNets have their stride in the 3×3 convolutions, and γ = 0 in the last norm of each block (Wu
-    & He 2018, section 4.1). "resnet10" is for pictures of 8 to 32 pixels: four stages of one basic
+    & He 2018, section 4.1). "resnet10" is for images of 8 to 32 pixels: four stages of one basic
     block with 32 to 256 channels behind a 3×3 convolution, 8 pixels to one at the end.
 
     Args:
@@ -193,7 +193,7 @@ def _resnet(depth: int, norm: Norm, num_classes: int) -> ResNet:
 
 
 class SmallStem(CNNBlockBase):
-    """A 3×3 convolution to 32 channels that keeps the size of its pictures."""
+    """A 3×3 convolution to 32 channels that keeps the size of its images."""
 
     def __init__(self, norm: Norm) -> None:
         super().__init__(3, 32, 1)
@@ -210,7 +210,7 @@ class VGG16(nn.Module):
     """VGG-16 (Simonyan & Zisserman 2015, configuration D) with a norm behind each convolution.
 
     The scores are linear in the mean of its features, since the three fully connected layers of the
-    original need pictures of 224 pixels.
+    original need images of 224 pixels.
 
     Args:
         norm: what Detectron2's get_norm takes; convolutions without one have a bias.
@@ -243,7 +243,7 @@ class VGG16(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if min(x.shape[2:]) < 32:
             raise InputError(
-                f"VGG-16 halves pictures five times and needs 32 pixels, not {tuple(x.shape[2:])}; "
+                f"VGG-16 halves images five times and needs 32 pixels, not {tuple(x.shape[2:])}; "
                 "give --size 32"
             )
         return {"linear": self.linear(self.features(x).mean((2, 3)))}

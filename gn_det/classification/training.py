@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.backbone_file import write_backbone
-from gn_det.classification.datasets import load_pictures
+from gn_det.classification.datasets import load_images
 from gn_det.classification.epoch_errors import EpochErrors
 from gn_det.classification.networks import (
     PIXEL_MEAN,
@@ -73,11 +73,11 @@ class ClassifierRecipe:
     SGD with momentum 0.9, and a weight decay of 1e-4 on all parameters, γ and β as well.
 
     Attributes:
-        data, size: for :func:`gn_det.classification.datasets.load_pictures`.
+        data, size: for :func:`gn_det.classification.datasets.load_images`.
         network, norm, num_groups, channels_per_group: for
             :func:`gn_det.classification.networks.build_classifier`.
-        epochs: passes over the training pictures.
-        ims_per_gpu: pictures a process has in a step.
+        epochs: passes over the training images.
+        ims_per_gpu: images a process has in a step.
         lr: at 32 of them, in proportion for others.
         schedule: of the learning rate: "steps" divides it by 10 after 30%, 60% and 90% of the
             epochs; "cosine" warms up in a tenth of them and ends at 0.
@@ -154,16 +154,16 @@ def train_classifier(
         of a finished run, where one is resumed.
 
     Raises:
-        InputError: bad data, too few pictures for a step, a loss that is not finite, or a folder
-            with another recipe, other pictures or another number of processes.
+        InputError: bad data, too few images for a step, a loss that is not finite, or a folder
+            with another recipe, other images or another number of processes.
     """
     recipe.check(device)
-    train, val = load_pictures(recipe.data, recipe.size)
+    train, val = load_images(recipe.data, recipe.size)
     ims_per_step = recipe.ims_per_gpu * comm.get_world_size()
     steps = len(train) // ims_per_step
     if steps == 0:
-        raise InputError(f"{len(train)} pictures do not make a step of {ims_per_step}")
-    circumstances = {"ims_per_step": ims_per_step, "training_pictures": len(train)}
+        raise InputError(f"{len(train)} images do not make a step of {ims_per_step}")
+    circumstances = {"ims_per_step": ims_per_step, "training_images": len(train)}
     finished = finished_results(recipe, output_dir, **circumstances)
     if resume and finished:
         return finished
@@ -227,28 +227,28 @@ def train_classifier(
 
 @torch.no_grad()
 def error_rate(
-    classifier: Classifier, pictures: Dataset, batch_size: int = 100, num_workers: int = 0
+    classifier: Classifier, images: Dataset, batch_size: int = 100, num_workers: int = 0
 ) -> float:
     """Top-1 error in percent, over all processes.
 
     Args:
         classifier: evaluated in eval mode, and left in the mode that it was in.
-        pictures: as :mod:`gn_det.classification.datasets` has them.
+        images: as :mod:`gn_det.classification.datasets` has them.
         batch_size: of the evaluation.
         num_workers: loading processes.
     """
     wrong = total = 0
     loader = DataLoader(
-        pictures,
+        images,
         batch_size,
-        sampler=InferenceSampler(len(pictures)),
+        sampler=InferenceSampler(len(images)),
         num_workers=num_workers,
         collate_fn=list,
     )
     with inference_context(classifier):
         for samples in loader:
-            images, labels = stacked(samples)
-            wrong += (classifier.scores(images).argmax(1).cpu() != labels).sum().item()
+            batch, labels = stacked(samples)
+            wrong += (classifier.scores(batch).argmax(1).cpu() != labels).sum().item()
             total += len(labels)
     counts = comm.all_gather((wrong, total))
     return 100 * sum(w for w, _ in counts) / sum(t for _, t in counts)

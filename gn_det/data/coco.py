@@ -157,7 +157,7 @@ def image_problem(path: Path, height: int, width: int) -> str | None:
     try:
         with Image.open(path) as image:
             kind, size = image.format, image.size
-            # Detectron2 turns pictures upright; PNG would be decoded to look for its EXIF.
+            # Detectron2 turns images upright; PNG would be decoded to look for its EXIF.
             if kind in ("JPEG", "MPO") and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
                 size = size[::-1]
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""The shapes set: generated pictures of circles, triangles and squares in COCO format.
+"""The shapes set: generated images of circles, triangles and squares in COCO format.
 
 Small enough to learn on two CPU cores in minutes, and with what COCO has: textured backgrounds,
 objects of several scales that hide one another, crowds as RLE, images without objects, several
@@ -84,7 +84,7 @@ def generate_shapes(
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Draw one picture.
+    """Draw one image.
 
     Returns:
         (H, W, 3) uint8 BGR image, and its annotations in COCO's form without ids and image_id.
@@ -119,7 +119,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any
 
 
 def draw_object(rng: np.random.Generator, size: int) -> tuple[np.ndarray, int]:
-    """Draw a picture of one object.
+    """Draw an image of one object.
 
     Returns:
         (size, size, 3) uint8 BGR image, and the object's place in CATEGORIES.
@@ -139,7 +139,7 @@ def _write_split(
         image, drawn = draw_image(np.random.default_rng([settings["seed"], image_id]))
         file_name = f"{image_id:06d}.jpg"
         if not cv2.imwrite(str(folder / file_name), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
-            raise OSError(errno.EIO, "a picture could not be written; is the disk full?")
+            raise OSError(errno.EIO, "an image could not be written; is the disk full?")
         height, width = image.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for annotation in drawn:

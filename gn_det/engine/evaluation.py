@@ -27,7 +27,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """Detectron2's evaluator for a registered data set.
 
     COCO's AP counts the best TEST.DETECTIONS_PER_IMAGE detections of an image: COCO's own 100 by
-    default, more where crowded pictures need it.
+    default, more where crowded images need it.
 
     Raises:
         InputError: a kind of data set that Detectron2 has no evaluator for.

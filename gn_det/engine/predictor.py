@@ -1,4 +1,4 @@
-"""From a config and weights to predictions on pictures."""
+"""From a config and weights to predictions on images."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def contact_sheet(
     num_images: int = 6,
     score_threshold: float = 0.5,
 ) -> None:
-    """Draw some pictures of a split twice: with their annotations and with the predictions.
+    """Draw some images of a split twice: with their annotations and with the predictions.
 
     Args:
         json_file: the split's instances JSON.
@@ -58,9 +58,9 @@ def contact_sheet(
     for axes in grid.ravel():
         axes.axis("off")
     for image, (left, right) in zip(chosen, grid, strict=False):
-        picture = read_image(str(Path(image_root) / image["file_name"]), format="RGB")
-        left.imshow(draw_objects(picture, truths[image["id"]], names))
+        pixels = read_image(str(Path(image_root) / image["file_name"]), format="RGB")
+        left.imshow(draw_objects(pixels, truths[image["id"]], names))
         left.set_title(f"{image['file_name']}: ground truth", fontsize=9)
-        right.imshow(draw_objects(picture, predictions[image["id"]], names))
+        right.imshow(draw_objects(pixels, predictions[image["id"]], names))
         right.set_title(f"predictions, score ≥ {score_threshold:g}", fontsize=9)
     figure.savefig(png, dpi=60)

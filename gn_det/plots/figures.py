@@ -1,4 +1,4 @@
-"""What the pictures and files of numbers have in common."""
+"""What the figures and the files of their numbers have in common."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, png: str | Path) -> None:
-    """Write a figure as a picture that is there whole or not at all."""
+    """Write a figure as a PNG that is complete or not there at all."""
     with whole_file(Path(png)) as file:
         figure.savefig(file, dpi=110, format="png")
 

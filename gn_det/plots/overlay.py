@@ -1,4 +1,4 @@
-"""Drawing objects over a picture, from COCO-format annotations or results alike."""
+"""Drawing objects over an image, from COCO-format annotations or results alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["draw_objects"]
 
 
 def draw_objects(
-    picture: np.ndarray,
+    image: np.ndarray,
     objects: Sequence[Mapping[str, Any]],
     names: Mapping[int, str],
     short_side: int = 480,
@@ -24,23 +24,23 @@ def draw_objects(
     Where there is one class, each object has its own colour and the label is the score alone.
 
     Args:
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         objects: with category_id, segmentation or bbox, and score or iscrowd, as in COCO.
         names: by category id.
-        short_side: pixels that a smaller picture is enlarged to, so that labels can be read.
+        short_side: pixels that a smaller image is enlarged to, so that labels can be read.
 
     Returns:
         (H', W', 3) uint8 RGB.
     """
-    scale = max(1.0, short_side / min(picture.shape[:2]))
-    visualizer = Visualizer(picture, Metadata(), scale=scale)
+    scale = max(1.0, short_side / min(image.shape[:2]))
+    visualizer = Visualizer(image, Metadata(), scale=scale)
     if not objects:
         return visualizer.output.get_image()
     order = sorted(names)
     if len(names) == 1:
         hues = [index * 0.618 % 1 for index in range(len(objects))]  # neighbours in order far apart
     else:
-        # From yellow on: pure red, green and blue are what pictures often have of their own.
+        # From yellow on: pure red, green and blue are what images often have of their own.
         hues = [(order.index(o["category_id"]) / len(order) + 1 / 6) % 1 for o in objects]
     has_masks = all(o.get("segmentation") for o in objects)
     drawn = visualizer.overlay_instances(

@@ -1,4 +1,4 @@
-"""Why two batches of one picture do not give the gradient of one batch of both, cause by cause."""
+"""Why two batches of one image do not give the gradient of one batch of both, cause by cause."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gn_det.errors import InputError
 
 __all__ = ["accumulation_rows", "is_padded", "padding_rows", "training_pairs"]
 
-# Two pictures with their instances, as Detectron2's mapper makes them.
+# Two images with their instances, as Detectron2's mapper makes them.
 Pair: TypeAlias = list[dict[str, Any]]
 
 _CANDIDATES = 32  # batches among which pairs are looked for
@@ -40,9 +40,9 @@ _PARTS = {
 def training_pairs(
     cfg: CfgNode, size_divisibility: int, most: int = 7
 ) -> tuple[list[Pair], list[Pair]]:
-    """Some of the batches of two pictures that a training begins with, and the same unpadded.
+    """Some of the batches of two images that a training begins with, and the same unpadded.
 
-    Those of pictures of different sizes, which are padded, come first.
+    Those of images of different sizes, which are padded, come first.
 
     Args:
         cfg: with a SEED that is not negative and registered DATASETS.TRAIN.
@@ -50,7 +50,7 @@ def training_pairs(
         most: how many; small data sets may have fewer.
 
     Returns:
-        The pairs as training has them; the same pictures, mirrored alike, resized to one square.
+        The pairs as training has them; the same images, mirrored alike, resized to one square.
 
     Raises:
         InputError: no two images of the data set come into one batch.
@@ -73,7 +73,7 @@ def training_pairs(
         )
     numbers = sorted(numbers, key=lambda n: not is_padded(pairs[n]))[:most]
     pairs = [pairs[n] for n in numbers]
-    side = max(min(picture["image"].shape[-2:]) for picture in itertools.chain(*pairs))
+    side = max(min(image["image"].shape[-2:]) for image in itertools.chain(*pairs))
     divisor = max(size_divisibility, 1)
     side = -(-side // divisor) * divisor
     resized = batches(T.Resize((side, side)))
@@ -81,7 +81,7 @@ def training_pairs(
 
 
 def is_padded(pair: Pair) -> bool:
-    """Whether the pictures of a pair differ in size."""
+    """Whether the images of a pair differ in size."""
     return pair[0]["image"].shape != pair[1]["image"].shape
 
 
@@ -91,7 +91,7 @@ def accumulation_rows(
     """Relative differences of gradients while one cause after the other is taken away.
 
     They are ‖g_accumulated − g_batch‖ / ‖g_batch‖ in the median over the pairs: g_batch is that of
-    a step of one batch of both pictures, g_accumulated that of a step of two batches of one.
+    a step of one batch of both images, g_accumulated that of a step of two batches of one.
     ``sampled anew`` is the same for two steps of the very same batch that sample other anchors and
     proposals.
 
@@ -102,7 +102,7 @@ def accumulation_rows(
 
     Returns:
         A row for each stage, and each keeps what those before it have changed: as it trains; with
-        all anchors and proposals in the losses; with the resized pictures; with losses that are
+        all anchors and proposals in the losses; with the resized images; with losses that are
         means over images; in float64.
 
     Raises:
@@ -115,7 +115,7 @@ def accumulation_rows(
     rows = [_row("nothing, as it trains", model, pairs)]
     _keep_all(model, max(_number_of_anchors(model, pair) for pair in pairs))
     rows.append(_row("all anchors and proposals kept", model, pairs))
-    rows.append(_row(f"and all pictures {height}×{width}, none padded", model, resized))
+    rows.append(_row(f"and all images {height}×{width}, none padded", model, resized))
     _take_losses_by_image(model.roi_heads)
     rows.append(_row("and losses that are means over images", model, resized))
     _propose_in_float32(model.proposal_generator)
@@ -124,18 +124,18 @@ def accumulation_rows(
 
 
 def padding_rows(model: nn.Module, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """How what a model makes of a picture changes with the pictures beside it in a batch.
+    """How what a model makes of an image changes with the images beside it in a batch.
 
     Args:
         model: an R-CNN of Detectron2's.
-        pairs: from which the pictures are.
+        pairs: from which the images are.
 
     Returns:
-        A row for the pictures that are padded in their pair, which is one of another size, unless
-        there are none; a row for every picture beside itself, which pads nothing. ``padding`` is
-        the padded share of the picture's place in the batch, ``features`` is ‖f_batch − f_alone‖ /
+        A row for the images that are padded in their pair, which is one of another size, unless
+        there are none; a row for every image beside itself, which pads nothing. ``padding`` is
+        the padded share of the image's place in the batch, ``features`` is ‖f_batch − f_alone‖ /
         ‖f_alone‖ of all maps of the backbone, ``top left`` the same of the quarter of the maps
-        that lies farthest from the padding, all three in the median over the pictures. ``scores``
+        that lies farthest from the padding, all three in the median over the images. ``scores``
         are differences of the detection scores of equal rank.
     """
     batches = {
@@ -145,7 +145,7 @@ def padding_rows(model: nn.Module, pairs: Sequence[Pair]) -> list[dict[str, Any]
             for batch in (pair, pair[::-1])
             if _padded_shape(model, batch) != _padded_shape(model, batch[:1])
         ],
-        "itself": [[picture, picture] for picture in itertools.chain(*pairs)],
+        "itself": [[image, image] for image in itertools.chain(*pairs)],
     }
     with inference_context(model), torch.no_grad():
         return [
@@ -210,7 +210,7 @@ def _row(changed: str, model: nn.Module, pairs: Sequence[Pair]) -> dict[str, Any
     columns: dict[str, list[float]] = defaultdict(list)
     for number, pair in enumerate(tqdm(pairs, desc=changed, unit="pair", delay=2)):
         batch = _gradients(model, [pair], 3 * number)
-        accumulated = _gradients(model, [[picture] for picture in pair], 3 * number + 1)
+        accumulated = _gradients(model, [[image] for image in pair], 3 * number + 1)
         again = _gradients(model, [pair], 3 * number + 2)
         columns["accumulated"].append(_relative_difference(accumulated, batch))
         columns["sampled anew"].append(_relative_difference(again, batch))
@@ -249,7 +249,7 @@ def _summary(changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     scores = torch.cat([change["scores"] for change in changes])
     return {
-        "pictures": len(changes),
+        "images": len(changes),
         **medians,
         "scores, median": scores.median().item() if len(scores) else None,
         "scores, largest": scores.max().item() if len(scores) else None,
@@ -261,7 +261,7 @@ def _padded_shape(model: nn.Module, batch: Pair) -> torch.Size:
 
 
 def _changes(model: nn.Module, batch: Pair) -> dict[str, Any]:
-    """What changes for the first picture of a batch; see padding_rows."""
+    """What changes for the first image of a batch; see padding_rows."""
     alone, scores_alone = _features_and_scores(model, batch[:1])
     beside, scores_beside = _features_and_scores(model, batch)
     beside = {
@@ -281,7 +281,7 @@ def _changes(model: nn.Module, batch: Pair) -> dict[str, Any]:
 def _features_and_scores(
     model: nn.Module, batch: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Maps of the backbone and detection scores, both of the first picture of a batch."""
+    """Maps of the backbone and detection scores, both of the first image of a batch."""
     features = model.backbone(model.preprocess_image(batch).tensor)
     detections = model.inference(batch, do_postprocess=False)[0]
     return {name: feature[:1] for name, feature in features.items()}, detections.scores

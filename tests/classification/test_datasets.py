@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gn_det import InputError
-from gn_det.classification.datasets import load_pictures
+from gn_det.classification.datasets import load_images
 from gn_det.data.seeding import seed_generators
 
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     [("digits", (1437, 360), 10, 8), ("generated", (4000, 1000), 3, 48)],
 )
 def test_sets_without_a_file(data: str, sizes: tuple, classes: int, size: int) -> None:
-    train, val = load_pictures(data)
+    train, val = load_images(data)
     assert (len(train), len(val)) == sizes
     assert len(train.classes) == classes
     sample = val[0]
@@ -40,17 +40,17 @@ def test_sets_without_a_file(data: str, sizes: tuple, classes: int, size: int) -
     assert 0 <= sample["image"].min() and 100 < sample["image"].max() <= 255
     assert torch.equal(sample["image"], val[0]["image"])
     assert {val[i]["label"] for i in range(60)} == set(range(classes))
-    assert load_pictures(data, 20)[0][0]["image"].shape == (3, 20, 20)
+    assert load_images(data, 20)[0][0]["image"].shape == (3, 20, 20)
 
 
 def test_no_digit_is_in_both_splits() -> None:
-    train, val = load_pictures("digits")
+    train, val = load_images("digits")
     names = [{dataset[i]["file_name"] for i in range(len(dataset))} for dataset in (train, val)]
     assert not names[0] & names[1] and len(names[0] | names[1]) == 1797
 
 
 def test_generated_classes_are_told_apart_by_more_than_chance() -> None:
-    _, val = load_pictures("generated")
+    _, val = load_images("generated")
     hues = {0: [], 1: [], 2: []}
     for i in range(90):
         sample = val[i]
@@ -60,7 +60,7 @@ def test_generated_classes_are_told_apart_by_more_than_chance() -> None:
 
 
 def test_a_folder_of_classes_is_imagenets_layout(folder: Path) -> None:
-    train, val = load_pictures(str(folder), 16)
+    train, val = load_images(str(folder), 16)
     assert train.classes == ["cat", "dog"] and (len(train), len(val)) == (6, 4)
     sample = val[3]
     assert sample["label"] == 1 and sample["file_name"].endswith("val/dog/1.png")
@@ -74,23 +74,23 @@ def test_a_folder_of_classes_is_imagenets_layout(folder: Path) -> None:
 
 
 def test_objects_of_a_coco_folder(shapes: Path) -> None:
-    train, val = load_pictures(str(shapes), 24)
+    train, val = load_images(str(shapes), 24)
     assert train.classes == ["circle", "triangle", "square"]
     assert train.augmented and not val.augmented and val[0]["image"].shape == (3, 24, 24)
 
 
 def test_what_is_no_set_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere/train is no classification set.*--data is"):
-        load_pictures(str(tmp_path / "nowhere"))
+        load_images(str(tmp_path / "nowhere"))
     (folder / "val" / "cat").rename(folder / "val" / "cow")
     with pytest.raises(InputError, match=r"held-out classes \['cow', 'dog'\] are not"):
-        load_pictures(str(folder))
+        load_images(str(folder))
     with pytest.raises(InputError, match="size 0 is below 1"):
-        load_pictures("digits", 0)
+        load_images("digits", 0)
 
 
 def test_a_file_that_is_no_picture_is_named(folder: Path) -> None:
     (folder / "val" / "cat" / "0.png").write_text("text")
-    _, val = load_pictures(str(folder))
-    with pytest.raises(InputError, match=r"val/cat/0\.png is no picture"):
+    _, val = load_images(str(folder))
+    with pytest.raises(InputError, match=r"val/cat/0\.png is no image"):
         val[0]

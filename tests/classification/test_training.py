@@ -52,7 +52,7 @@ class Colours(Dataset):
 @pytest.fixture(autouse=True)
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        engine, "load_pictures", lambda data, size: (Colours(size or 8), Colours(size or 8, 7))
+        engine, "load_images", lambda data, size: (Colours(size or 8), Colours(size or 8, 7))
     )
 
 
@@ -183,7 +183,7 @@ def test_the_error_is_the_median_of_the_last_five_epochs(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ims_per_gpu": 64}, "44 pictures do not make a step of 64"),
+        ({"ims_per_gpu": 64}, "44 images do not make a step of 64"),
         ({"epochs": 0}, "epochs 0, ims_per_gpu 8"),
         ({"lr": 1e9}, "the loss is not finite"),
         ({"norm": "BN", "num_groups": 4}, "num_groups 4"),

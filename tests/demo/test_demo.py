@@ -159,7 +159,7 @@ def test_inputs_are_never_overwritten(demo: Callable, pictures: Path, tmp_path: 
 def test_inputs_that_match_nothing_are_an_error(demo: Callable, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for missing in ("nowhere.jpg", "nowhere/*.jpg", tmp_path / "empty"):
-        with pytest.raises(InputError, match="no such file, or no picture"):
+        with pytest.raises(InputError, match="no such file, or no image"):
             demo("--input", missing, "--output", tmp_path / "out")
 
 

@@ -79,7 +79,7 @@ def test_padding_changes_gns_features_everywhere_and_frozen_bns_near_it(shapes: 
     model, pairs, _ = model_and_pair(shapes)
     frozen, _, _ = model_and_pair(shapes, *OTHER_NORM, "FrozenBN")
     (gn, alike), (frozen_bn, _) = padding_rows(model, pairs), padding_rows(frozen, pairs)
-    assert (gn["beside"], gn["pictures"]) == ("another size", 2)
+    assert (gn["beside"], gn["images"]) == ("another size", 2)
     assert gn["padding"] == pytest.approx(0.2)  # 128×160 and 160×128 in 160×160
     assert gn["top left"] > 0.1 and frozen_bn["top left"] < gn["top left"] / 3
     assert frozen_bn["features"] > 1e-3  # the padding is zeros, but not the maps there
@@ -91,7 +91,7 @@ def test_padding_changes_gns_features_everywhere_and_frozen_bns_near_it(shapes: 
 def test_equal_pictures_change_nothing_for_each_other(shapes: Path) -> None:
     model, _, resized = model_and_pair(shapes)
     (row,) = padding_rows(model, resized)
-    assert (row["beside"], row["pictures"], row["padding"]) == ("itself", 2, 0)
+    assert (row["beside"], row["images"], row["padding"]) == ("itself", 2, 0)
     assert row["features"] < 1e-5 and row["scores, largest"] < 1e-4
 
 

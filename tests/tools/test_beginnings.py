@@ -46,7 +46,14 @@ def convert_bn_to_gn(folder: Path, output: Path, overrides: list) -> list[object
 
 
 def feature_distribution(folder: Path, output: Path, overrides: list) -> list[object]:
-    recipes = ["--recipes", YAML[1], "--module", "backbone", "--output", output]
+    recipes = [
+        "--recipes",
+        YAML[1],
+        "--module",
+        "roi_heads.mask_head.mask_fcn1",
+        "--output",
+        output,
+    ]
     return [*recipes, *folder_flags(folder), *overrides, *TINY]
 
 

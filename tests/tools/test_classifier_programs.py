@@ -19,7 +19,7 @@ from support.programs import ROOT, TINY, folder_flags
 from torch.utils.data import Subset
 
 from gn_det import InputError
-from gn_det.classification import datasets as pictures
+from gn_det.classification import datasets
 
 DIGITS = ["--data", "digits", "--network", "resnet10", "--epochs", 1, "--device", "cpu"]
 
@@ -131,7 +131,7 @@ def test_features_of_vgg16(programs: Callable, tmp_path: Path) -> None:
 def small_folder(parent: Path) -> Path:
     """Four pictures of each of two digits, as a folder of classes."""
     folder = parent / "digits"
-    for split, dataset in zip(("train", "val"), pictures.load_pictures("digits", 32), strict=True):
+    for split, dataset in zip(("train", "val"), datasets.load_images("digits", 32), strict=True):
         for label in (0, 1):
             (folder / split / str(label)).mkdir(parents=True)
             of_label = [i for i in range(60) if dataset[i]["label"] == label][:4]

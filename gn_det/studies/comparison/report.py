@@ -1,4 +1,4 @@
-"""The report of a comparison: tables of AP and cost, and their pictures."""
+"""The report of a comparison: tables of AP and cost, and their plots."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from gn_det.plots.figures import (
 
 __all__ = [
     "Cost",
-    "Outcome",
+    "RunResult",
     "ap_table",
     "cost_table",
-    "outcomes_csv",
     "plot_ap",
     "plot_cost",
     "plot_curves_of",
+    "results_csv",
 ]
 
 _TASKS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a run reached.
 
     Attributes:
@@ -73,14 +73,14 @@ class Cost:
     seconds: float
 
 
-def ap_table(outcomes: Sequence[Outcome], tablefmt: str = "github") -> str:
+def ap_table(results: Sequence[RunResult], tablefmt: str = "github") -> str:
     """Mean ± sample standard deviation over the seeds, a row for each recipe."""
-    numbers = sorted({o.ims_per_gpu for o in outcomes})
-    metrics = _metrics(outcomes)
+    numbers = sorted({o.ims_per_gpu for o in results})
+    metrics = _metrics(results)
     headers = ["", *(f"{_TASKS[m]}, {n} image{'s' * (n > 1)}" for m in metrics for n in numbers)]
     rows = [
-        [recipe] + [_cell(_of(outcomes, recipe, n), metric) for metric in metrics for n in numbers]
-        for recipe in _recipes(outcomes)
+        [recipe] + [_cell(_of(results, recipe, n), metric) for metric in metrics for n in numbers]
+        for recipe in _recipes(results)
     ]
     return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True)
 
@@ -103,9 +103,9 @@ def cost_table(costs: Sequence[Cost], tablefmt: str = "github") -> str:
     return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True)
 
 
-def outcomes_csv(outcomes: Sequence[Outcome]) -> str:
+def results_csv(results: Sequence[RunResult]) -> str:
     """A line for each run."""
-    metrics = _metrics(outcomes)
+    metrics = _metrics(results)
     return csv_text(
         ["recipe", "ims_per_gpu", "seed", "ims_per_step", *metrics, "failure"],
         [
@@ -114,26 +114,26 @@ def outcomes_csv(outcomes: Sequence[Outcome]) -> str:
                 *("" if o.ap(m) is None else f"{o.ap(m):.4f}" for m in metrics),
                 o.failure,
             ]
-            for o in outcomes
+            for o in results
         ],
     )
 
 
-def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) -> None:
+def plot_ap(results: Sequence[RunResult], png: Path, beside: Sequence[str] = ()) -> None:
     """AP against the images of a step, a line for each recipe, a bar for the spread over seeds.
 
     Recipes that are shown beside the comparison are dashed.
     """
-    metrics = _metrics(outcomes)
+    metrics = _metrics(results)
     figure = new_figure(5.5 * len(metrics), 4)
     for axes, metric in zip(
         figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
     ):
-        for number, recipe in enumerate(_recipes(outcomes)):
+        for number, recipe in enumerate(_recipes(results)):
             points: dict[int, list[float]] = {}
-            for outcome in outcomes:
-                if outcome.recipe == recipe and outcome.ap(metric) is not None:
-                    points.setdefault(outcome.ims_per_step, []).append(outcome.ap(metric))
+            for result in results:
+                if result.recipe == recipe and result.ap(metric) is not None:
+                    points.setdefault(result.ims_per_step, []).append(result.ap(metric))
             places = sorted(points)
             axes.errorbar(
                 [place * (1 + 0.012 * number) for place in places],  # bars beside each other
@@ -144,7 +144,7 @@ def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) 
                 capsize=3,
                 label=recipe,
             )
-        steps = sorted({outcome.ims_per_step for outcome in outcomes})
+        steps = sorted({result.ims_per_step for result in results})
         set_log2_places(axes, steps)
         axes.set(xlabel="images a step", ylabel=_TASKS[metric], ylim=(0, None))
         axes.grid(alpha=0.3)
@@ -152,19 +152,19 @@ def plot_ap(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) 
     save_figure(figure, png)
 
 
-def plot_curves_of(outcomes: Sequence[Outcome], png: Path, beside: Sequence[str] = ()) -> None:
+def plot_curves_of(results: Sequence[RunResult], png: Path, beside: Sequence[str] = ()) -> None:
     """AP and training loss against the images seen, a row for each number of images a GPU.
 
     Means over the seeds, their spread in a lighter tone; recipes beside the comparison are dashed.
     """
-    numbers = sorted({o.ims_per_gpu for o in outcomes})
-    metrics = [*_metrics(outcomes), "total_loss"]
+    numbers = sorted({o.ims_per_gpu for o in results})
+    metrics = [*_metrics(results), "total_loss"]
     figure = new_figure(4.5 * len(metrics), 3.4 * len(numbers))
     grid = figure.subplots(len(numbers), len(metrics), squeeze=False)
     for row, n in zip(grid, numbers, strict=True):
         for axes, metric in zip(row, metrics, strict=True):
-            for recipe in _recipes(outcomes):
-                curves = [o.curves.get(metric, {}) for o in _of(outcomes, recipe, n)]
+            for recipe in _recipes(results):
+                curves = [o.curves.get(metric, {}) for o in _of(results, recipe, n)]
                 plot_mean(axes, curves, recipe, "--" if recipe in beside else "-")
             title = _TASKS.get(metric, "training loss")
             axes.set(xlabel="images seen", ylabel=title, title=f"{n} image{'s' * (n > 1)} a GPU")
@@ -204,19 +204,19 @@ def plot_cost(costs: Sequence[Cost], png: Path) -> None:
     save_figure(figure, png)
 
 
-def _metrics(outcomes: Sequence[Outcome]) -> list[str]:
-    found = [metric for metric in _TASKS if any(metric in o.curves for o in outcomes)]
+def _metrics(results: Sequence[RunResult]) -> list[str]:
+    found = [metric for metric in _TASKS if any(metric in o.curves for o in results)]
     return found or ["bbox/AP"]  # where nothing finished
 
 
-def _recipes(outcomes: Sequence[Outcome]) -> list[str]:
-    return list(dict.fromkeys(o.recipe for o in outcomes))
+def _recipes(results: Sequence[RunResult]) -> list[str]:
+    return list(dict.fromkeys(o.recipe for o in results))
 
 
-def _of(outcomes: Sequence[Outcome], recipe: str, ims_per_gpu: int) -> list[Outcome]:
-    return [o for o in outcomes if (o.recipe, o.ims_per_gpu) == (recipe, ims_per_gpu)]
+def _of(results: Sequence[RunResult], recipe: str, ims_per_gpu: int) -> list[RunResult]:
+    return [o for o in results if (o.recipe, o.ims_per_gpu) == (recipe, ims_per_gpu)]
 
 
-def _cell(outcomes: Sequence[Outcome], metric: str) -> str:
-    values = [value for o in outcomes if (value := o.ap(metric)) is not None]
-    return mean_and_deviation(values, len(outcomes))
+def _cell(results: Sequence[RunResult], metric: str) -> str:
+    values = [value for o in results if (value := o.ap(metric)) is not None]
+    return mean_and_deviation(values, len(results))

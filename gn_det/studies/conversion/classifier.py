@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gn_det.classification.datasets import load_pictures
+from gn_det.classification.datasets import load_images
 from gn_det.classification.networks import Classifier
 from gn_det.classification.training import (
     error_rate,
@@ -61,7 +61,7 @@ def convert_classifier(
     recipe, classifier = read_classifier(source)
     groups = {"num_groups": num_groups, "channels_per_group": channels_per_group}
     gn_recipe = replace(recipe, norm="GN", **groups, epochs=fine_tune, lr=lr, schedule="cosine")
-    images, held_out = load_pictures(recipe.data, recipe.size)
+    images, held_out = load_images(recipe.data, recipe.size)
     batches = _calibration_batches(images, calibration_images, recipe.seed)
 
     def report(conversion: Conversion) -> None:

@@ -70,7 +70,7 @@ def conversion_report(
     calibration: Calibration,
     metric: str = "",
     values: Mapping[str, float] | None = None,
-    picture: str = "conversion.png",
+    plot: str = "conversion.png",
 ) -> str:
     """The report in Markdown.
 
@@ -79,7 +79,7 @@ def conversion_report(
         how: a paragraph on the calibration set, and on what loads the weights.
         calibration: of the norms.
         metric, values: see :func:`stage_table`; no values where nothing was evaluated.
-        picture: address of what :func:`plot_conversion` drew.
+        plot: address of what :func:`plot_conversion` drew.
     """
     stages = f"## By stage\n\n{stage_table(metric, values)}\n\n" if values else ""
     passes = ", ".join(f"{error:.3f}" for error in calibration.pass_errors)
@@ -94,7 +94,7 @@ converted model and bn that of the BN layer in the model as it was, its mean tha
 no better than a constant in each channel. Copied: with γ, β of the BN. Calibrated: with γ, β fitted
 by least squares. Mean over the norms, copied and after each pass: {passes}.
 
-![Error of each norm]({picture})
+![Error of each norm]({plot})
 
 {calibration.to_markdown()}
 """
@@ -111,7 +111,7 @@ def plot_conversion(
     Args:
         calibration: of the norms.
         png: file to write.
-        metric, values: see :func:`stage_table`; no values, no second picture.
+        metric, values: see :func:`stage_table`; no values, no second panel.
     """
     rows = [row for row in calibration.rows if row.calibrated is not None]
     # What all names have in front tells them not apart.

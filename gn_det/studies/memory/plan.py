@@ -1,4 +1,4 @@
-"""Whether training fits on a GPU, and what to change: tables and picture of counted steps."""
+"""Whether training fits on a GPU, and what to change: tables and plot of counted steps."""
 
 from __future__ import annotations
 

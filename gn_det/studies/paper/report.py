@@ -21,18 +21,18 @@ from gn_det.plots.figures import (
 )
 
 __all__ = [
-    "Trained",
+    "ClassifierResult",
     "describe_degradation",
     "error_table",
     "plot_error_by_batch",
     "plot_error_curves",
     "plot_group_errors",
-    "trained_csv",
+    "results_csv",
 ]
 
 
 @dataclass(frozen=True)
-class Trained:
+class ClassifierResult:
     """A classifier of a sweep.
 
     Attributes:
@@ -53,16 +53,16 @@ class Trained:
     curves: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
 
 
-def trained_csv(trained: Sequence[Trained]) -> str:
+def results_csv(trained: Sequence[ClassifierResult]) -> str:
     """A line for each classifier."""
-    names = [name for name in Trained.__dataclass_fields__ if name != "curves"]
+    names = [name for name in ClassifierResult.__dataclass_fields__ if name != "curves"]
     return csv_text(names, [[getattr(t, name) for name in names] for t in trained])
 
 
 def error_table(
-    trained: Sequence[Trained],
-    row: Callable[[Trained], Any],
-    column: Callable[[Trained], Any],
+    trained: Sequence[ClassifierResult],
+    row: Callable[[ClassifierResult], Any],
+    column: Callable[[ClassifierResult], Any],
     corner: str,
     metric: str = "val_error",
     tablefmt: str = "github",
@@ -86,7 +86,7 @@ def error_table(
     return tabulate(rows, [corner, *columns], tablefmt=tablefmt, disable_numparse=True)
 
 
-def describe_degradation(trained: Sequence[Trained]) -> str:
+def describe_degradation(trained: Sequence[ClassifierResult]) -> str:
     """A sentence for each norm: what its error does from the most images a step to the fewest.
 
     A change counts where it is above twice the standard error of the difference over the seeds,
@@ -119,7 +119,7 @@ def describe_degradation(trained: Sequence[Trained]) -> str:
     return "\n".join(sentences)
 
 
-def plot_error_by_batch(trained: Sequence[Trained], png: Path) -> None:
+def plot_error_by_batch(trained: Sequence[ClassifierResult], png: Path) -> None:
     """Validation error against images a step, from many to few (Wu & He 2018, figure 1)."""
     figure = new_figure(5.5, 4)
     axes = figure.subplots()
@@ -135,7 +135,7 @@ def plot_error_by_batch(trained: Sequence[Trained], png: Path) -> None:
     save_figure(figure, png)
 
 
-def plot_error_curves(trained: Sequence[Trained], png: Path) -> None:
+def plot_error_curves(trained: Sequence[ClassifierResult], png: Path) -> None:
     """Training and validation error by epoch at the most images a step (figure 4)."""
     most = max(t.ims_per_gpu for t in trained)
     figure = new_figure(11, 4)
@@ -152,7 +152,7 @@ def plot_error_curves(trained: Sequence[Trained], png: Path) -> None:
     save_figure(figure, png)
 
 
-def plot_group_errors(trained: Sequence[Trained], png: Path) -> None:
+def plot_group_errors(trained: Sequence[ClassifierResult], png: Path) -> None:
     """Validation error by number of groups and by channels in each (Wu & He 2018, table 3)."""
     figure = new_figure(9, 3.6)
     grid = figure.subplots(1, 2, sharey=True)
@@ -172,11 +172,13 @@ def plot_group_errors(trained: Sequence[Trained], png: Path) -> None:
     save_figure(figure, png)
 
 
-def _errors(trained: Sequence[Trained], metric: str = "val_error") -> list[float]:
+def _errors(trained: Sequence[ClassifierResult], metric: str = "val_error") -> list[float]:
     return [error for t in trained if (error := getattr(t, metric)) is not None]
 
 
-def _by_seed(trained: Sequence[Trained], place: Callable[[Trained], int]) -> list[dict[int, float]]:
+def _by_seed(
+    trained: Sequence[ClassifierResult], place: Callable[[ClassifierResult], int]
+) -> list[dict[int, float]]:
     """Error by place, for each seed."""
     seeds = dict.fromkeys(t.seed for t in trained)
     return [

@@ -1,4 +1,4 @@
-"""Shifted pictures, and what BN's two kinds of statistics make of them."""
+"""Shifted images, and what BN's two kinds of statistics make of them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = [
 _AVERAGES = "running averages"
 
 
-def _noise(pictures: Tensor, numbers: Sequence[int]) -> Tensor:
+def _noise(images: Tensor, numbers: Sequence[int]) -> Tensor:
     generators = (torch.Generator().manual_seed(number) for number in numbers)
-    return torch.stack([torch.randn(pictures.shape[1:], generator=g) for g in generators])
+    return torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators])
 
 
-# Of (N, 3, H, W) pictures with values from 0 to 255, and their numbers in the set.
+# Of (N, 3, H, W) images with values from 0 to 255, and their numbers in the set.
 SHIFTS: dict[str, Callable[[Tensor, Sequence[int]], Tensor]] = {
     "none": lambda x, numbers: x,
     "brightness": lambda x, numbers: x + 64,
@@ -65,13 +65,13 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def shifted_errors(classifier: Classifier, pictures: Dataset, batch_sizes: Sequence[int]) -> Errors:
-    """Error of a classifier on shifted pictures, by BN's running averages and by its batches.
+def shifted_errors(classifier: Classifier, images: Dataset, batch_sizes: Sequence[int]) -> Errors:
+    """Error of a classifier on shifted images, by BN's running averages and by its batches.
 
     Args:
         classifier: put into eval mode.
-        pictures: held out; they are shuffled, the same way each time, and a last batch that is not
-            full is filled up with pictures before it, which count once.
+        images: held out; they are shuffled, the same way each time, and a last batch that is not
+            full is filled up with images before it, which count once.
         batch_sizes: of the evaluation.
 
     Returns:
@@ -79,29 +79,29 @@ def shifted_errors(classifier: Classifier, pictures: Dataset, batch_sizes: Seque
         undefined, on single values.
     """
     classifier.eval()
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
     errors: Errors = {}
     for batch_size in tqdm([None, *batch_sizes], desc="evaluations", unit="evaluation"):
         with nullcontext() if batch_size is None else batch_statistics(classifier):
-            for shift, error in _errors(classifier, pictures, order, batch_size or 32).items():
+            for shift, error in _errors(classifier, images, order, batch_size or 32).items():
                 errors[shift, batch_size] = error
     return {(shift, n): errors[shift, n] for shift in SHIFTS for n in (None, *batch_sizes)}
 
 
 def _errors(
-    classifier: Classifier, pictures: Dataset, order: Sequence[int], batch_size: int
+    classifier: Classifier, images: Dataset, order: Sequence[int], batch_size: int
 ) -> dict[str, float | None]:
     """Percentage by shift."""
     starts = range(0, len(order), batch_size)
     batches = [order[max(0, min(s, len(order) - batch_size)) :][:batch_size] for s in starts]
     wrong: Counter[str] = Counter()
-    loader = DataLoader(pictures, batch_sampler=batches, collate_fn=list)
+    loader = DataLoader(images, batch_sampler=batches, collate_fn=list)
     for start, numbers, samples in zip(starts, batches, loader, strict=True):
-        images, labels = stacked(samples)
+        batch, labels = stacked(samples)
         new = min(batch_size, len(order) - start)
         for shift, change in SHIFTS.items():
             try:
-                scores = classifier.scores(change(images, numbers).clamp(0, 255))
+                scores = classifier.scores(change(batch, numbers).clamp(0, 255))
             except ValueError as error:
                 if "more than 1 value per channel" in str(error):
                     return dict.fromkeys(SHIFTS)

@@ -26,7 +26,7 @@ from gn_det.classification.training import ClassifierRecipe, finished_results, t
 from gn_det.engine.launch import check_device
 from gn_det.engine.run import clear_half_written, locked
 from gn_det.errors import InputError
-from gn_det.studies.paper.report import Trained
+from gn_det.studies.paper.report import ClassifierResult
 from gn_det.utils import make_folder
 
 __all__ = ["add_sweep_arguments", "run_sweep"]
@@ -54,7 +54,7 @@ def run_sweep(
     jobs: int = 1,
     num_workers: int = 0,
     hooks_of: Callable[[Path], Sequence[HookBase]] = no_hooks,
-) -> list[Trained]:
+) -> list[ClassifierResult]:
     """Train classifiers, each in a folder of ``output/runs``; finished ones are not trained again.
 
     Args:
@@ -154,7 +154,7 @@ def _train(
         os._exit(ended.code)
 
 
-def _trained(recipe: ClassifierRecipe, outcome: dict[str, Any] | str) -> Trained:
+def _trained(recipe: ClassifierRecipe, outcome: dict[str, Any] | str) -> ClassifierResult:
     run = (
         recipe.norm,
         recipe.num_groups,
@@ -163,9 +163,9 @@ def _trained(recipe: ClassifierRecipe, outcome: dict[str, Any] | str) -> Trained
         recipe.seed,
     )
     if isinstance(outcome, str):
-        return Trained(*run, failure=outcome)
+        return ClassifierResult(*run, failure=outcome)
     curves = {
         f"error/{split}": dict(enumerate(outcome[f"{split}_errors"], start=1))
         for split in ("train", "val")
     }
-    return Trained(*run, outcome["val_error"], outcome["train_error"], curves=curves)
+    return ClassifierResult(*run, outcome["val_error"], outcome["train_error"], curves=curves)

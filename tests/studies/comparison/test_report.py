@@ -9,19 +9,19 @@ import pytest
 
 from gn_det.studies.comparison.report import (
     Cost,
-    Outcome,
+    RunResult,
     ap_table,
     cost_table,
-    outcomes_csv,
     plot_ap,
     plot_cost,
     plot_curves_of,
+    results_csv,
 )
 
 
-def reached(recipe: str, ims_per_gpu: int, seed: int, ap: float, failure: str = "") -> Outcome:
+def reached(recipe: str, ims_per_gpu: int, seed: int, ap: float, failure: str = "") -> RunResult:
     curves = {"segm/AP": {10: ap / 2, 20: ap}, "total_loss": {10: 2.0, 20: 1.0}}
-    return Outcome(recipe, ims_per_gpu, seed, ims_per_gpu, failure, curves)
+    return RunResult(recipe, ims_per_gpu, seed, ims_per_gpu, failure, curves)
 
 
 OUTCOMES = [
@@ -51,7 +51,7 @@ def test_costs_are_for_each_image() -> None:
 
 
 def test_the_csv_has_a_line_for_each_run() -> None:
-    lines = outcomes_csv(OUTCOMES).splitlines()
+    lines = results_csv(OUTCOMES).splitlines()
     assert lines[0] == "recipe,ims_per_gpu,seed,ims_per_step,segm/AP,failure"
     assert lines[1] == "bn,1,0,1,2.0000," and lines[-1] == "gn,2,1,2,,disk full"
     assert len(lines) == 1 + len(OUTCOMES)

@@ -10,21 +10,23 @@ import pytest
 from PIL import Image
 
 from gn_det.studies.paper.report import (
-    Trained,
+    ClassifierResult,
     describe_degradation,
     error_table,
     plot_error_by_batch,
     plot_error_curves,
     plot_group_errors,
-    trained_csv,
+    results_csv,
 )
 
 CURVES = {"error/train": {1: 50.0, 2: 10.0}, "error/val": {1: 40.0, 2: 12.0}}
 
 
-def of(norm: str, ims_per_gpu: int, *errors: float, groups: int | None = None) -> list[Trained]:
+def of(
+    norm: str, ims_per_gpu: int, *errors: float, groups: int | None = None
+) -> list[ClassifierResult]:
     return [
-        Trained(norm, groups, None, ims_per_gpu, seed, error, error / 2, curves=CURVES)
+        ClassifierResult(norm, groups, None, ims_per_gpu, seed, error, error / 2, curves=CURVES)
         for seed, error in enumerate(errors)
     ]
 
@@ -49,7 +51,7 @@ def test_the_table_has_mean_deviation_and_what_failed() -> None:
     trained = [
         *of("BN", 32, 5.0, 7.0),
         *of("BN", 2, 9.0),
-        Trained("BN", None, None, 2, 1, failure="diverged"),
+        ClassifierResult("BN", None, None, 2, 1, failure="diverged"),
     ]
     table = error_table(trained, lambda t: t.norm, lambda t: t.ims_per_gpu, "images a step")
     row = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
@@ -57,7 +59,7 @@ def test_the_table_has_mean_deviation_and_what_failed() -> None:
 
 
 def test_the_csv_has_a_line_for_each_run() -> None:
-    rows = list(csv.DictReader(io.StringIO(trained_csv(of("GN", 4, 5.0, 6.0, groups=8)))))
+    rows = list(csv.DictReader(io.StringIO(results_csv(of("GN", 4, 5.0, 6.0, groups=8)))))
     assert [(r["norm"], r["num_groups"], r["seed"], r["val_error"]) for r in rows] == [
         ("GN", "8", "0", "5.0"),
         ("GN", "8", "1", "6.0"),
@@ -66,7 +68,7 @@ def test_the_csv_has_a_line_for_each_run() -> None:
 
 
 def test_pictures_are_drawn_with_runs_that_failed_too(tmp_path: Path) -> None:
-    failed = Trained("none", 4, None, 32, 0, failure="diverged")
+    failed = ClassifierResult("none", 4, None, 32, 0, failure="diverged")
     trained = [*of("GN", 32, 5.0, 6.0, groups=8), *of("GN", 2, 5.0, groups=16), failed]
     for plot in (plot_error_by_batch, plot_error_curves, plot_group_errors):
         plot(trained, tmp_path / f"{plot.__name__}.png")
