@@ -374,14 +374,15 @@ def test_the_readmes_commands_train_on_a_folder_and_report(clone: Path) -> None:
 @pytest.mark.slow
 def test_make_compare_does_it_all(clone: Path) -> None:
     options = "SOLVER.MAX_ITER 4 SOLVER.WARMUP_ITERS 0 TEST.EVAL_PERIOD 0"
-    done = subprocess.run(
-        [
-            "make", "compare", f"VENV={sys.prefix}", f"--assume-old={sys.prefix}/.installed",
-            "QUICK=--quick", "SHAPES=--num-train 6 --num-val 3", f"OPTS={options}",
-            "OBJECTS=--num-train 20 --num-val 3",
-        ],
-        cwd=clone, capture_output=True, text=True,
-    )  # fmt: skip
+    small = (
+        f"VENV={sys.prefix}",
+        f"--assume-old={sys.prefix}/.installed",
+        "QUICK=--quick",
+        "SHAPES=--num-train 6 --num-val 3",
+        "OBJECTS=--num-train 20 --num-val 3",
+        f"OPTS={options}",
+    )
+    done = run("make compare", clone, more=small)
     assert done.returncode == 0, done.stdout + done.stderr
     report = (clone / "output/compare/report.md").read_text()
     assert "# Comparison of frozenbn, bn, frozenbn_gn_heads, gn\n" in report
