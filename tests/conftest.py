@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.figure import Figure
 from support.programs import load_program
 from torch._subclasses import FakeTensorMode
 
@@ -69,6 +70,20 @@ def call_main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int | None]:
         return load_program(path).main()
 
     return call
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, to look at what they show."""
+    saved: list[Figure] = []
+    savefig = Figure.savefig
+
+    def save(figure: Figure, *args: object, **kwargs: object) -> None:
+        saved.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    return saved
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from gn_det.checkpoint.backbone_file import check_backbone_file, write_backbone
 from gn_det.checkpoint.reading import read_weights
-from gn_det.checkpoint.resnet_layouts import ResNetBody, resnet_body, to_detectron
+from gn_det.checkpoint.resnet_layouts import ResNetWeights, resnet_weights, to_detectron
 from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
 
@@ -33,11 +33,11 @@ def main() -> None:
         raise InputError(f"Detectron's layout is one of .pkl files, and {args.output} is none")
     file, _ = find_weights(args.input)
     checkpoint = read_weights(file, wrapped=True)
-    body = resnet_body(checkpoint, args.prefix)
-    config = shared_config(body, checkpoint, args)
-    weights = to_detectron(body.weights) if args.layout == "detectron" else body.weights
+    resnet = resnet_weights(checkpoint, args.prefix)
+    config = shared_config(resnet, checkpoint, args)
+    weights = to_detectron(resnet.weights) if args.layout == "detectron" else resnet.weights
     write_backbone(args.output, weights, config)
-    print(summary(body, config, args.output))
+    print(summary(resnet, config, args.output))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def shared_config(
-    body: ResNetBody, checkpoint: dict[str, Any], args: argparse.Namespace
+    resnet: ResNetWeights, checkpoint: dict[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
     """What a detector has to share with the weights, by whole config keys.
 
@@ -81,11 +81,11 @@ def shared_config(
     Raises:
         InputError: neither does; with the flags to give.
     """
-    resnets = body.resnets
+    resnets = resnet.resnets
     order, stride, mean, std = None, None, None, None
-    if body.layout == "torchvision" or checkpoint.get("__author__") == "torchvision":
+    if resnet.layout == "torchvision" or checkpoint.get("__author__") == "torchvision":
         order, stride, mean, std = "RGB", False, MEAN, STD
-    elif body.layout == "Detectron":  # as detectron2.checkpoint.catalog has it of FAIR's files
+    elif resnet.layout == "Detectron":  # as detectron2.checkpoint.catalog has it of FAIR's files
         order, mean = "BGR", MEAN[::-1]
         # Detectron2's configs of X-101-32x8d divide by a std; the file does not show it.
         std = NO_STD if resnets["NUM_GROUPS"] == 1 else None
@@ -107,34 +107,35 @@ def shared_config(
     unknown = [flag for flag, value in zip(flags, config.values(), strict=True) if value is None]
     if unknown:
         raise InputError(
-            f"{args.input}: weights of {body.layout} do not show all that a detector has to share "
-            f"with them; give {', '.join(unknown)} (the values of the config they were trained by)"
+            f"{args.input}: weights of {resnet.layout} do not show all that a detector has to "
+            f"share with them; give {', '.join(unknown)} (the values of the config they were trained "
+            "by)"
         )
     if 0 < max(config["MODEL.PIXEL_MEAN"]) < 1 or max(config["MODEL.PIXEL_STD"]) < 1:
         raise InputError("--pixel-mean and --pixel-std are for pixels from 0 to 255, not to 1")
     return {**{f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}, **config}
 
 
-def summary(body: ResNetBody, config: dict[str, Any], output: Path) -> str:
+def summary(resnet: ResNetWeights, config: dict[str, Any], output: Path) -> str:
     """What was taken and dropped, and how to use what was written."""
     parts = Counter(
         "num_batches_tracked" if name.endswith("num_batches_tracked") else name.split(".")[0]
-        for name in body.dropped
+        for name in resnet.dropped
     )
     dropped = ", ".join(f"{part} {count}" for part, count in parts.items())
-    groups, width = body.resnets["NUM_GROUPS"], body.resnets["WIDTH_PER_GROUP"]
-    norm = "GN, taken to have 32 groups" if body.resnets["NORM"] == "GN" else "BN, as FrozenBN"
+    groups, width = resnet.resnets["NUM_GROUPS"], resnet.resnets["WIDTH_PER_GROUP"]
+    norm = "GN, taken to have 32 groups" if resnet.resnets["NORM"] == "GN" else "BN, as FrozenBN"
     fragment = output.with_suffix(".yaml")
     rows = [
-        ("layout", body.layout + (" (or timm)" if body.layout == "torchvision" else "")),
-        ("depth", body.resnets["DEPTH"]),
+        ("layout", resnet.layout + (" (or timm)" if resnet.layout == "torchvision" else "")),
+        ("depth", resnet.resnets["DEPTH"]),
         ("groups x width", f"{groups} x {width}"),
         ("norm", norm),
         ("stride in 1x1", config["MODEL.RESNETS.STRIDE_IN_1X1"]),
         ("input", f"{config['INPUT.FORMAT']}, mean {list(config['MODEL.PIXEL_MEAN'])}, "
                   f"std {list(config['MODEL.PIXEL_STD'])}"),
-        ("tensors taken", len(body.weights)),
-        ("tensors dropped", f"{len(body.dropped)} ({dropped})" if dropped else 0),
+        ("tensors taken", len(resnet.weights)),
+        ("tensors dropped", f"{len(resnet.dropped)} ({dropped})" if dropped else 0),
         ("weights", output),
         ("fragment", fragment),
     ]  # fmt: skip

@@ -17,9 +17,9 @@ from torch import Tensor
 from gn_det.errors import InputError
 from gn_det.utils import some
 
-__all__ = ["ResNetBody", "build_body", "resnet_body", "to_detectron"]
+__all__ = ["ResNetWeights", "build_resnet", "resnet_weights", "to_detectron"]
 
-# The name by which a layout is known; a body may lie below others.
+# The name by which a layout is known; a ResNet may lie below others.
 _ANCHORS = {"torchvision": "layer1.0.conv1.weight", "Detectron2": "res2.0.conv1.weight"}
 # Whether blocks are bottlenecks, and blocks per stage.
 _DEPTHS = {
@@ -34,7 +34,7 @@ _BRANCHES = {"conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c", "sho
 
 
 @dataclass(frozen=True)
-class ResNetBody:
+class ResNetWeights:
     """A ResNet without its classifier, as Detectron2 names and configures it.
 
     Attributes:
@@ -43,7 +43,7 @@ class ResNetBody:
         weights: by Detectron2's names.
         resnets: by keys below MODEL.RESNETS, all that follows from names and shapes: the stride's
             place in a bottleneck and the groups of GN do not.
-        dropped: names of the file that the body has no use for.
+        dropped: names of the file that the ResNet has no use for.
     """
 
     layout: str
@@ -52,12 +52,12 @@ class ResNetBody:
     dropped: list[str]
 
 
-def resnet_body(checkpoint: Mapping[str, Any], prefix: str | None = None) -> ResNetBody:
+def resnet_weights(checkpoint: Mapping[str, Any], prefix: str | None = None) -> ResNetWeights:
     """Find the ResNet in a checkpoint, and what Detectron2 must be told of it.
 
     Args:
         checkpoint: from :func:`gn_det.checkpoint.reading.read_weights`.
-        prefix: of the body's names, such as ``"encoder_q."``, where several are there.
+        prefix: of the ResNet's names, such as ``"encoder_q."``, where several are there.
 
     Raises:
         InputError: there is no ResNet of a known layout, several without a prefix, or one that
@@ -69,25 +69,25 @@ def resnet_body(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Res
     if detectron:
         weights, _ = convert_c2_detectron_names(weights)
     layout, prefix = _find(weights, prefix)
-    body, dropped = {}, []
+    resnet, dropped = {}, []
     for name, value in weights.items():
         below = name.removeprefix(prefix)
         if not name.startswith(prefix) or re.match(r"fc\.|.*num_batches_tracked$", below):
             dropped.append(name)
         elif layout == "torchvision":
-            body[_from_torchvision(below) or below] = value
+            resnet[_from_torchvision(below) or below] = value
         elif re.match(r"(stem|res\d)\.", below):
-            body[below] = value
+            resnet[below] = value
         else:
             dropped.append(name)
     if detectron and not has_gn:
-        _add_statistics(body)
-    resnets = _inferred(body)
-    _check(body, resnets)
-    return ResNetBody("Detectron" if detectron else layout, body, resnets, dropped)
+        _add_statistics(resnet)
+    resnets = _inferred(resnet)
+    _check(resnet, resnets)
+    return ResNetWeights("Detectron" if detectron else layout, resnet, resnets, dropped)
 
 
-def build_body(resnets: Mapping[str, Any]) -> ResNet:
+def build_resnet(resnets: Mapping[str, Any]) -> ResNet:
     """Detectron2's ResNet with outputs "res2" to "res5".
 
     Args:
@@ -101,7 +101,7 @@ def build_body(resnets: Mapping[str, Any]) -> ResNet:
 
 
 def to_detectron(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A body's weights by the blob names of FAIR's files (``conv1_w``, ``res2_0_branch2a_bn_s``).
+    """A ResNet's weights by the blob names of FAIR's files (``conv1_w``, ``res2_0_branch2a_bn_s``).
 
     As in these, a BN is a scale and a bias into which its statistics are folded; a GN keeps its
     own.
@@ -130,7 +130,7 @@ def to_detectron(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _find(weights: Mapping[str, Tensor], prefix: str | None) -> tuple[str, str]:
-    """Layout and prefix of the only body, or of the one below prefix."""
+    """Layout and prefix of the only ResNet, or of the one below prefix."""
     found = {
         name.removesuffix(anchor): layout
         for layout, anchor in _ANCHORS.items()
@@ -164,22 +164,22 @@ def _from_torchvision(name: str) -> str | None:
     return f"{place}.conv{number}{'.norm' if kind == 'bn' else ''}.{tensor}"
 
 
-def _add_statistics(body: dict[str, Tensor]) -> None:
+def _add_statistics(resnet: dict[str, Tensor]) -> None:
     """Give affine layers, which FAIR's BN is, the statistics with which FrozenBN is the same."""
-    for name, scale in list(body.items()):
+    for name, scale in list(resnet.items()):
         if name.endswith(".norm.weight"):
             place = name.removesuffix("weight")
-            body.setdefault(f"{place}running_mean", torch.zeros_like(scale))
-            body.setdefault(f"{place}running_var", torch.ones_like(scale) - _EPS)
+            resnet.setdefault(f"{place}running_mean", torch.zeros_like(scale))
+            resnet.setdefault(f"{place}running_var", torch.ones_like(scale) - _EPS)
 
 
-def _inferred(body: Mapping[str, Tensor]) -> dict[str, Any]:
+def _inferred(resnet: Mapping[str, Tensor]) -> dict[str, Any]:
     """What names and shapes say, by keys below MODEL.RESNETS."""
     blocks = [
-        {m.group(1) for m in (re.match(rf"res{stage}\.(\d+)\.", name) for name in body) if m}
+        {m.group(1) for m in (re.match(rf"res{stage}\.(\d+)\.", name) for name in resnet) if m}
         for stage in (2, 3, 4, 5)
     ]
-    bottleneck = "res2.0.conv3.weight" in body
+    bottleneck = "res2.0.conv3.weight" in resnet
     counts = tuple(map(len, blocks))
     depth = _DEPTHS.get((bottleneck, counts))
     if depth is None:
@@ -187,41 +187,41 @@ def _inferred(body: Mapping[str, Tensor]) -> dict[str, Any]:
         kind = "bottlenecks" if bottleneck else "basic blocks"
         raise InputError(f"{counts} {kind} in res2 to res5 are no ResNet of depth {known}")
     if bottleneck:
-        channels, width = _conv_shape(body, "res2.0.conv2")[:2]
+        channels, width = _conv_shape(resnet, "res2.0.conv2")[:2]
         if channels % width:
             raise InputError(f"no groups take res2.0.conv2 from {width} channels to {channels}")
     groups, width = (channels // width, width) if bottleneck else (1, 64)
-    norm = "FrozenBN" if any(name.endswith("running_mean") for name in body) else "GN"
+    norm = "FrozenBN" if any(name.endswith("running_mean") for name in resnet) else "GN"
     return {
         "DEPTH": depth,
         "NORM": norm,
         "NUM_GROUPS": groups,
         "WIDTH_PER_GROUP": width,
-        "RES2_OUT_CHANNELS": _conv_shape(body, f"res2.0.conv{3 if bottleneck else 2}")[0],
+        "RES2_OUT_CHANNELS": _conv_shape(resnet, f"res2.0.conv{3 if bottleneck else 2}")[0],
     }
 
 
-def _conv_shape(body: Mapping[str, Tensor], place: str) -> torch.Size:
-    weight = body.get(f"{place}.weight")
+def _conv_shape(resnet: Mapping[str, Tensor], place: str) -> torch.Size:
+    weight = resnet.get(f"{place}.weight")
     if weight is None or weight.dim() != 4 or not weight.numel():
         raise InputError(f"{place} is no convolution, as it would be in a ResNet")
     return weight.shape
 
 
-def _check(body: Mapping[str, Tensor], resnets: Mapping[str, Any]) -> None:
+def _check(resnet: Mapping[str, Tensor], resnets: Mapping[str, Any]) -> None:
     try:
         with torch.device("meta"):
-            expected = build_body(resnets).state_dict()
+            expected = build_resnet(resnets).state_dict()
     except (AssertionError, ValueError) as error:  # channels that its blocks do not take
         raise InputError(f"Detectron2's ResNet cannot be {dict(resnets)}: {error}") from error
     shapes = [
         f"{name} of {tuple(value.shape)} for {tuple(expected[name].shape)}"
-        for name, value in body.items()
+        for name, value in resnet.items()
         if name in expected and value.shape != expected[name].shape
     ]
     faults = [
-        ("has", [name for name in body if name not in expected]),
-        ("lacks", [name for name in expected if name not in body]),
+        ("has", [name for name in resnet if name not in expected]),
+        ("lacks", [name for name in expected if name not in resnet]),
         ("has", shapes),
     ]
     described = [f"it {verb} {some(names, 3)}" for verb, names in faults if names]

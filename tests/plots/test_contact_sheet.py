@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from gn_det import InputError
 from gn_det.plots.contact_sheet import contact_sheet
@@ -17,15 +18,19 @@ NAMES = {1: "circle", 2: "triangle"}
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 50])
-def test_the_sheet_is_written_whatever_the_number_of_pictures(
-    shapes: Path, tmp_path: Path, num_images: int
+def test_the_sheet_has_truth_and_predictions_of_as_many_images_as_there_are(
+    shapes: Path, tmp_path: Path, num_images: int, figures: list[Figure]
 ) -> None:
     (tmp_path / "results.json").write_text("[]")
     contact_sheet(
         shapes / "val.json", shapes / "images", tmp_path / "results.json", tmp_path / "sheet.png",
         num_images=num_images,
     )  # fmt: skip
-    assert cv2.imread(str(tmp_path / "sheet.png")).std() > 0
+    titles = [axes.get_title() for axes in figures[0].axes if axes.get_title()]
+    shown = min(num_images, 3)
+    assert len([title for title in titles if title.endswith(": ground truth")]) == shown
+    assert titles.count("predictions, score ≥ 0.5") == shown
+    assert all(axes.images for axes in figures[0].axes if axes.get_title())
 
 
 def test_predictions_below_the_threshold_are_left_out(shapes: Path, tmp_path: Path) -> None:

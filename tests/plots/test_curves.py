@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import pytest
+from matplotlib.figure import Figure
+from support.plots import lines_of
 
 from gn_det import InputError
 from gn_det.plots.curves import plot_curves, read_metrics
@@ -33,12 +34,17 @@ def test_what_a_resumed_run_measured_again_replaces_the_earlier_value(tmp_path: 
 
 
 @pytest.mark.parametrize("with_ap", [True, False])
-def test_the_picture_is_written(tmp_path: Path, with_ap: bool) -> None:
+def test_losses_and_ap_are_drawn_by_iteration(
+    tmp_path: Path, with_ap: bool, figures: list[Figure]
+) -> None:
     records = [{"iteration": i, "total_loss": 1 / (i + 1), "loss_cls": 0.1} for i in range(4)]
     if with_ap:
-        records.append({"iteration": 4, "bbox/AP": 10.0, "segm/AP": float("nan")})
+        records.append({"iteration": 4, "bbox/AP": 10.0, "segm/AP": 20.0})
     plot_curves(write(tmp_path / "metrics.json", records), tmp_path / "curves.png")
-    assert cv2.imread(str(tmp_path / "curves.png")).std() > 0
+    losses, aps = map(lines_of, figures[0].axes)
+    assert losses["total_loss"] == [(0, 1), (1, 1 / 2), (2, 1 / 3), (3, 1 / 4)]
+    assert losses["loss_cls"] == [(i, 0.1) for i in range(4)]
+    assert aps == ({"box AP": [(4, 10)], "mask AP": [(4, 20)]} if with_ap else {})
 
 
 @pytest.mark.parametrize("text", ["no json", '{"total_loss": 1}'])

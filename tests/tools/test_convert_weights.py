@@ -24,7 +24,7 @@ from gn_det import InputError
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.backbone_file import write_backbone
 from gn_det.checkpoint.reading import read_weights
-from gn_det.checkpoint.resnet_layouts import build_body
+from gn_det.checkpoint.resnet_layouts import build_resnet
 from gn_det.config import load_config
 
 PROGRAM = "tools/convert_weights.py"
@@ -231,7 +231,7 @@ FAIR = [
 def test_there_and_back_through_fairs_layout_the_features_stay(
     resnets: dict, flags: list[str], x: Tensor, tmp_path: Path, call_main: Callable
 ) -> None:
-    source = randomized(build_body(resnets))
+    source = randomized(build_resnet(resnets))
     expected = list(source(x).values())
     config = {f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}
     write_backbone(tmp_path / "ours.pth", source.state_dict(), config)
@@ -260,7 +260,7 @@ def test_there_and_back_through_fairs_layout_the_features_stay(
 def test_the_blobs_are_named_as_in_fairs_files(tmp_path: Path, call_main: Callable) -> None:
     for norm, resnets in (("gn", FAIR[0][0]), ("bn", FAIR[1][0])):
         file = tmp_path / f"ours_{norm}.pkl"
-        write_backbone(file, build_body(resnets).state_dict(), {})
+        write_backbone(file, build_resnet(resnets).state_dict(), {})
         output = tmp_path / f"fair_{norm}.pkl"
         call_main(
             PROGRAM, file, "--output", output, "--layout", "detectron", "--input-format", "BGR",
@@ -280,7 +280,7 @@ def test_the_blobs_are_named_as_in_fairs_files(tmp_path: Path, call_main: Callab
 def test_a_file_as_fair_wrote_it_is_converted(
     x: Tensor, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = randomized(build_body(FAIR[0][0]))
+    source = randomized(build_resnet(FAIR[0][0]))
     write_backbone(tmp_path / "ours.pkl", source.state_dict(), {})
     trained = ["--input-format", "BGR", "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD]
     call_main(
@@ -350,7 +350,7 @@ def test_shapes_of_no_resnet_are_told(
 
 def test_what_weights_do_not_show_has_to_be_given(tmp_path: Path, call_main: Callable) -> None:
     affine = {"DEPTH": 50, "NORM": "FrozenBN"}
-    write_backbone(tmp_path / "ours.pth", build_body(affine).state_dict(), {})
+    write_backbone(tmp_path / "ours.pth", build_resnet(affine).state_dict(), {})
     arguments = [
         PROGRAM,
         tmp_path / "ours.pth",

@@ -211,8 +211,8 @@ def _stacked(memories: Sequence[StepMemory]) -> dict[str, list[float]]:
     """GiB by what is in a bar, from the bottom."""
     return {
         "parameters, gradients, momentum, images": [(m.fixed + m.images) / _GIB for m in memories],
-        "activations: ResNet": [m.body / _GIB for m in memories],
-        "activations: the rest": [(m.kept - m.body) / _GIB for m in memories],
+        "activations: ResNet": [m.resnet / _GIB for m in memories],
+        "activations: the rest": [(m.kept - m.resnet) / _GIB for m in memories],
     }
 
 

@@ -32,7 +32,7 @@ from gn_det.injection import revert
 from gn_det.modeling.with_gn import gn_options_from_config, with_gn
 
 __all__ = [
-    "BODY",
+    "RESNET",
     "VARIANTS",
     "StepMemory",
     "build_variant",
@@ -43,7 +43,7 @@ __all__ = [
     "synthetic_step",
 ]
 
-BODY = ("stem", "res2", "res3", "res4", "res5")
+RESNET = ("stem", "res2", "res3", "res4", "res5")
 
 VARIANTS = ("frozen BN", "Detectron2's GN", "gn_det", "gn_det, RECOMPUTE")
 
@@ -78,9 +78,9 @@ class StepMemory:
         return sum(sum(kind.values()) for kind in kinds)
 
     @property
-    def body(self) -> int:
+    def resnet(self) -> int:
         """Activations of the ResNet."""
-        return sum(self.activations.get(part, 0) for part in BODY)
+        return sum(self.activations.get(part, 0) for part in RESNET)
 
     @property
     def kept(self) -> int:
@@ -142,9 +142,9 @@ def memory_rows(num_images: int) -> list[dict[str, Any]]:
             {
                 "FREEZE_AT": freeze_at,
                 "norm": variant,
-                "ResNet": round(memory.body / 2**20),
+                "ResNet": round(memory.resnet / 2**20),
                 "whole": round(memory.kept / 2**20),
-                "ResNet, of frozen BN": f"{100 * memory.body / frozen.body:.1f}%",
+                "ResNet, of frozen BN": f"{100 * memory.resnet / frozen.resnet:.1f}%",
                 "whole, of frozen BN": f"{100 * memory.kept / frozen.kept:.1f}%",
             }
             for variant, memory in steps.items()
@@ -241,13 +241,13 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     """The parts of a detector by name: of the ResNet, FPN, RPN and heads, as far as it has them."""
     parts = {}
     backbone = getattr(model, "backbone", None)
-    body = getattr(backbone, "bottom_up", backbone)
-    if body is not backbone:
+    resnet = getattr(backbone, "bottom_up", backbone)
+    if resnet is not backbone:
         parts["FPN"] = backbone
-    if isinstance(body, ResNet):
-        parts |= {name: getattr(body, name) for name in ("stem", *body.stage_names)}
-    elif body is not None:
-        parts["backbone"] = body
+    if isinstance(resnet, ResNet):
+        parts |= {name: getattr(resnet, name) for name in ("stem", *resnet.stage_names)}
+    elif resnet is not None:
+        parts["backbone"] = resnet
     heads = getattr(model, "roi_heads", None)
     found = {
         "dense head": getattr(model, "head", None),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import pytest
+from matplotlib.figure import Figure
+from support.plots import lines_of
 
 from gn_det.injection.convert_bn import Calibration, CalibrationRow
 from gn_det.studies.conversion.report import conversion_report, plot_conversion, stage_table
@@ -41,10 +42,15 @@ def test_without_a_metric_the_report_is_of_the_norms_alone() -> None:
 
 
 @pytest.mark.parametrize("stages", [{}, STAGES], ids=["errors", "errors and stages"])
-def test_the_picture_is_drawn(stages: dict[str, float], tmp_path: Path) -> None:
+def test_errors_and_stages_are_drawn(
+    stages: dict[str, float], tmp_path: Path, figures: list[Figure]
+) -> None:
     plot_conversion(FOUND, tmp_path / "plot.png", "accuracy", stages)
-    picture = cv2.imread(str(tmp_path / "plot.png"))
-    assert picture.std() > 10
-    plot_conversion(FOUND, tmp_path / "alone.png")
-    wider = picture.shape[1] > cv2.imread(str(tmp_path / "alone.png")).shape[1]
-    assert wider == bool(stages)
+    errors, *more = figures[0].axes
+    drawn = lines_of(errors)
+    assert drawn["copied"] == [(0, 1.2), (1, 1.3)] and drawn["calibrated"] == [(0, 0.6), (1, 0.7)]
+    assert [label.get_text() for label in errors.get_xticklabels()] == ["stem.norm", "res2.norm"]
+    assert len(more) == bool(stages)
+    if stages:
+        assert more[0].get_title() == "accuracy"
+        assert [bar.get_height() for bar in more[0].patches] == [*stages.values()]

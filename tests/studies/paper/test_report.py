@@ -7,7 +7,8 @@ import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from matplotlib.figure import Figure
+from support.plots import lines_of
 
 from gn_det.studies.paper.report import (
     ClassifierResult,
@@ -67,12 +68,17 @@ def test_the_csv_has_a_line_for_each_run() -> None:
     assert "curves" not in rows[0]
 
 
-def test_pictures_are_drawn_with_runs_that_failed_too(tmp_path: Path) -> None:
+def test_figures_have_the_means_of_the_runs_that_finished(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
     failed = ClassifierResult("none", 4, None, 32, 0, failure="diverged")
     trained = [*of("GN", 32, 5.0, 6.0, groups=8), *of("GN", 2, 5.0, groups=16), failed]
     for plot in (plot_error_by_batch, plot_error_curves, plot_group_errors):
         plot(trained, tmp_path / f"{plot.__name__}.png")
-        assert Image.open(tmp_path / f"{plot.__name__}.png").width > 500
+    by_batch, curves, groups = ([lines_of(axes) for axes in f.axes] for f in figures)
+    assert by_batch[0]["GN"] == [(32, 5.5)] and not by_batch[0].get("none")  # of both seeds
+    assert curves[0]["GN"] == [(1, 50.0), (2, 10.0)] and curves[1]["GN"] == [(1, 40.0), (2, 12.0)]
+    assert groups[0]["GN"][0] == (8, 5.5)
 
 
 def test_one_number_of_images_has_nothing_to_compare_with() -> None:
