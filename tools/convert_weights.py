@@ -108,8 +108,7 @@ def shared_config(
     if unknown:
         raise InputError(
             f"{args.input}: weights of {resnet.layout} do not show all that a detector has to "
-            f"share with them; give {', '.join(unknown)} (the values of the config they were trained "
-            "by)"
+            f"share with them; give {', '.join(unknown)} (from the config of their training)"
         )
     if 0 < max(config["MODEL.PIXEL_MEAN"]) < 1 or max(config["MODEL.PIXEL_STD"]) < 1:
         raise InputError("--pixel-mean and --pixel-std are for pixels from 0 to 255, not to 1")
