@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gn_det.config.constraints import check_config, check_lazy_config
 from gn_det.config.defaults import add_gn_config
 from gn_det.errors import InputError
 from gn_det.utils import check_regular_file, nearest
@@ -59,7 +60,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
 
     Raises:
         InputError: a file that is missing or no YAML, a key that does not exist (with the nearest
-            one), a value of another type, an odd number of overrides.
+            one), a value of another type or one that cannot work, an odd number of overrides.
     """
     from detectron2.config import get_cfg
 
@@ -76,6 +77,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
     with _one_line_errors(cfg, "the overrides"):
         cfg.merge_from_list(_checked(overrides))
     cfg.MODEL.DEVICE = _resolve_device(cfg.MODEL.DEVICE)
+    check_config(cfg)
     return cfg
 
 
@@ -123,6 +125,7 @@ def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictCon
         LazyConfig.apply_overrides(cfg, overrides)
     if "train" in cfg:  # a file may hold a model alone
         cfg.train.device = _resolve_device(cfg.train.device)
+    check_lazy_config(cfg)
     return cfg
 
 

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gn_det.checkpoint import check_weights_exist
 from gn_det.config import differences, load_config
+from gn_det.config.constraints import check_complete_config
 from gn_det.data.datasets import register_folders
 from gn_det.engine.command import RunOptions
 from gn_det.engine.launch import check_processes
@@ -83,8 +84,8 @@ def begin_run(
 ) -> RunData:
     """Check everything that a run needs, and set and register its data sets.
 
-    In this order: GPUs and processes, weights, frozen layers, annotations and images. Weights that
-    have an address are downloaded.
+    In this order: settings that have to fit each other, GPUs and processes, weights, frozen layers,
+    annotations and images. Weights that have an address are downloaded.
 
     Args:
         cfg: a config with the schedule of the run; its data sets are set.
@@ -99,6 +100,8 @@ def begin_run(
     Raises:
         InputError: something that the run would fail on, or silently learn nothing from.
     """
+    if not isinstance(cfg, DictConfig):
+        check_complete_config(cfg)
     start = _start_of(cfg)
     check_processes(start.device, options, start.ims_per_batch, amp=start.amp)
     if not (options.resume and (folder / "last_checkpoint").exists()):

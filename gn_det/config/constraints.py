@@ -1,0 +1,297 @@
+"""What values config keys can have: checked when a config is read, before anything is built."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from gn_det.errors import InputError
+from gn_det.utils import nearest
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from omegaconf import DictConfig
+
+__all__ = ["check_complete_config", "check_config", "check_lazy_config"]
+
+Rule = Callable[[Any], str]  # what a value has to be; empty where it is
+
+# How the field's other libraries, and hands in a hurry, write the names of norms.
+_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+_NORM_ALIASES = {"groupnorm": "GN", "batchnorm": "BN", "batchnorm2d": "BN", "layernorm": "LN"}
+
+
+def at_least(least: float) -> Rule:
+    return lambda value: "" if _is_number(value) and value >= least else f"at least {least}"
+
+
+def above(limit: float) -> Rule:
+    return lambda value: "" if _is_number(value) and value > limit else f"above {limit}"
+
+
+def between(low: float, high: float) -> Rule:
+    def rule(value: Any) -> str:
+        return "" if _is_number(value) and low <= value <= high else f"from {low} to {high}"
+
+    return rule
+
+
+def one_of(*choices: Any) -> Rule:
+    def rule(value: Any) -> str:
+        if value in choices:
+            return ""
+        names = [repr(choice) if choice == "" else str(choice) for choice in choices]
+        return f"one of {', '.join(names)}{nearest(str(value), names)}"
+
+    return rule
+
+
+def each(rule: Rule, least: int = 1) -> Rule:
+    """Of a list with at least so many items."""
+
+    def of_each(values: Any) -> str:
+        if not isinstance(values, (list, tuple)) or len(values) < least:
+            return f"a list of at least {least}"
+        return next((f"a list of which each is {wrong}" for v in values if (wrong := rule(v))), "")
+
+    return of_each
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _norm(value: Any) -> str:
+    if value in _NORMS:
+        return ""
+    meant = {name.lower(): name for name in _NORMS} | _NORM_ALIASES
+    known = meant.get(str(value).lower())
+    hint = f"; did you mean {known}?" if known else ""
+    return f"one of {', '.join(name or repr(name) for name in _NORMS)}{hint}"
+
+
+def _device(value: Any) -> str:
+    return "" if re.fullmatch(r"cpu|cuda(:\d+)?", str(value)) else "cpu, cuda or cuda:N"
+
+
+def _not_empty(value: Any) -> str:
+    return "" if value else "not empty"
+
+
+def _increasing(values: Any) -> str:
+    rises = all(a < b for a, b in pairwise(values))
+    return "" if rises and all(map(_is_number, values)) else "numbers in increasing order"
+
+
+def _registered(registry: str, *others: str) -> Rule:
+    """A name of one of Detectron2's registries, in detectron2.modeling."""
+
+    def rule(value: Any) -> str:
+        import detectron2.modeling
+
+        names = [name for name, _ in getattr(detectron2.modeling, registry)]
+        return one_of(*others, *names)(value) and (
+            f"a name of Detectron2's {registry}{nearest(str(value), names)}"
+        )
+
+    return rule
+
+
+_STAGES = each(one_of("stem", "res2", "res3", "res4", "res5", "linear"))
+_SEED = between(-1, 2**31 - 1)
+
+_RULES: dict[str, Rule] = {
+    "OUTPUT_DIR": _not_empty,
+    "SEED": _SEED,
+    "DATALOADER.NUM_WORKERS": at_least(0),
+    "DATALOADER.SAMPLER_TRAIN": one_of(
+        "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
+    ),
+    "INPUT.FORMAT": one_of("BGR", "RGB", "L", "YUV-BT.601"),
+    "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
+    "INPUT.RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
+    "INPUT.MIN_SIZE_TRAIN": each(at_least(1)),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+    "INPUT.MAX_SIZE_TRAIN": at_least(1),
+    "INPUT.MIN_SIZE_TEST": at_least(0),
+    "INPUT.MAX_SIZE_TEST": at_least(1),
+    "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
+    "INPUT.CROP.SIZE": each(above(0), 2),
+    "MODEL.DEVICE": _device,
+    "MODEL.META_ARCHITECTURE": _registered("META_ARCH_REGISTRY"),
+    "MODEL.BACKBONE.NAME": _registered("BACKBONE_REGISTRY"),
+    "MODEL.BACKBONE.FREEZE_AT": between(0, 5),
+    "MODEL.PROPOSAL_GENERATOR.NAME": _registered(
+        "PROPOSAL_GENERATOR_REGISTRY", "PrecomputedProposals"
+    ),
+    "MODEL.RPN.HEAD_NAME": _registered("RPN_HEAD_REGISTRY"),
+    "MODEL.ANCHOR_GENERATOR.NAME": _registered("ANCHOR_GENERATOR_REGISTRY"),
+    "MODEL.ANCHOR_GENERATOR.SIZES": each(each(above(0))),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": each(each(above(0))),
+    "MODEL.ROI_HEADS.NAME": _registered("ROI_HEADS_REGISTRY"),
+    "MODEL.ROI_HEADS.NUM_CLASSES": at_least(1),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": at_least(1),
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": between(0, 1),
+    "MODEL.ROI_HEADS.IN_FEATURES": each(_not_empty),
+    "MODEL.ROI_BOX_HEAD.NAME": _registered("ROI_BOX_HEAD_REGISTRY", ""),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": at_least(0),
+    "MODEL.ROI_BOX_HEAD.NUM_FC": at_least(0),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": at_least(1),
+    "MODEL.ROI_MASK_HEAD.NAME": _registered("ROI_MASK_HEAD_REGISTRY"),
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": at_least(0),
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": at_least(1),
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": _registered("ROI_KEYPOINT_HEAD_REGISTRY"),
+    "MODEL.SEM_SEG_HEAD.NAME": _registered("SEM_SEG_HEADS_REGISTRY"),
+    "MODEL.RETINANET.NUM_CLASSES": at_least(1),
+    "MODEL.RESNETS.DEPTH": one_of(18, 34, 50, 101, 152),
+    "MODEL.RESNETS.OUT_FEATURES": _STAGES,
+    "MODEL.RESNETS.RES5_DILATION": one_of(1, 2),
+    "MODEL.RESNETS.NUM_GROUPS": at_least(1),
+    "MODEL.RESNETS.WIDTH_PER_GROUP": at_least(1),
+    "MODEL.FPN.OUT_CHANNELS": at_least(1),
+    "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
+    "MODEL.RPN.IN_FEATURES": each(_not_empty),
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": at_least(1),
+    "MODEL.RPN.POSITIVE_FRACTION": between(0, 1),
+    "MODEL.RPN.NMS_THRESH": between(0, 1),
+    "MODEL.PIXEL_MEAN": each(at_least(-math.inf)),
+    "MODEL.PIXEL_STD": each(above(0)),
+    "MODEL.GN.SITES": each(_not_empty),
+    "MODEL.GN.NUM_GROUPS": at_least(1),
+    "MODEL.GN.CHANNELS_PER_GROUP": at_least(0),
+    "SOLVER.IMS_PER_BATCH": at_least(1),
+    "SOLVER.MAX_ITER": at_least(1),
+    "SOLVER.BASE_LR": above(0),
+    "SOLVER.STEPS": _increasing,
+    "SOLVER.GAMMA": above(0),
+    "SOLVER.MOMENTUM": between(0, 1),
+    "SOLVER.WEIGHT_DECAY": at_least(0),
+    "SOLVER.WEIGHT_DECAY_NORM": at_least(0),
+    "SOLVER.BIAS_LR_FACTOR": above(0),
+    "SOLVER.WARMUP_ITERS": at_least(0),
+    "SOLVER.WARMUP_FACTOR": between(0, 1),
+    "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
+    "SOLVER.LR_SCHEDULER_NAME": one_of(
+        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
+    ),
+    "SOLVER.CHECKPOINT_PERIOD": at_least(1),
+    "SOLVER.IMS_PER_GPU": at_least(0),
+    "SOLVER.ACCUMULATE_STEPS": at_least(1),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": above(0),
+    "TEST.EVAL_PERIOD": at_least(0),
+    "TEST.DETECTIONS_PER_IMAGE": lambda n: "" if n == -1 else at_least(1)(n),
+}
+for _part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):
+    _RULES[f"MODEL.{_part}.NORM"] = _norm
+for _split in ("TRAIN", "TEST"):
+    for _when in ("PRE", "POST"):
+        _RULES[f"MODEL.RPN.{_when}_NMS_TOPK_{_split}"] = at_least(1)
+for _head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"):
+    _RULES[f"MODEL.{_head}.POOLER_TYPE"] = one_of(
+        "ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated"
+    )
+
+_LAZY_RULES: dict[str, Rule] = {
+    "train.output_dir": _not_empty,
+    "train.device": _device,
+    "train.seed": _SEED,
+    "train.max_iter": at_least(1),
+    "train.eval_period": at_least(0),
+    "train.log_period": at_least(1),
+    "train.checkpointer.period": at_least(1),
+    "train.ims_per_gpu": at_least(0),
+    "train.accumulate_steps": at_least(1),
+    "dataloader.train.total_batch_size": at_least(1),
+    "dataloader.train.num_workers": at_least(0),
+    "dataloader.test.num_workers": at_least(0),
+    "dataloader.train.mapper.image_format": one_of("BGR", "RGB", "L", "YUV-BT.601"),
+    "dataloader.train.mapper.instance_mask_format": one_of("polygon", "bitmask"),
+    "optimizer.lr": above(0),
+    "optimizer.momentum": between(0, 1),
+    "optimizer.weight_decay": at_least(0),
+}
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check the values of a YAML config, each by itself: a file may hold a part of one.
+
+    Raises:
+        InputError: with every key whose value cannot work, the value, and what it can be.
+    """
+
+    def value_of(key: str) -> Any:
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        return node
+
+    _raise(_wrong(key, value_of(key), rule) for key, rule in _RULES.items())
+
+
+def check_complete_config(cfg: CfgNode) -> None:
+    """Check those values of a YAML config that have to fit each other.
+
+    Raises:
+        InputError: with both.
+    """
+    _raise(_wrong_together(cfg))
+
+
+def check_lazy_config(cfg: DictConfig) -> None:
+    """Check those values of a LazyConfig that have the names of Detectron2's common configs.
+
+    Raises:
+        InputError: see :func:`check_config`.
+    """
+    from omegaconf import OmegaConf
+
+    absent = object()
+    values = {key: OmegaConf.select(cfg, key, default=absent) for key in _LAZY_RULES}
+    _raise(
+        _wrong(key, value, _LAZY_RULES[key])
+        for key, value in values.items()
+        if value is not absent and value is not None
+    )
+
+
+def _wrong(key: str, value: Any, rule: Rule) -> str:
+    has_to_be = rule(value)
+    return f"{key} is {value!r}, and has to be {has_to_be}" if has_to_be else ""
+
+
+def _wrong_together(cfg: CfgNode) -> Iterable[str]:
+    model = cfg.MODEL
+    if len(model.PIXEL_MEAN) != len(model.PIXEL_STD):
+        yield (
+            f"MODEL.PIXEL_MEAN {model.PIXEL_MEAN} and MODEL.PIXEL_STD {model.PIXEL_STD} have "
+            "different numbers of channels"
+        )
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
+        yield f"INPUT.MIN_SIZE_TRAIN {sizes} is no range: MIN_SIZE_TRAIN_SAMPLING takes two sizes"
+    if model.META_ARCHITECTURE.endswith("RCNN"):
+        features = model.RPN.IN_FEATURES
+        for name in ("SIZES", "ASPECT_RATIOS"):
+            anchors = model.ANCHOR_GENERATOR[name]
+            if len(anchors) not in (1, len(features)):
+                yield (
+                    f"MODEL.ANCHOR_GENERATOR.{name} has {len(anchors)} lists, and "
+                    f"MODEL.RPN.IN_FEATURES {len(features)} levels: give one list, or one for each"
+                )
+    cropped = cfg.INPUT.CROP.ENABLED and model.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+    if cropped and importlib.util.find_spec("shapely") is None:
+        yield (
+            "INPUT.CROP.ENABLED cuts polygons, which needs the package shapely: install it, or set "
+            "INPUT.MASK_FORMAT to bitmask"
+        )
+
+
+def _raise(wrong: Iterable[str]) -> None:
+    found = [each for each in wrong if each]
+    if found:
+        raise InputError("; ".join(found))

@@ -1,0 +1,111 @@
+"""Values that cannot work are refused when a config is read, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import zoo
+from support.programs import ROOT
+
+from gn_det import InputError
+from gn_det.config import load_config, load_lazy_config
+from gn_det.config.constraints import _RULES, check_complete_config
+
+# KEY, VALUE, and what the error says of it.
+WRONG = [
+    ("OUTPUT_DIR", "", "OUTPUT_DIR is '', and has to be not empty"),
+    ("SEED", "4294967296", "from -1 to 2147483647"),
+    ("SEED", "-2", "from -1"),
+    ("SOLVER.CHECKPOINT_PERIOD", "0", "CHECKPOINT_PERIOD is 0, and has to be at least 1"),
+    ("SOLVER.BASE_LR", "-0.1", "above 0"),
+    ("SOLVER.BASE_LR", "1e999", "above 0"),
+    ("SOLVER.MAX_ITER", "0", "at least 1"),
+    ("SOLVER.STEPS", "(200, 100)", "increasing order"),
+    ("SOLVER.MOMENTUM", "1.5", "from 0 to 1"),
+    ("SOLVER.WARMUP_METHOD", "lineer", "did you mean linear"),
+    ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosine", "did you mean WarmupCosineLR"),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "Norm", "did you mean norm"),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.0", "above 0"),
+    ("SOLVER.ACCUMULATE_STEPS", "0", "at least 1"),
+    ("TEST.EVAL_PERIOD", "-1", "at least 0"),
+    ("TEST.DETECTIONS_PER_IMAGE", "0", "at least 1"),
+    ("DATALOADER.NUM_WORKERS", "-1", "at least 0"),
+    ("DATALOADER.SAMPLER_TRAIN", "RandomSampler", "one of TrainingSampler"),
+    ("INPUT.FORMAT", "RGBA", "did you mean RGB"),
+    ("INPUT.MASK_FORMAT", "rle", "one of polygon, bitmask"),
+    ("INPUT.MIN_SIZE_TRAIN", "()", "a list of at least 1"),
+    ("INPUT.MIN_SIZE_TRAIN", "(0,)", "each is at least 1"),
+    ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "is no range"),
+    ("INPUT.CROP.ENABLED", "True", "needs the package shapely"),
+    ("MODEL.DEVICE", "mps", "MODEL.DEVICE is 'mps', and has to be cpu, cuda or cuda:N"),
+    ("MODEL.DEVICE", "gpu", "cpu, cuda or cuda:N"),
+    ("MODEL.META_ARCHITECTURE", "GNGeneralisedRCNN", "did you mean GNGeneralizedRCNN"),
+    ("MODEL.BACKBONE.NAME", "build_gn_resnet_fpn", "did you mean build_gn_resnet_fpn_backbone"),
+    ("MODEL.BACKBONE.FREEZE_AT", "7", "from 0 to 5"),
+    ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvHead", "did you mean .*FastRCNNConvFCHead"),
+    ("MODEL.RESNETS.DEPTH", "20", "one of 18, 34, 50, 101, 152"),
+    ("MODEL.RESNETS.NORM", "GroupNorm", "did you mean GN"),
+    ("MODEL.RESNETS.NORM", "gn", "did you mean GN"),
+    ("MODEL.FPN.NORM", "syncbn", "did you mean SyncBN"),
+    ("MODEL.ROI_MASK_HEAD.NORM", "BatchNorm2d", "did you mean BN"),
+    ("MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]", "each is above 0"),
+    ("MODEL.PIXEL_MEAN", "[1.0]", "different numbers of channels"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]", "has 2 lists, and .* 5 levels"),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "[[]]", "each is a list of at least 1"),
+    ("MODEL.ROI_HEADS.NUM_CLASSES", "0", "at least 1"),
+    ("MODEL.GN.NUM_GROUPS", "0", "at least 1"),
+    ("MODEL.GN.SITES", "[]", "a list of at least 1"),
+]
+CONFIG = ROOT / "configs/small/quickstart.yaml"
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG)
+def test_a_value_that_cannot_work_is_refused_with_what_can(
+    key: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=message) as raised:
+        check_complete_config(load_config(CONFIG, [key, value]))
+    assert key.rsplit(".", 1)[0] in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_all_wrong_values_are_named_at_once() -> None:
+    with pytest.raises(InputError, match=r"SEED is -5.*; .*CHECKPOINT_PERIOD is 0"):
+        load_config(CONFIG, ["SEED", "-5", "SOLVER.CHECKPOINT_PERIOD", "0"])
+
+
+LAZY = [
+    ("train.max_iter=0", "at least 1"),
+    ("train.device=mps", "cpu, cuda or cuda:N"),
+    ("train.output_dir=''", "not empty"),
+    ("train.checkpointer.period=0", "at least 1"),
+    ("optimizer.lr=-1", "above 0"),
+    ("dataloader.train.total_batch_size=0", "at least 1"),
+    ("dataloader.train.mapper.image_format=RGBA", "did you mean RGB"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), LAZY)
+def test_lazy_configs_are_checked_alike(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_lazy_config(ROOT / "configs/small/quickstart.py", [override])
+
+
+def test_every_rule_is_for_a_key_that_exists() -> None:
+    cfg = load_config(None)
+    for key in _RULES:
+        node = cfg
+        for part in key.split("."):
+            assert part in node, key
+            node = node[part]
+
+
+@pytest.mark.parametrize(
+    "file", sorted(zoo.CONFIGS.rglob("*.yaml")), ids=lambda f: f.relative_to(zoo.CONFIGS).as_posix()
+)
+def test_every_config_of_detectron2_passes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # shapely, for one
+    cfg = load_config(file)
+    if not file.name.startswith("Base"):
+        check_complete_config(cfg)
