@@ -35,11 +35,12 @@ from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
+from torch.utils.data import DataLoader
 
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_lazy_config
 from gn_det.data.datasets import register_folders
-from gn_det.data.train_loader import build_train_loader
+from gn_det.data.train_loader import build_train_loader, set_up_worker
 
 
 def main() -> None:
@@ -91,6 +92,8 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     if not cfg.dataloader.test.dataset.names:
         return {}
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    if isinstance(loader, DataLoader):
+        loader.worker_init_fn = set_up_worker
     results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results or OrderedDict())
     return results

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ from gn_det.data.proposals import check_config_proposals
 from gn_det.data.seeding import seed_generators
 from gn_det.errors import InputError
 
-__all__ = ["TrainLoader", "build_train_loader"]
+__all__ = ["TrainLoader", "build_train_loader", "set_up_worker"]
 
 _SECONDS_AFTER_SIGTERM = 60
 
@@ -74,7 +76,7 @@ class TrainLoader:
         )
         self._batches = iter(
             DataLoader(
-                self.samples, batch_sampler=keys, worker_init_fn=_set_up_worker, **self._kwargs
+                self.samples, batch_sampler=keys, worker_init_fn=set_up_worker, **self._kwargs
             )
         )
         return self._batches
@@ -164,8 +166,11 @@ def build_train_loader(
     )
 
 
-def _set_up_worker(worker: int) -> None:
+def set_up_worker(worker: int) -> None:
+    """Let a loading process outlive SIGTERM for a while, but not the process that it loads for."""
     # Schedulers send SIGTERM to every process of a job, and the trainer still needs its batches.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
     # Where the trainer is killed, a worker may wait forever for it to empty a pipe.
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    if os.getppid() != multiprocessing.parent_process().pid:  # killed before this line
+        os._exit(1)

@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from gn_det.engine.command import RunOptions
-from gn_det.engine.termination import TERMINATED
+from gn_det.engine.termination import ENDING, TERMINATED
 from gn_det.errors import InputError
 
 __all__ = [
@@ -125,9 +125,9 @@ def with_torchrun(options: RunOptions) -> RunOptions:
 def launch(main: Callable[..., Any], device: str, options: RunOptions, *main_args: Any) -> None:
     """Run main(*main_args) in options.num_gpus processes on this machine.
 
-    On the CPU the processes talk over gloo and share the cores. SIGTERM goes on to all of them, and
-    the status of one that it ended becomes this one's. Under torchrun they are there already, and
-    wait in :func:`follow`.
+    On the CPU the processes talk over gloo and share the cores. SIGTERM and SIGHUP are passed on to
+    all of them, and the status of one that they ended becomes this one's. Under torchrun the
+    processes exist already, and wait in :func:`follow`.
 
     Raises:
         InputError: raised by main in any process, a process was killed, or the CPU is asked for
@@ -154,7 +154,7 @@ def launch(main: Callable[..., Any], device: str, options: RunOptions, *main_arg
         torch.cuda.set_device(parsed)
     threads = max(1, torch.get_num_threads() // options.num_gpus) if on_cpu else None
     try:
-        with _sigterm_to_children() if several else nullcontext():
+        with _ending_children() if several else nullcontext():
             detectron2.engine.launch(
                 _in_process,
                 options.num_gpus,
@@ -204,16 +204,17 @@ def _join() -> None:
 
 
 @contextmanager
-def _sigterm_to_children() -> Iterator[None]:
+def _ending_children() -> Iterator[None]:
     def pass_on(number: int, frame: Any) -> None:
         for process in multiprocessing.active_children():
             process.terminate()
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _in_process(

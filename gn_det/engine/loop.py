@@ -99,6 +99,9 @@ def fit(
         )
     if on_start is not None:
         on_start()
-    with closing(loader) if isinstance(loader, TrainLoader) else nullcontext():
-        trainer.train(start_iter, max_iter)
+    try:
+        with closing(loader) if isinstance(loader, TrainLoader) else nullcontext():
+            trainer.train(start_iter, max_iter)
+    finally:
+        termination.release()
     return results

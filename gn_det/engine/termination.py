@@ -1,8 +1,9 @@
-"""SIGTERM, by which schedulers end a job: save a checkpoint and exit with a status of its own."""
+"""The signals by which schedulers and closed terminals end a job: save a checkpoint and exit."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,14 +14,16 @@ from detectron2.utils import comm
 
 from gn_det.checkpoint import Checkpointer
 
-__all__ = ["TERMINATED", "TerminationHook"]
+__all__ = ["ENDING", "TERMINATED", "TerminationHook"]
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 # What a shell reports of a program that SIGTERM ended.
 TERMINATED = 128 + signal.SIGTERM
 
 
 class TerminationHook(HookBase):
-    """Ends training after the step in which any process got SIGTERM, with a checkpoint of it.
+    """Ends training after the step in which any process got SIGTERM or SIGHUP, with a checkpoint.
 
     SIGTERM aborts an evaluation; the resumed run skips it.
 
@@ -34,7 +37,7 @@ class TerminationHook(HookBase):
         self._at_once = False
 
     def before_train(self) -> None:
-        self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._before = {number: signal.signal(number, self._on_signal) for number in ENDING}
 
     def after_step(self) -> None:
         if any(comm.all_gather(self._requested)):
@@ -43,8 +46,10 @@ class TerminationHook(HookBase):
             comm.synchronize()  # where one process ends, the others are ended soon
             self._exit()
 
-    def after_train(self) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+    def release(self) -> None:
+        """Give the signals back to who handled them before, after the last evaluation."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def evaluating(self, evaluate: Callable[[], Any]) -> Any:
         """Evaluate, but let SIGTERM end the process at once."""
@@ -57,13 +62,18 @@ class TerminationHook(HookBase):
         finally:
             self._at_once = False
 
-    def _on_sigterm(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         del number, frame
         self._requested = True
         if self._at_once:
             self._at_once = False
             self._save()
-            self._exit()
+            self._warn()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # Python ignores what is raised in some callbacks, as in those of a fork. Loading
+            # processes end with this one.
+            os._exit(TERMINATED)
 
     def _save(self) -> None:
         iteration = self.trainer.iter
@@ -72,5 +82,8 @@ class TerminationHook(HookBase):
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
     def _exit(self) -> None:
-        logging.getLogger(__name__).warning("SIGTERM: training ends here, and can be resumed")
+        self._warn()
         sys.exit(TERMINATED)
+
+    def _warn(self) -> None:
+        logging.getLogger(__name__).warning("SIGTERM: training ends here, and can be resumed")

@@ -15,11 +15,12 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
+from torch.utils.data import DataLoader
 
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
 from gn_det.data.proposals import check_config_proposals
-from gn_det.data.train_loader import build_train_loader
+from gn_det.data.train_loader import build_train_loader, set_up_worker
 from gn_det.engine.evaluation import build_evaluator
 from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
@@ -97,7 +98,15 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """
     check_config_proposals(cfg, "TEST", cfg.DATASETS.TEST)
     evaluators = [build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-    return DefaultTrainer.test(cfg, model, evaluators)
+    return _Evaluation.test(cfg, model, evaluators)
+
+
+class _Evaluation(DefaultTrainer):
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        loader = super().build_test_loader(cfg, dataset_name)
+        loader.worker_init_fn = set_up_worker
+        return loader
 
 
 def build_model(cfg: CfgNode) -> nn.Module:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         return error_rate(*args, **kwargs)
 
     monkeypatch.setattr(engine, "error_rate", terminated)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     more = [Terminate(6)] if when == "in a step" else []
     with pytest.raises(SystemExit) as ended:
         train_classifier(recipe, tmp_path / "parts", quiet=True, more_hooks=more)

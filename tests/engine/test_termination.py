@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,10 @@ def train(
     termination = TerminationHook(checkpointer)
     evaluation = hooks.EvalHook(period, lambda: termination.evaluating(evaluate))
     trainer.register_hooks([*before, termination, evaluation])
-    trainer.train(0, iterations)
+    try:
+        trainer.train(0, iterations)
+    finally:
+        termination.release()
     return checkpointer
 
 
@@ -64,7 +68,8 @@ def test_the_step_is_finished_saved_and_the_status_is_143(tmp_path: Path) -> Non
     assert saved["iteration"] == saved["trainer"]["iteration"] == 3 and not evaluations
 
 
-def test_an_evaluation_is_not_waited_for(tmp_path: Path) -> None:
+def test_an_evaluation_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path, 10, 4, terminate)
     assert ended.value.code == 143

