@@ -37,6 +37,7 @@ class TerminationHook(HookBase):
         self._at_once = False
 
     def before_train(self) -> None:
+        self._process = os.getpid()
         self._before = {number: signal.signal(number, self._on_signal) for number in ENDING}
 
     def after_step(self) -> None:
@@ -64,6 +65,8 @@ class TerminationHook(HookBase):
 
     def _on_signal(self, number: int, frame: Any) -> None:
         del number, frame
+        if os.getpid() != self._process:  # a loading process that has just been forked
+            return
         self._requested = True
         if self._at_once:
             self._at_once = False
