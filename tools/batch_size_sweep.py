@@ -1,4 +1,4 @@
-"""Error against images a step for several norms (Wu & He 2018, figure 1 and table 2).
+"""Error against images per step for several norms (Wu & He 2018, figure 1 and table 2).
 
 Every norm trains at every number of images with every seed, for the same epochs, at a learning rate
 in proportion. What is interrupted goes on when this is run again.
@@ -47,7 +47,7 @@ def main() -> int:
     plot_error_curves(trained, args.output / "error_curves.png")
     for metric, title in (("val_error", "Validation"), ("train_error", "Training")):
         table = error_table(
-            trained, lambda t: t.norm, lambda t: t.ims_per_gpu, "images a step", metric
+            trained, lambda t: t.norm, lambda t: t.ims_per_gpu, "images per step", metric
         )
         print(f"\n{title} error in percent:\n\n{table}")
     print(f"\nValidation error:\n{describe_degradation(trained)}\n")

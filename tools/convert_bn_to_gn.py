@@ -14,7 +14,7 @@ from gn_det.engine.launch import check_device
 from gn_det.engine.run import begin_run, new_folder, set_up_process
 from gn_det.engine.schedule import resolve_schedule
 
-from gn_det.classification.command import CPU, add_device_argument
+from gn_det.classification.command import CPU, default_device
 from gn_det.config import load_config
 from gn_det.errors import InputError
 from gn_det.studies.conversion.classifier import METRIC, convert_classifier
@@ -39,12 +39,12 @@ def main() -> None:
 
 def from_config(args: argparse.Namespace) -> tuple[Conversion, str]:
     """Convert the detector of --config-file."""
-    of_classifiers = ("num_groups", "channels_per_group", "lr")
-    given = [f"--{name.replace('_', '-')}" for name in of_classifiers if getattr(args, name)]
+    of_classifiers = ("num_groups", "channels_per_group", "lr", "device")
+    given = [f"--{n.replace('_', '-')}" for n in of_classifiers if getattr(args, n) is not None]
     if given:
         raise InputError(
             f"{', '.join(given)}: a detector's config says it, in MODEL.GN.NUM_GROUPS, "
-            "MODEL.GN.CHANNELS_PER_GROUP and SOLVER.BASE_LR"
+            "MODEL.GN.CHANNELS_PER_GROUP, SOLVER.BASE_LR and MODEL.DEVICE"
         )
     options = RunOptions.from_args(args)
     cfg = resolve_schedule(load_config(args.config_file, args.opts), options.world_size)
@@ -60,14 +60,15 @@ def from_classifier(args: argparse.Namespace) -> Conversion:
     """Convert the classifier of --classifier."""
     if args.opts or args.train or args.val or args.skip_bad_images:
         raise InputError("--train, --val, --skip-bad-images and overrides go with --config-file")
-    check_device(args.device, CPU)
+    device = args.device or default_device()
+    check_device(device, CPU)
     return convert_classifier(
         args.classifier,
         args.output,
         args.calibration_images,
         args.fine_tune,
-        lr=args.lr or 0.01,
-        device=args.device,
+        lr=0.01 if args.lr is None else args.lr,
+        device=device,
         num_groups=args.num_groups,
         channels_per_group=args.channels_per_group,
     )
@@ -99,13 +100,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--lr",
         type=float,
-        help="of fine-tuning at 32 images a step, for --classifier (default: 0.01)",
+        help="of fine-tuning at 32 images per step, for --classifier (default: 0.01)",
     )
-    add_device_argument(parser)
+    parser.add_argument("--device", help="for --classifier (default: a GPU if there is one)")
     add_overrides(parser)
     args = parser.parse_args()
-    if args.calibration_images < 1 or args.fine_tune < 0:
-        parser.error("--calibration-images takes a number of at least 1, --fine-tune of at least 0")
+    if args.calibration_images < 1 or args.fine_tune < 0 or (args.lr is not None and args.lr <= 0):
+        parser.error("--calibration-images is at least 1, --fine-tune at least 0, --lr above 0")
     return args
 
 

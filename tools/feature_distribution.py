@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
-from gn_det.engine.run import begin_run, check_same_settings, locked
+from gn_det.engine.run import begin_run, check_same_settings, clear_half_written, locked
 from gn_det.engine.schedule import resolve_schedule
 from gn_det.engine.trainer import train
 
@@ -82,13 +82,14 @@ def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, st
         raise InputError("--data is of classifiers; detectors take --train and --val")
     options = RunOptions.from_args(args)
     configs: dict[Path, CfgNode] = {}
-    data = None
     for file in args.recipes:
         cfg = resolve_schedule(load_config(file, args.opts), options.world_size)
         cfg.SEED = args.seed
         folder = args.output / "runs" / Path(file).stem
         cfg.OUTPUT_DIR = str(folder)
-        data = begin_run(cfg, options, args.output, data)
+        if folder in configs:
+            raise InputError(f"two recipes are called {folder.name}, and would share a folder")
+        begin_run(cfg, options, args.output)
         configs[folder] = cfg
     with locked(args.output):
         for folder, cfg in configs.items():
@@ -98,6 +99,7 @@ def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, st
         for folder, cfg in configs.items():
             print(f"{folder.name}: seed {cfg.SEED}, {cfg.SOLVER.MAX_ITER} iterations")
             make_folder(folder)
+            clear_half_written(folder)
             write_atomically(folder / "config.yaml", dump_config(cfg))
             if not (folder / "model_final.pth").exists():
                 seed_generators(cfg.SEED)

@@ -1,6 +1,6 @@
 """Error by the number of groups of GN, and by the channels in each (Wu & He 2018, table 3).
 
-One group is layer norm, one channel a group is instance norm; that is checked first. What is
+One group is layer norm, one channel per group is instance norm; that is checked first. What is
 interrupted goes on when this is run again.
 """
 
@@ -24,7 +24,7 @@ from gn_det.studies.paper.report import (
 from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
 from gn_det.utils import write_atomically
 
-_KINDS = {"num_groups": "groups", "channels_per_group": "channels a group"}
+_KINDS = {"num_groups": "groups", "channels_per_group": "channels per group"}
 
 
 def main() -> int:
@@ -63,7 +63,7 @@ def differences_at_the_ends(channels: int = 64) -> dict[str, float]:
     x = torch.randn(4, channels, 7, 5, generator=torch.Generator().manual_seed(0))
     others = {
         "LN at 1 group": (1, F.layer_norm(x, x.shape[1:])),
-        "IN at 1 channel a group": (channels, F.instance_norm(x)),
+        "IN at 1 channel per group": (channels, F.instance_norm(x)),
     }
     return {
         name: (FusedGroupNorm(channels, groups)(x) - expected).abs().max().item()

@@ -39,10 +39,10 @@ def main() -> None:
     with new_folder(args.output):
         begin_run(cfg, RunOptions.from_args(args), args.output)
         model = build(cfg)
-    pairs, resized = training_pairs(cfg, model.backbone.size_divisibility)
-    padded = sum(map(is_padded, pairs))
-    gradients = accumulation_rows(model, pairs, resized)
-    padding = padding_rows(model, pairs)
+        pairs, resized = training_pairs(cfg, model.backbone.size_divisibility)
+        padded = sum(map(is_padded, pairs))
+        gradients = accumulation_rows(model, pairs, resized)
+        padding = padding_rows(model, pairs)
     text = f"""## Two batches of one image against one of both
 
 Relative difference of the gradient, median of {len(pairs)} pairs, {padded} of them padded.

@@ -1,4 +1,4 @@
-"""Draw which values BN, LN, IN and GN normalise together (Wu & He 2018, figure 2).
+"""Draw which values BN, LN, IN and GN normalize together (Wu & He 2018, figure 2).
 
 That is measured on the layers themselves: one value of the input is changed, and the outputs that
 change with it share its mean and variance.
@@ -72,7 +72,7 @@ def normalized_together(layer: Callable[[Tensor], Tensor]) -> np.ndarray:
     """(N, C, HW) bool: which values share the statistics of the first image's first value.
 
     Args:
-        layer: from an (N, C, HW) tensor to its normalised values.
+        layer: from an (N, C, HW) tensor to its normalized values.
     """
     x = torch.randn(
         IMAGES, CHANNELS, PLACES, dtype=torch.float64, generator=torch.Generator().manual_seed(0)

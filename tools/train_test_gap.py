@@ -1,6 +1,6 @@
 """What BN makes of held-out images in training and in testing, beside GN, and under shifts.
 
-In training BN normalises by the batch, in testing by running averages of the training set; where
+In training BN normalizes by the batch, in testing by running averages of the training set; where
 the images shift, the two differ. GN computes the same in both (Wu & He 2018, section 1).
 """
 

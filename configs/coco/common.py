@@ -1,4 +1,4 @@
-"""What the recipes share: COCO 2017, SGD, and Detectron2's schedules of 16 images a step."""
+"""What the recipes share: COCO 2017, SGD, and Detectron2's schedules of 16 images per step."""
 
 from detectron2 import model_zoo
 from omegaconf import DictConfig
@@ -11,7 +11,7 @@ train.update(
     device="auto",
     channels_last=False,
     # Images on each GPU at a time, from which the schedule follows: optimizer.lr, max_iter and the
-    # periods are then those of a reference with total_batch_size images a step. 0 takes all as
+    # periods are then those of a reference with total_batch_size images per step. 0 takes all as
     # they stand.
     ims_per_gpu=2,
     accumulate_steps=1,  # batches whose gradients make one step

@@ -26,7 +26,7 @@ SECONDS = 30  # without an answer
 LEAST_SPEED = 1000  # bytes a second, after a minute
 MOST_BYTES = 20 * 10**9
 _CHUNK = 1 << 20
-_CHECKSUM_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+_CHECKSUM_IN_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")  # digits alone: a date
 
 
 def is_address(path: str) -> bool:

@@ -61,9 +61,9 @@ def find_weights(path: str) -> tuple[Path, bool]:
         return fetch(address, lambda file: read_weights(file, wrapped=True)), bool(flags)
     except InputError as error:
         raise InputError(
-            f"weights {path}: {error}. Download {address} where there is a network, and give the "
-            "file as MODEL.WEIGHTS (train.init_checkpoint for a LazyConfig), or put it at "
-            f"{kept}, where it is looked for first"
+            f"weights {path}: {error}. Download {address} where there is a network, and name the "
+            "local file instead, as in MODEL.WEIGHTS (train.init_checkpoint for a LazyConfig), or "
+            f"put it at {kept}, where it is looked for first"
         ) from error
 
 

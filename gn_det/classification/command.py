@@ -12,7 +12,7 @@ import torch
 from gn_det.classification.networks import NETWORKS, NORMS
 from gn_det.classification.training import SCHEDULES, ClassifierRecipe
 
-__all__ = ["CPU", "add_device_argument", "add_recipe_arguments", "recipe_of"]
+__all__ = ["CPU", "add_device_argument", "add_recipe_arguments", "default_device", "recipe_of"]
 
 CPU = "--device cpu"  # how to choose it, for errors of a GPU that is not there
 
@@ -70,11 +70,12 @@ def add_recipe_arguments(
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Add --device, by default a GPU where there is one."""
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: %(default)s",
-    )
+    parser.add_argument("--device", default=default_device(), help="default: %(default)s")
+
+
+def default_device() -> str:
+    """A GPU where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def recipe_of(args: argparse.Namespace, **varied: Any) -> ClassifierRecipe:

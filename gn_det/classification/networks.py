@@ -46,7 +46,7 @@ Norm = str | Callable[[int], nn.Module]
 
 
 class Classifier(nn.Module):
-    """Images, normalised as a detector's, through a backbone to class scores.
+    """Images, normalized as a detector's, through a backbone to class scores.
 
     Called with samples, it returns Detectron2's dict of losses, and tells the event storage the
     percentage of them that have a wrong class, ``batch_error``.

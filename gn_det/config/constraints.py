@@ -75,7 +75,7 @@ def _norm(value: Any) -> str:
 
 
 def _device(value: Any) -> str:
-    return "" if re.fullmatch(r"cpu|cuda(:\d+)?", str(value)) else "cpu, cuda or cuda:N"
+    return "" if re.fullmatch(r"cpu|cuda(:\d+)?|meta", str(value)) else "cpu, cuda or cuda:N"
 
 
 def _not_empty(value: Any) -> str:
@@ -83,8 +83,8 @@ def _not_empty(value: Any) -> str:
 
 
 def _increasing(values: Any) -> str:
-    rises = all(a < b for a, b in pairwise(values))
-    return "" if rises and all(map(_is_number, values)) else "numbers in increasing order"
+    rises = all(map(_is_number, values)) and all(a <= b for a, b in pairwise(values))
+    return "" if rises else "numbers in increasing order"
 
 
 def _registered(registry: str, *others: str) -> Rule:
@@ -158,7 +158,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": at_least(1),
     "MODEL.RPN.POSITIVE_FRACTION": between(0, 1),
     "MODEL.RPN.NMS_THRESH": between(0, 1),
-    "MODEL.PIXEL_MEAN": each(at_least(-math.inf)),
+    "MODEL.PIXEL_MEAN": each(lambda value: "" if _is_number(value) else "a number"),
     "MODEL.PIXEL_STD": each(above(0)),
     "MODEL.GN.SITES": each(_not_empty),
     "MODEL.GN.NUM_GROUPS": at_least(1),
@@ -183,7 +183,6 @@ _RULES: dict[str, Rule] = {
     "SOLVER.ACCUMULATE_STEPS": at_least(1),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": above(0),
-    "TEST.EVAL_PERIOD": at_least(0),
     "TEST.DETECTIONS_PER_IMAGE": lambda n: "" if n == -1 else at_least(1)(n),
 }
 for _part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):
@@ -201,7 +200,6 @@ _LAZY_RULES: dict[str, Rule] = {
     "train.device": _device,
     "train.seed": _SEED,
     "train.max_iter": at_least(1),
-    "train.eval_period": at_least(0),
     "train.log_period": at_least(1),
     "train.checkpointer.period": at_least(1),
     "train.ims_per_gpu": at_least(0),

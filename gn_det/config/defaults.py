@@ -40,7 +40,7 @@ def add_gn_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.NUM_GROUPS = 32
     # The other way to say it, if above 0: channels in each group, or the largest divisor below.
     cfg.MODEL.GN.CHANNELS_PER_GROUP = 0
-    # Whether the convolutions before GN also standardise their weight.
+    # Whether the convolutions before GN also standardize their weight.
     cfg.MODEL.GN.WEIGHT_STANDARDIZATION = False
     # Compute norms and ReLUs again in the backward pass: GN in the activation memory of frozen BN.
     cfg.MODEL.GN.RECOMPUTE = False
@@ -52,7 +52,7 @@ def add_gn_config(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.COMPILE = False
 
     # Images on each GPU at a time, from which the schedule follows: the other SOLVER keys are then
-    # those of a reference with IMS_PER_BATCH images a step. 0 takes all as they stand.
+    # those of a reference with IMS_PER_BATCH images per step. 0 takes all as they stand.
     cfg.SOLVER.IMS_PER_GPU = 0
     # Batches whose gradients make one step.
     cfg.SOLVER.ACCUMULATE_STEPS = 1

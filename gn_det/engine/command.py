@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from detectron2.engine import default_argument_parser
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 from gn_det.errors import InputError
 
 __all__ = [
+    "ENDS_WITH_PARENT",
     "RunOptions",
     "add_data_arguments",
     "add_overrides",
     "run_command",
     "training_parser",
 ]
+
+ENDS_WITH_PARENT = "GN_DET_ENDS_WITH_PARENT"
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,12 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Call main and exit with its status (None is 0), 2 for an InputError, 130 for Ctrl-C."""
+    """Call main and exit with its status (None is 0), 2 for an InputError, 130 for Ctrl-C.
+
+    With ENDS_WITH_PARENT in the environment, the process gets SIGTERM when its parent ends.
+    """
+    if os.environ.pop(ENDS_WITH_PARENT, None):
+        _prctl_pr_set_pdeathsig(signal.SIGTERM)
     try:
         status = main()
     except InputError as error:

@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from gn_det.engine.command import RunOptions
-from gn_det.engine.termination import ENDING, TERMINATED
+from gn_det.engine.termination import TERMINATED, catch_ending, release_ending
 from gn_det.errors import InputError
 
 __all__ = [
@@ -55,7 +55,7 @@ def check_device(device: str, cpu: str = _CPU) -> torch.device:
     gpus = torch.cuda.device_count()
     if parsed.type == "cuda" and (parsed.index or 0) >= gpus:
         raise InputError(
-            f"device {device} is asked for, and PyTorch sees {gpus} GPUs; or use the CPU: {cpu}"
+            f"device {device} is asked for, and PyTorch sees {gpus} GPUs; to use the CPU, set {cpu}"
         )
     return parsed
 
@@ -68,7 +68,7 @@ def check_processes(
     Args:
         device: such as "cpu", "cuda" or "cuda:1".
         options: how many processes, and whether they train.
-        ims_per_batch: images a step over all processes.
+        ims_per_batch: images per step over all processes.
         amp: whether Detectron2's mixed precision is on, which needs a GPU.
         cpu: see :func:`check_device`.
 
@@ -102,7 +102,7 @@ def check_processes(
         )
     if ims_per_batch < world_size or ims_per_batch % world_size:
         raise InputError(
-            f"{ims_per_batch} images a step do not divide among {world_size} processes; "
+            f"{ims_per_batch} images per step do not divide among {world_size} processes; "
             "set SOLVER.IMS_PER_BATCH (dataloader.train.total_batch_size for a LazyConfig) "
             "to a multiple"
         )
@@ -209,12 +209,11 @@ def _ending_children() -> Iterator[None]:
         for process in multiprocessing.active_children():
             process.terminate()
 
-    before = {number: signal.signal(number, pass_on) for number in ENDING}
+    before = catch_ending(pass_on)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        release_ending(before)
 
 
 def _in_process(

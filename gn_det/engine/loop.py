@@ -41,7 +41,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train from weights or from the last checkpoint to the last iteration.
 
-    SIGTERM saves a checkpoint and ends the process, see :class:`TerminationHook`. A
+    SIGTERM and SIGHUP save a checkpoint and end the process, see :class:`TerminationHook`. A
     :class:`TrainLoader` begins at the batch that a resumed run has reached.
 
     Args:
@@ -58,7 +58,7 @@ def fit(
         writers: of the metrics; none on processes that are not the main one.
         log_period: steps from one writing to the next.
         more_hooks: run after the scheduler and before the checkpoint, which holds their state.
-        termination: the hook of SIGTERM, where more_hooks evaluate inside it.
+        termination: the hook of these signals, where more_hooks evaluate inside it.
         on_start: called when the weights are loaded, before the first step.
 
     Returns:

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,9 +27,9 @@ from gn_det.config.constraints import check_complete_config
 from gn_det.data.datasets import register_folders
 from gn_det.engine.command import RunOptions
 from gn_det.engine.launch import check_processes
-from gn_det.engine.run_data import RunData, check_config_data, set_data
+from gn_det.engine.run_data import RunData, check_config_data, set_data, wrapped_model
 from gn_det.errors import InputError
-from gn_det.utils import PARTIAL, make_folder, with_null, write_atomically
+from gn_det.utils import PARTIAL, make_folder, reason_of, with_null, write_atomically
 
 __all__ = [
     "begin_run",
@@ -124,7 +124,7 @@ def _start_of(cfg: CfgNode | DictConfig) -> _Start:
             cfg.dataloader.train.total_batch_size,
             cfg.train.amp.enabled,
             cfg.train.init_checkpoint,
-            max(OmegaConf.select(cfg.model, stage, default=0) for stage in stages),
+            max(OmegaConf.select(wrapped_model(cfg.model), s, default=0) for s in stages),
         )
     return _Start(
         cfg.MODEL.DEVICE,
@@ -169,11 +169,12 @@ def run_folder(output_dir: str, options: RunOptions) -> Iterator[Path]:
     path = Path(output_dir)
     if not options.resume and not options.eval_only and holds_run(path):
         raise InputError(
-            f"{path} holds a run already; --resume continues it, "
-            "another OUTPUT_DIR keeps it (train.output_dir for a LazyConfig)"
+            f"{path} holds a run already; --resume continues it, another output folder keeps it"
         )
     folder = written_folder(path, options)
-    with _created(path), _created(folder), locked(folder):
+    # Machines of one run share the folder.
+    lock = locked(folder) if options.machine_rank == 0 else nullcontext()
+    with _created(path), _created(folder), lock:
         yield path
 
 
@@ -257,11 +258,13 @@ def locked(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise InputError(
                 f"another program is at work in {folder}: {file.read(200).strip() or 'unknown'}"
             ) from error
+        except OSError as error:  # a file system without locks
+            print(f"{folder} cannot be locked ({reason_of(error)}): let no other run write there")
         file.truncate(0)
         start = datetime.now().isoformat(" ", "seconds")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {start}\n")

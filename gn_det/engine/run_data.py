@@ -17,7 +17,7 @@ from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
 from gn_det.utils import some
 
-__all__ = ["RunData", "check_config_data", "check_data", "set_data"]
+__all__ = ["RunData", "check_config_data", "check_data", "set_data", "wrapped_model"]
 
 _CUSTOM = {"train": "custom_train", "val": "custom_val"}
 
@@ -80,7 +80,7 @@ def check_data(
         InputError: data that a run would fail on, or silently learn nothing from.
     """
     if options.val and not options.train and not options.eval_only:
-        raise InputError("--val goes with --train, or with --eval-only")
+        raise InputError("--val goes with --train")
     by_name = {name: CocoFolder(name, *paths) for name, *paths in folders}
     for split, given in (("train", options.train), ("val", options.val)):
         if given:
@@ -168,11 +168,19 @@ def _set_lazy_data(cfg: DictConfig, data: RunData) -> None:
     for loader, names in ((cfg.dataloader.train, data.train), (cfg.dataloader.test, data.test)):
         loader.dataset.names = names[0] if len(names) == 1 else names
     if data.categories:
-        for part in (cfg.model, cfg.model.get("roi_heads", {})):
+        model = wrapped_model(cfg.model)
+        for part in (model, model.get("roi_heads", {})):
             if "num_classes" in part:
                 part.num_classes = len(data.categories)
     if data.has_rle_masks:
         cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+
+
+def wrapped_model(model: DictConfig) -> DictConfig:
+    """The model itself in a LazyConfig that hands it to functions, such as gn_det.inject."""
+    while "model" in model:
+        model = model.model
+    return model
 
 
 def _names(loader: DictConfig) -> list[str]:
@@ -199,7 +207,7 @@ def _has_objects_without(bad: list[tuple[dict, str]], dataset: dict[str, Any]) -
 
 def _refuse(dataset: dict[str, Any], bad: list, name: str, advice: str) -> None:
     if bad:
-        raise InputError(f"{name}: unusable are {_describe(bad, dataset)}{advice}")
+        raise InputError(f"{name}: {_describe(bad, dataset)} cannot be used{advice}")
 
 
 def _describe(bad: list[tuple[dict, str]], dataset: dict[str, Any], most: int = 5) -> str:

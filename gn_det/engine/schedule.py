@@ -17,7 +17,7 @@ __all__ = ["Schedule", "resolve_lazy_schedule", "resolve_schedule", "schedule_ta
 
 @dataclass(frozen=True)
 class Schedule:
-    """What of a config depends on how many images a step has.
+    """What of a config depends on how many images per step has.
 
     Attributes:
         ims_per_gpu: images on each GPU at a time; 0 takes the other numbers as they stand.
@@ -93,7 +93,7 @@ class Schedule:
 def resolve_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
     """Scale the schedule of a YAML config to SOLVER.IMS_PER_GPU images on each GPU.
 
-    The other SOLVER keys state a reference: IMS_PER_BATCH images a step, 16 in Detectron2's
+    The other SOLVER keys state a reference: IMS_PER_BATCH images per step, 16 in Detectron2's
     schedules, with the learning rate and the iterations for that. What is made of them:
     :meth:`Schedule.resolve`.
 
@@ -132,7 +132,7 @@ def resolve_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
 def resolve_lazy_schedule(cfg: DictConfig, world_size: int) -> DictConfig:
     """Scale the schedule of a LazyConfig to train.ims_per_gpu images on each GPU.
 
-    As :func:`resolve_schedule`, from dataloader.train.total_batch_size images a step,
+    As :func:`resolve_schedule`, from dataloader.train.total_batch_size images per step,
     optimizer.lr, train.max_iter and the periods. lr_multiplier, which is in fractions of the run,
     stays.
 
@@ -174,7 +174,7 @@ def schedule_table(
     step = f"{gpu * world_size * accumulate} = {gpu} x {world_size} GPUs"
     rows = [
         [
-            "images a step",
+            "images per step",
             str(before.ims_per_batch),
             step + (f" x {accumulate} accumulated" if accumulate > 1 else ""),
         ]

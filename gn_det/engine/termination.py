@@ -14,18 +14,35 @@ from detectron2.utils import comm
 
 from gn_det.checkpoint import Checkpointer
 
-__all__ = ["ENDING", "TERMINATED", "TerminationHook"]
+__all__ = ["TERMINATED", "TerminationHook", "catch_ending", "release_ending"]
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+Handlers = dict[int, Any]
 
 # What a shell reports of a program that SIGTERM ended.
 TERMINATED = 128 + signal.SIGTERM
 
 
+def catch_ending(handler: Callable[[int, Any], None]) -> Handlers:
+    """Handle SIGTERM and SIGHUP, but one that is ignored, as SIGHUP under nohup.
+
+    Returns:
+        The handlers before, for :func:`release_ending`.
+    """
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    caught = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in caught}
+
+
+def release_ending(before: Handlers) -> None:
+    """Give the signals back to who handled them before."""
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class TerminationHook(HookBase):
     """Ends training after the step in which any process got SIGTERM or SIGHUP, with a checkpoint.
 
-    SIGTERM aborts an evaluation; the resumed run skips it.
+    Either aborts an evaluation; the resumed run skips it.
 
     Args:
         checkpointer: of the run, also with the trainer's state.
@@ -35,10 +52,11 @@ class TerminationHook(HookBase):
         self._checkpointer = checkpointer
         self._requested = False
         self._at_once = False
+        self._before: Handlers = {}
+        self._process = os.getpid()
 
     def before_train(self) -> None:
-        self._process = os.getpid()
-        self._before = {number: signal.signal(number, self._on_signal) for number in ENDING}
+        self._before = catch_ending(self._on_signal)
 
     def after_step(self) -> None:
         if any(comm.all_gather(self._requested)):
@@ -49,11 +67,10 @@ class TerminationHook(HookBase):
 
     def release(self) -> None:
         """Give the signals back to who handled them before, after the last evaluation."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        release_ending(self._before)
 
     def evaluating(self, evaluate: Callable[[], Any]) -> Any:
-        """Evaluate, but let SIGTERM end the process at once."""
+        """Evaluate, but let SIGTERM or SIGHUP end the process at once."""
         if self._requested:
             self._save()
             self._exit()
@@ -89,4 +106,4 @@ class TerminationHook(HookBase):
         sys.exit(TERMINATED)
 
     def _warn(self) -> None:
-        logging.getLogger(__name__).warning("SIGTERM: training ends here, and can be resumed")
+        logging.getLogger(__name__).warning("training ends here by a signal, and can be resumed")

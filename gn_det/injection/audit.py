@@ -164,7 +164,7 @@ def _out_of_reach(model: nn.Module, slots: list[Slot]) -> Iterator[tuple[str, st
     there = {slot.site for slot in slots}
     for site in SITES:
         for name, _, _ in find_owners(model, site) if site not in (*there, "other") else ():
-            yield site, name or "the model", SITES[site].hint or "nothing to normalise"
+            yield site, name or "the model", SITES[site].hint or "nothing to normalize"
     reached = {part for slot in slots if slot.norm is not None for part in slot.norm.modules()}
     for name, module in model.named_modules():
         kind = type(module).__name__

@@ -46,7 +46,7 @@ class CalibrationRow:
         channels: C.
         num_groups: G.
         values: of each channel that were seen; 0 where the calibration set does not reach it.
-        constant_channels: those whose normalised input does not vary, and which kept the BN's γ.
+        constant_channels: those whose normalized input does not vary, and which kept the BN's γ.
         copied: error with γ, β of the BN, everywhere in the model.
         calibrated: error with γ, β fitted, everywhere in the model.
     """
@@ -63,7 +63,7 @@ class CalibrationRow:
 
 @dataclass(frozen=True)
 class Calibration(Report):
-    """What :func:`gn_det.injection.convert_bn` did; str() is the table.
+    """What :func:`gn_det.convert_bn` did; str() is the table.
 
     Attributes:
         rows: in the order of execution, norms that were not reached last.
@@ -95,7 +95,7 @@ class Calibration(Report):
         rows.append(["mean", "", "", "", "", self.pass_errors[0], min(self.pass_errors)])
         text = tabulate(rows, headers, tablefmt=style, floatfmt=".3f", missingval="-")
         if any(row.constant_channels for row in self.rows):
-            text += "\n\nconstant: channels whose normalised input does not vary, with the BN's γ"
+            text += "\n\nconstant: channels whose normalized input does not vary, with the BN's γ"
         if self.not_reached:
             text += (
                 f"\n\nNot reached by the calibration set, γ and β of the BN kept: "
@@ -125,7 +125,7 @@ def convert_bn(
     the pass with the least mean error wins. Each pass runs the BN model and the GN model once per
     batch, in eval mode without gradients, and holds the outputs of all BN layers for one batch.
 
-    If the normalised input of a channel is constant, γ of the BN layer is kept and only β is
+    If the normalized input of a channel is constant, γ of the BN layer is kept and only β is
     fitted. A norm that the calibration set does not reach keeps γ and β of the BN layer, and is
     reported. A norm without γ and β (affine=False) has nothing to fit. Modes, hooks, frozen layers
     and names are as :func:`gn_det.inject` leaves them.

@@ -77,13 +77,13 @@ def inject(
         sites: one or several of the names above, of "default" and of "ALL". "default" means
             backbone, fpn, box_head, mask_head, sem_seg_head, dense_head and other: the sites that
             Detectron2's NORM keys reach, and other norms. "ALL" means every site. These two skip
-            sites where there is nothing to normalise; a site that you name must have something.
+            sites where there is nothing to normalize; a site that you name must have something.
         num_groups: G of every norm. Where the channels are not a multiple of it, the largest
             divisor of the channels below it is taken. Default: a GN layer keeps its own, others get
             32.
         channels_per_group: the other way to choose G, instead of num_groups: channels in each
             group, or the largest divisor of the channels below.
-        weight_standardization: whether the convolutions before these norms also standardise their
+        weight_standardization: whether the convolutions before these norms also standardize their
             weight (Qiao et al. 2019, arXiv 1903.10520, section 2). Only PyTorch's and Detectron2's
             own convolution classes can; audit lists the others. State-dict keys stay, but old
             weights then compute something else.
@@ -92,8 +92,8 @@ def inject(
         model.
 
     Raises:
-        InputError: a site is unknown or has nothing to normalise, num_groups and channels_per_group
-            are both given or below 1, no convolution can standardise its weight, or the model
+        InputError: a site is unknown or has nothing to normalize, num_groups and channels_per_group
+            are both given or below 1, no convolution can standardize its weight, or the model
             contains a DistributedDataParallel. The model is then unchanged.
 
     Example::
@@ -130,7 +130,7 @@ def choose_sites(model: nn.Module, slots: Iterable[Slot], sites: Sequence[str]) 
             chosen.add(site)
     if not chosen:
         raise InputError(
-            f"nothing to normalise at {', '.join(sites) or 'no sites'}. "
+            f"nothing to normalize at {', '.join(sites) or 'no sites'}. "
             f"{_what_is_there(model, there)}"
         )
     return chosen
@@ -142,7 +142,7 @@ def place_norms(
     """Put a FusedGroupNorm into each slot of a model, in place, or raise and change nothing.
 
     Raises:
-        InputError: no convolution can standardise its weight, or the model is distributed.
+        InputError: no convolution can standardize its weight, or the model is distributed.
     """
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise InputError("inject before DistributedDataParallel, which would not see the new norms")
@@ -170,7 +170,7 @@ def _nothing_at(model: nn.Module, site: str) -> str:
     if not found or site == "other":
         return f"site {site}: {type(model).__name__} has none"
     hint = SITES[site].hint and f": {SITES[site].hint}"
-    return f"site {site}: {', '.join(found)} has nothing to normalise{hint}"
+    return f"site {site}: {', '.join(found)} has nothing to normalize{hint}"
 
 
 def _what_is_there(model: nn.Module, there: Counter[str]) -> str:

@@ -1,4 +1,4 @@
-"""Which convolutions can standardise their weight, and letting them, in place."""
+"""Which convolutions can standardize their weight, and letting them, in place."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["check_standardizable", "standardize", "why_not_standardizable"]
 
 
 def why_not_standardizable(conv: Layer) -> str | None:
-    """Why the convolution before a norm cannot standardise its weight; None if it can, or does."""
+    """Why the convolution before a norm cannot standardize its weight; None if it can, or does."""
     if conv is None:
-        return "no convolution known before the norm whose weight could be standardised"
+        return "no convolution known before the norm whose weight could be standardized"
     if isinstance(conv, WeightStandardized) or type(conv) in _standardized():
         return None
-    return f"{type(conv).__name__}, whose weight is not standardised"
+    return f"{type(conv).__name__}, whose weight is not standardized"
 
 
 def check_standardizable(slots: Sequence[Slot]) -> None:
     """Check that Weight Standardization would change something.
 
     Raises:
-        InputError: no convolution of the slots can standardise its weight.
+        InputError: no convolution of the slots can standardize its weight.
     """
     if all(why_not_standardizable(slot.conv) for slot in slots):
         reasons = [f"{slot.site} has {why_not_standardizable(slot.conv)}" for slot in slots]
@@ -38,7 +38,7 @@ def check_standardizable(slots: Sequence[Slot]) -> None:
 
 
 def standardize(conv: Layer) -> None:
-    """Let a convolution standardise its weight, in place, where it can and does not yet."""
+    """Let a convolution standardize its weight, in place, where it can and does not yet."""
     kind = _standardized().get(type(conv))
     if kind is not None:
         conv.__class__ = kind

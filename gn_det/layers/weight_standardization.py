@@ -1,7 +1,7 @@
 """Weight Standardization, and PyTorch's convolutions with it (Qiao et al. 2019, arXiv 1903.10520).
 
 Detectron2's are in detectron2/blocks.py. Each is a subclass of the convolution that it stands for,
-with the same parameters: ``weight`` is the one that is learnt, and is standardised whenever the
+with the same parameters: ``weight`` is the one that is learnt, and is standardized whenever the
 convolution runs.
 """
 
@@ -39,7 +39,7 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
 
     Args:
         weight: (out_channels, in_channels / groups, *kernel), of any floating dtype. Half-precision
-            weights are standardised in float32.
+            weights are standardized in float32.
         eps: added to the standard deviation.
 
     Returns:
@@ -58,7 +58,7 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 class WeightStandardized:
-    """A convolution that standardises its weight; stands before PyTorch's class among the bases."""
+    """A convolution that standardizes its weight; stands before PyTorch's class among the bases."""
 
     def convolved(self, x: Tensor) -> Tensor:
         """The convolution alone."""

@@ -53,7 +53,7 @@ class WithGN:
         recompute: whether to call :func:`gn_det.recompute` as well.
 
     Raises:
-        InputError: there is nothing to normalise.
+        InputError: there is nothing to normalize.
     """
 
     sites: ClassVar[str]

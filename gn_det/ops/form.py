@@ -1,4 +1,4 @@
-"""The forms of group_norm: what one call computes besides normalising."""
+"""The forms of group_norm: what one call computes besides normalizing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Form(NamedTuple):
     Attributes:
         relu: whether a ReLU comes last.
         add: whether a residual is added before it.
-        normalize_add: whether that residual is normalised before it is added.
+        normalize_add: whether that residual is normalized before it is added.
     """
 
     relu: bool = False

@@ -26,7 +26,7 @@ def group_norm(
     residual_weight: Tensor | None = None,
     residual_bias: Tensor | None = None,
 ) -> Tensor:
-    """Normalise groups of channels within each sample (Wu & He 2018, arXiv 1803.08494, eq. 7).
+    """Normalize groups of channels within each sample (Wu & He 2018, arXiv 1803.08494, eq. 7).
 
     Optionally it also adds a residual and applies ReLU, which is how a residual block ends::
 
@@ -53,7 +53,7 @@ def group_norm(
         activation: None (default) or "relu", applied last.
         residual: of the shape, dtype and device of x, added before the activation. Under autocast,
             another dtype is cast to that of x (F.interpolate returns float32 there).
-        normalize_residual: whether to normalise the residual as well, with the same num_groups and
+        normalize_residual: whether to normalize the residual as well, with the same num_groups and
             eps. Default: False.
         residual_weight, residual_bias: γ and β of the residual, only with normalize_residual.
 
@@ -129,7 +129,7 @@ def _check_input(x: Tensor, num_groups: int) -> None:
             f"the number of channels, {x.size(1)}, is not a multiple of num_groups, {num_groups}"
         )
     if x.numel() == 0 and x.size(0) > 0:
-        raise ValueError(f"there is nothing to normalise in an input of shape {x.shape}")
+        raise ValueError(f"there is nothing to normalize in an input of shape {x.shape}")
 
 
 def _check_parameter(name: str, parameter: Tensor | None, x: Tensor) -> None:

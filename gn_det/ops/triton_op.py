@@ -42,7 +42,7 @@ def fused_group_norm(
 
     Returns:
         y of x's shape and dtype in x's layout, and the statistics, float32 (2, N, G): mean and
-        1/√(variance + eps) of each group, followed by the residual's, (4, N, G), if normalised.
+        1/√(variance + eps) of each group, followed by the residual's, (4, N, G), if normalized.
     """
     from gn_det.ops.kernels import launch
 
@@ -93,11 +93,11 @@ def fused_group_norm_backward(
 
     Args:
         y: the output, given only where Form.keeps_output.
-        residual: given only if it is normalised.
+        residual: given only if it is normalized.
 
     Returns:
         dx; the residual's gradient, empty where that is dy or nothing; and float32 (2, C), dγ and
-        dβ, followed by those of a normalised residual, (4, C).
+        dβ, followed by those of a normalized residual, (4, C).
     """
     from gn_det.ops.kernels import launch
 

@@ -128,12 +128,13 @@ def test_a_page_in_place_of_weights_is_not_kept(server: Server, cache: Path) -> 
 
 def test_checksums_are_verified(server: Server, cache: Path, weights: bytes) -> None:
     right = hashlib.sha256(weights).hexdigest()
-    for path in (f"/w-{right[:8]}.pth", "/w-00000000.pth", "/w.pth"):
+    for path in (f"/w-{right[:16]}.pth", "/w-0000000a.pth", "/w-20230115.pth", "/w.pth"):
         server.files[path] = weights
-    assert find_weights(f"{server.address}/w-{right[:8]}.pth")[0].exists()
+    assert find_weights(f"{server.address}/w-{right[:16]}.pth")[0].exists()
+    assert find_weights(f"{server.address}/w-20230115.pth")[0].exists()  # a date
     assert find_weights(f"{server.address}/w.pth#sha256={right}")[0].exists()
     before = {*cache.iterdir()}
-    for wrong in ("/w-00000000.pth", f"/w.pth?v=2#sha256={right[::-1]}"):
+    for wrong in ("/w-0000000a.pth", f"/w.pth?v=2#sha256={right[::-1]}"):
         with pytest.raises(InputError, match=f"has the SHA-256 {right} and not"):
             find_weights(server.address + wrong)
     assert {*cache.iterdir()} == before

@@ -100,7 +100,7 @@ def test_fusion_changes_no_score() -> None:
     torch.testing.assert_close(revert(fused).scores(pictures), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_pictures_are_normalised_as_a_detectors() -> None:
+def test_pictures_are_normalized_as_a_detectors() -> None:
     classifier = build_classifier("resnet10", "GN", 3)
     seen = []
     classifier.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

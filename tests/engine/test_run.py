@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -121,3 +122,22 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
             pass
     with run_folder(str(tmp_path), FRESH):
         pass
+
+
+def test_machines_of_one_run_share_its_folder(tmp_path: Path) -> None:
+    with (
+        run_folder(str(tmp_path), RunOptions(num_machines=2)),
+        run_folder(str(tmp_path), RunOptions(num_machines=2, machine_rank=1)) as folder,
+    ):
+        assert folder == tmp_path
+
+
+def test_a_file_system_without_locks_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with run_folder(str(tmp_path), FRESH):
+        assert "cannot be locked (No locks available)" in capsys.readouterr().out

@@ -119,7 +119,7 @@ def test_the_table_shows_both_schedules() -> None:
     before = reference(IMS_PER_GPU=1, ACCUMULATE_STEPS=2)
     table = schedule_table(before, resolve_schedule(before, 2), 2)
     lines = {line.split("  ")[0]: line for line in table.splitlines()}
-    assert lines["images a step"].endswith("4 = 1 x 2 GPUs x 2 accumulated")
+    assert lines["images per step"].endswith("4 = 1 x 2 GPUs x 2 accumulated")
     assert lines["learning rate"].split()[-2:] == ["0.02", "0.005"]
     assert lines["iterations"].split() == ["iterations", "90000", "360000"]
     assert lines["learning rate / 10 at"].endswith("240000, 320000")

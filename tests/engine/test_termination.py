@@ -96,3 +96,17 @@ def test_whoever_handled_sigterm_before_does_so_afterwards(tmp_path: Path) -> No
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_is_ignored_stays_so_as_under_nohup(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(tmp_path, 4, 0, dict, Hangup())
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Hangup(HookBase):
+    def before_step(self) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)

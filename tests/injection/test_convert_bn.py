@@ -375,7 +375,7 @@ def test_the_report_is_a_table_of_a_row_for_each_norm_in_order_of_execution() ->
     ]  # fmt: skip
     assert lines[2].startswith("| 0.norm") and lines[3].startswith("| 2 ")
     assert lines[4].startswith("| mean") and f"{min(found.pass_errors):.3f}" in lines[4]
-    assert "constant: channels whose normalised input does not vary" in str(found)
+    assert "constant: channels whose normalized input does not vary" in str(found)
 
 
 def test_the_report_as_json_holds_every_number() -> None:

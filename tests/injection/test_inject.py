@@ -189,7 +189,7 @@ def test_injecting_twice_is_injecting_once() -> None:
         ("box_head", r"the model \(FastRCNNConvFCHead\).*set MODEL\.ROI_BOX_HEAD\.NUM_CONV"),
         ("rpn", r"site rpn: FastRCNNConvFCHead has none"),
         ("boxhead", r"no site 'boxhead'; did you mean box_head\?"),
-        ("default", r"nothing to normalise at default.*NUM_CONV"),
+        ("default", r"nothing to normalize at default.*NUM_CONV"),
     ],
 )
 def test_a_site_where_nothing_would_change_is_refused(site: str, message: str) -> None:

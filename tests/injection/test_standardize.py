@@ -98,7 +98,7 @@ def point_head() -> StandardPointHead:
         (lambda: nn.ModuleList([Conv2d(3, 8, 1, norm=nn.BatchNorm2d(8))]), 1),
     ],
 )
-def test_every_convolution_before_a_norm_standardises_its_weight(
+def test_every_convolution_before_a_norm_standardizes_its_weight(
     build: Callable[[], nn.Module], count: int
 ) -> None:
     plain, model = inject(build(), "ALL"), with_ws(build(), "ALL")
@@ -108,7 +108,7 @@ def test_every_convolution_before_a_norm_standardises_its_weight(
         assert isinstance(module, type(same))
 
 
-def test_the_model_is_the_one_of_the_standardised_weights() -> None:
+def test_the_model_is_the_one_of_the_standardized_weights() -> None:
     model, plain = with_ws(fpn()), inject(fpn())
     x = torch.randn(1, 3, 64, 96)
     plain.load_state_dict(model.state_dict())
@@ -122,7 +122,7 @@ def test_the_model_is_the_one_of_the_standardised_weights() -> None:
         assert_close(level, plain(x)[name])
 
 
-def test_a_plain_convolution_that_gains_a_norm_standardises_its_weight() -> None:
+def test_a_plain_convolution_that_gains_a_norm_standardizes_its_weight() -> None:
     block = with_ws(LastLevelP6P7(16, 32), "fpn.top_block")
     assert type(block.p6) is type(block.p7) is ConvWSNorm2d
     assert forms(block) == {"p6.norm": "WS+GN", "p7.norm": "WS+GN"}
@@ -248,7 +248,7 @@ def test_the_audit_tells_which_convolutions_were_left() -> None:
     assert forms(head) == {"mask_fcn1.norm": "WS+GN", "deconv.norm": "GN"}
     (left,) = audit(head).left_alone
     assert left.modules == ("deconv",)
-    assert left.reason == "ConvTransposeNorm2d, whose weight is not standardised"
+    assert left.reason == "ConvTransposeNorm2d, whose weight is not standardized"
     assert not audit(inject(mask_head(), "ALL")).left_alone
 
 

@@ -71,7 +71,7 @@ def test_the_layer_is_mmcvs(groups: int) -> None:
     [(ConvWS1d, nn.Conv1d), (ConvWS2d, nn.Conv2d), (ConvWS3d, nn.Conv3d)],
 )
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
-def test_a_layer_is_pytorchs_with_the_standardised_weight(
+def test_a_layer_is_pytorchs_with_the_standardized_weight(
     layer: type[nn.Module], plain: type[nn.Module], padding_mode: str
 ) -> None:
     ours = layer(4, 6, 3, padding=1, padding_mode=padding_mode)
@@ -111,7 +111,7 @@ def test_channels_last_stays() -> None:
     assert_close(standard, standardize_weight(weight.contiguous()))
 
 
-def test_under_autocast_the_weight_is_rounded_after_it_is_standardised() -> None:
+def test_under_autocast_the_weight_is_rounded_after_it_is_standardized() -> None:
     layer, x = ConvWS2d(64, 8, 3, bias=False), torch.randn(1, 64, 6, 6)
     with torch.no_grad():
         layer.weight += 10  # deviations that bfloat16 cannot tell from the mean
@@ -124,7 +124,7 @@ def test_under_autocast_the_weight_is_rounded_after_it_is_standardised() -> None
     assert layer.weight.grad.dtype == torch.float32 and torch.isfinite(layer.weight.grad).all()
 
 
-def test_under_cuda_autocast_the_weight_is_standardised_in_float32(
+def test_under_cuda_autocast_the_weight_is_standardized_in_float32(
     cuda: torch.device, autocast: None
 ) -> None:
     with cuda:

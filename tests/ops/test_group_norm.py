@@ -225,8 +225,8 @@ def test_meta_tensors_give_the_shape_and_dtype_of_the_output(
         ("8, is not a multiple of num_groups, -2", (1, 8, 2, 2), -2),
         (r"an input \(N, C, \*spatial\), got shape .*\[8\]", (8,), 4),
         (r"an input \(N, C, \*spatial\), got shape .*\[1, 8, 2, 2, 2, 2\]", (1, 8, 2, 2, 2, 2), 4),
-        (r"nothing to normalise in an input of shape .*\[2, 8, 0, 3\]", (2, 8, 0, 3), 4),
-        (r"nothing to normalise in an input of shape .*\[2, 0, 3\]", (2, 0, 3), 4),
+        (r"nothing to normalize in an input of shape .*\[2, 8, 0, 3\]", (2, 8, 0, 3), 4),
+        (r"nothing to normalize in an input of shape .*\[2, 0, 3\]", (2, 0, 3), 4),
     ],
 )
 def test_a_shape_that_does_not_fit_is_refused_with_its_values(

@@ -73,7 +73,7 @@ PROGRAMS = {
     )
 }
 FAULTS = {
-    "a broken image": (SCRATCH, r"unusable are 1 of 6 images: 000002\.jpg \(missing\)"),
+    "a broken image": (SCRATCH, r"1 of 6 images: 000002\.jpg \(missing\)"),
     "no GPU": ([*SCRATCH, "MODEL.DEVICE", "cuda"], "device cuda is asked for, and PyTorch sees 0"),
     "missing weights": (["MODEL.WEIGHTS", "gone.pth"], r"weights gone\.pth do not exist"),
 }

@@ -48,7 +48,7 @@ def test_error_against_batch_size_and_the_gap_of_its_classifiers(
         "--ims-per-gpu", 64, 32, "--seeds", 0, "--jobs", 2,
     ]  # fmt: skip
     printed = programs("batch_size_sweep", *sweep)
-    assert '"seed": 0' in printed and "| images a step" in printed
+    assert '"seed": 0' in printed and "| images per step" in printed
     assert "BN: too few runs finished to say." in printed
     errors = rows(tmp_path / "errors.csv")
     assert len(errors) == 4 and all(0 <= float(row["val_error"]) <= 100 for row in errors)
@@ -82,7 +82,7 @@ def test_error_by_groups(programs: Callable, tmp_path: Path) -> None:
         "group_ablation", *DIGITS, "--output", tmp_path, "--seeds", 0, "--ims-per-gpu", 128,
         "--num-groups", 32, 1, "--channels-per-group", 1, "--jobs", 2,
     )  # fmt: skip
-    for norm in ("LN at 1 group", "IN at 1 channel a group"):
+    for norm in ("LN at 1 group", "IN at 1 channel per group"):
         (line,) = [line for line in printed.splitlines() if norm in line]
         assert float(line.split()[-1]) < 1e-5
     errors = rows(tmp_path / "errors.csv")
@@ -91,7 +91,7 @@ def test_error_by_groups(programs: Callable, tmp_path: Path) -> None:
         ("1", ""),
         ("", "1"),
     ]
-    assert "| groups" in printed and "| channels a group" in printed
+    assert "| groups" in printed and "| channels per group" in printed
     assert (tmp_path / "group_errors.png").exists()
 
 

@@ -128,7 +128,7 @@ def test_features_are_those_of_the_source(
 
 
 @torch.no_grad()
-def test_a_recipe_with_the_fragment_normalises_pictures_as_the_source_does(
+def test_a_recipe_with_the_fragment_normalizes_pictures_as_the_source_does(
     tmp_path: Path, call_main: Callable
 ) -> None:
     torch.save(SOURCES["timm resnet50_gn"]().state_dict(), tmp_path / "theirs.pth")

@@ -100,7 +100,7 @@ def test_the_schedule_of_images_per_gpu_is_printed_and_kept(
         "+train.ims_per_gpu=1", "+train.channels_last=True",
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert re.search(r"images a step +2 +1 = 1 x 1 GPUs", printed)
+    assert re.search(r"images per step +2 +1 = 1 x 1 GPUs", printed)
     assert re.search(r"iterations +2 +4", printed)
     cfg = yaml.unsafe_load((run / "config.yaml").read_text())  # it names classes
     assert cfg["dataloader"]["train"]["total_batch_size"] == 1

@@ -167,7 +167,7 @@ def test_bad_images_are_left_out_when_asked(
         (["MODEL.WEIGHTS", "nowhere.pth"], r"weights nowhere\.pth do not exist"),
         (["MODEL.RESNET.DEPTH", "18"], r"did you mean MODEL\.RESNETS\.DEPTH"),
         (["MODEL.DEVICE", "cuda:99"], "cuda:99"),
-        (["SOLVER.IMS_PER_BATCH", "0"], "0 images a step"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "0 images per step"),
         (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"], "mixed precision needs a GPU"),
     ],
 )
@@ -246,7 +246,7 @@ def test_the_schedule_of_images_per_gpu_is_printed_and_kept(
         "SOLVER.IMS_PER_GPU", "1", "SOLVER.BASE_LR", "0.04",
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert re.search(r"images a step +2 +1 = 1 x 1 GPUs", printed)
+    assert re.search(r"images per step +2 +1 = 1 x 1 GPUs", printed)
     cfg = load_config(output / "config.yaml")
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.IMS_PER_GPU) == (1, 0)
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.02, 4)

@@ -62,7 +62,7 @@ def one_pass_gradients_kernel(
     dx_ptr,
     y_ptr,  # where ReLU's mask needs the output, and dz with it; or None
     dz_ptr,
-    residual_ptr,  # normalised too, and its gradient; or None
+    residual_ptr,  # normalized too, and its gradient; or None
     dresidual_ptr,
     weight_ptr,  # (C,) or None, as are all parameters
     bias_ptr,
@@ -178,7 +178,7 @@ def gradient_sums_kernel(
     x_ptr,
     y_ptr,  # where ReLU's mask needs the output, and dz with it; or None
     dz_ptr,
-    residual_ptr,  # normalised too, or None
+    residual_ptr,  # normalized too, or None
     weight_ptr,  # (C,) or None, as are all parameters
     bias_ptr,
     residual_weight_ptr,
@@ -357,7 +357,7 @@ def apply_gradients_kernel(
     dy_ptr,  # (N, C, pixels), as are all but parameters, statistics and coefficients; may be dz
     x_ptr,
     dx_ptr,
-    residual_ptr,  # normalised too, and its gradient; or None
+    residual_ptr,  # normalized too, and its gradient; or None
     dresidual_ptr,
     weight_ptr,  # (C,) or None, as are all parameters
     bias_ptr,
@@ -381,7 +381,7 @@ def apply_gradients_kernel(
     CHANNELS_LAST: tl.constexpr,
     RELU: tl.constexpr,
 ):
-    """Write the gradients of x, and of a normalised residual, for one split of the pixels."""
+    """Write the gradients of x, and of a normalized residual, for one split of the pixels."""
     num_channels, num_pixels = marked_sizes(num_channels, num_pixels, VECTOR, CHANNELS_LAST)
     sample, split, tile = program_position(num_tiles, num_splits)
     channel, group, valid = tile_channels(

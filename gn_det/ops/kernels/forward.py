@@ -137,7 +137,7 @@ def group_statistics(
 @triton.jit(do_not_specialize=SIZES)
 def statistics_kernel(
     x_ptr,  # (N, C, pixels)
-    residual_ptr,  # of x's shape and normalised too, or None
+    residual_ptr,  # of x's shape and normalized too, or None
     partials_ptr,  # (2 or 4, N, G, splits * PARTS): mean and Σ(x - mean)² of x, then the residual
     num_samples,
     num_groups,

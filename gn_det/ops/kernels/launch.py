@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
         x: (N, C, *spatial).
         weight, bias: (C,) γ and β.
         residual: of x's shape, dtype and layout.
-        residual_weight, residual_bias: (C,) γ and β of a residual that is normalised.
+        residual_weight, residual_bias: (C,) γ and β of a residual that is normalized.
     """
 
     x: Tensor
@@ -141,8 +141,8 @@ def backward_launches(
     """dx, the residual's gradient, dγ and dβ (2 or 4, C) in float32, and the launches for them.
 
     y and dy are dense and in x's layout. y is read only where form.keeps_output, the residual only
-    where it is normalised. The second result is dy with ReLU's mask where y was read, the gradient
-    of a normalised residual where there is one, else None.
+    where it is normalized. The second result is dy with ReLU's mask where y was read, the gradient
+    of a normalized residual where there is one, else None.
     """
     x = inputs.x
     residual = inputs.residual if form.normalize_add else None

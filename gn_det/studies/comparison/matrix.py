@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from tqdm import tqdm
 
 from gn_det.config import differences, dump_config
+from gn_det.engine.command import ENDS_WITH_PARENT
 from gn_det.engine.run import check_same_settings
-from gn_det.engine.termination import ENDING, TERMINATED
+from gn_det.engine.termination import TERMINATED, catch_ending, release_ending
 from gn_det.errors import InputError
 from gn_det.utils import make_folder, write_atomically
 
@@ -132,7 +132,7 @@ def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> d
     """
     waiting = [run for run in runs if not run.finished]
     working: dict[subprocess.Popen, Run] = {}
-    before = {n: signal.signal(n, lambda *_: sys.exit(TERMINATED)) for n in ENDING}
+    before = catch_ending(lambda *_: sys.exit(TERMINATED))
     failures: dict[str, str] = {}
     total = sum(run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH for run in runs)
     with tqdm(total=total, unit="image", desc="comparison", smoothing=0.05) as progress:
@@ -158,8 +158,7 @@ def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> d
                 process.send_signal(signal.SIGTERM)
             for process in working:
                 process.wait()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            release_ending(before)
     return failures
 
 
@@ -177,10 +176,8 @@ def _start(run: Run, train_net: Path, jobs: int, num_gpus: int) -> subprocess.Po
             stdout=console,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), ENDS_WITH_PARENT: "1"},
             start_new_session=True,  # Ctrl-C reaches this process, which ends the others in peace
-            # Where this process is killed, the run saves a checkpoint and ends.
-            preexec_fn=lambda: _prctl_pr_set_pdeathsig(signal.SIGTERM),
         )  # fmt: skip
 
 

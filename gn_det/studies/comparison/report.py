@@ -146,14 +146,14 @@ def plot_ap(results: Sequence[RunResult], png: Path, beside: Sequence[str] = ())
             )
         steps = sorted({result.ims_per_step for result in results})
         set_log2_places(axes, steps)
-        axes.set(xlabel="images a step", ylabel=_TASKS[metric], ylim=(0, None))
+        axes.set(xlabel="images per step", ylabel=_TASKS[metric], ylim=(0, None))
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save_figure(figure, png)
 
 
 def plot_curves_of(results: Sequence[RunResult], png: Path, beside: Sequence[str] = ()) -> None:
-    """AP and training loss against the images seen, a row for each number of images a GPU.
+    """AP and training loss against the images seen, a row for each number of images per GPU.
 
     Means over the seeds, their spread in a lighter tone; recipes beside the comparison are dashed.
     """

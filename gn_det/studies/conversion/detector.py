@@ -208,7 +208,7 @@ def config_with_gn(cfg: CfgNode, sites: list[str]) -> CfgNode:
     else:
         raise InputError(
             f"there is no GN form of MODEL.META_ARCHITECTURE {name} that a config could name; call "
-            "gn_det.injection.convert_bn in your program"
+            "gn_det.convert_bn in your program"
         )
     cfg.MODEL.GN.SITES = [*there, *sites]
     return cfg

@@ -44,13 +44,13 @@ def convert_in_stages(
 
     Args:
         model, batches, call, num_groups, channels_per_group: see
-            :func:`gn_det.injection.convert_bn`.
+            :func:`gn_det.convert_bn`.
         evaluate: the metric of a model, before, after conversion, calibration and fine-tuning.
         keep: is given the calibrated model and what was found before fine-tuning, to save both.
         fine_tune: trains the calibrated model, in place.
 
     Raises:
-        InputError: see :func:`gn_det.injection.convert_bn`.
+        InputError: see :func:`gn_det.convert_bn`.
     """
     options = {"num_groups": num_groups, "channels_per_group": channels_per_group}
     metric: dict[str, float] = {}

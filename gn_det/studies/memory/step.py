@@ -28,7 +28,7 @@ from gn_det.config import get_config
 from gn_det.engine.activation_memory import ELSEWHERE, autocast, kept_for_backward
 from gn_det.engine.step import amp_dtype
 from gn_det.errors import InputError
-from gn_det.injection import revert
+from gn_det.injection import unfuse
 from gn_det.modeling.with_gn import gn_options_from_config, with_gn
 
 __all__ = [
@@ -189,7 +189,7 @@ def build_variant(cfg: CfgNode, variant: str) -> nn.Module:
         cfg, variant: see :func:`count_step`.
 
     Raises:
-        InputError: there is nothing to normalise at MODEL.GN.SITES.
+        InputError: there is nothing to normalize at MODEL.GN.SITES.
     """
     cfg = _without_gn(cfg)
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).train()
@@ -197,7 +197,7 @@ def build_variant(cfg: CfgNode, variant: str) -> nn.Module:
         options = gn_options_from_config(cfg) | {"recompute": variant == "gn_det, RECOMPUTE"}
         with_gn(model, cfg.MODEL.GN.SITES, **options)
     if variant == "Detectron2's GN":
-        revert(model)
+        unfuse(model)
     if cfg.MODEL.CHANNELS_LAST:
         for parameter in model.parameters():
             if parameter.dim() == 4:  # model.to() refuses fake tensors

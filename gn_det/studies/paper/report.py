@@ -87,7 +87,7 @@ def error_table(
 
 
 def describe_degradation(trained: Sequence[ClassifierResult]) -> str:
-    """A sentence for each norm: what its error does from the most images a step to the fewest.
+    """A sentence for each norm: what its error does from the most images per step to the fewest.
 
     A change counts where it is above twice the standard error of the difference over the seeds,
     which takes two of them.
@@ -95,7 +95,7 @@ def describe_degradation(trained: Sequence[ClassifierResult]) -> str:
     sizes = sorted({t.ims_per_gpu for t in trained})
     few, many = sizes[0], sizes[-1]
     if few == many:
-        return f"There are {few} images a step only, and nothing to compare."
+        return f"There are {few} images per step only, and nothing to compare."
     sentences = []
     for norm in dict.fromkeys(t.norm for t in trained):
         at = {
@@ -113,14 +113,14 @@ def describe_degradation(trained: Sequence[ClassifierResult]) -> str:
             else ("it degrades" if change > 0 else "it improves")
         )
         sentences.append(
-            f"{norm}: from {many} to {few} images a step the error changes by {change:+.1f} ± "
+            f"{norm}: from {many} to {few} images per step the error changes by {change:+.1f} ± "
             f"{noise:.1f} points: {verdict}."
         )
     return "\n".join(sentences)
 
 
 def plot_error_by_batch(trained: Sequence[ClassifierResult], png: Path) -> None:
-    """Validation error against images a step, from many to few (Wu & He 2018, figure 1)."""
+    """Validation error against images per step, from many to few (Wu & He 2018, figure 1)."""
     figure = new_figure(5.5, 4)
     axes = figure.subplots()
     sizes = sorted({t.ims_per_gpu for t in trained}, reverse=True)
@@ -129,14 +129,14 @@ def plot_error_by_batch(trained: Sequence[ClassifierResult], png: Path) -> None:
         plot_mean(axes, curves, norm, "-")
     set_log2_places(axes, sizes)
     axes.set_xlim(sizes[0] * 1.2, sizes[-1] / 1.2)
-    axes.set(xlabel="images a step", ylabel="validation error (%)")
+    axes.set(xlabel="images per step", ylabel="validation error (%)")
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, png)
 
 
 def plot_error_curves(trained: Sequence[ClassifierResult], png: Path) -> None:
-    """Training and validation error by epoch at the most images a step (figure 4)."""
+    """Training and validation error by epoch at the most images per step (figure 4)."""
     most = max(t.ims_per_gpu for t in trained)
     figure = new_figure(11, 4)
     grid = figure.subplots(1, 2, sharey=True)
@@ -159,7 +159,7 @@ def plot_group_errors(trained: Sequence[ClassifierResult], png: Path) -> None:
     for axes, name, title, ends in zip(
         grid,
         ("num_groups", "channels_per_group"),
-        ("groups", "channels a group"),
+        ("groups", "channels per group"),
         ("1 is LN", "1 is IN"),
         strict=True,
     ):

@@ -50,7 +50,7 @@ Errors = dict[tuple[str, "int | None"], "float | None"]
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let the BN layers of a model normalise by their batch, and keep their running averages."""
+    """Let the BN layers of a model normalize by their batch, and keep their running averages."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.training, norm.momentum) for norm in norms]
     for norm in norms:

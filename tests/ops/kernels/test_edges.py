@@ -60,7 +60,7 @@ def test_an_empty_batch_gives_zero_not_missing_parameter_gradients(
         ((1, 4, 1009, 1), 2),
         ((2, 6, 3, 3), 2),
         ((1, 33, 3, 3), 11),
-        ((2, 10, 3, 3), 2),  # 5 channels a group
+        ((2, 10, 3, 3), 2),  # 5 channels per group
         ((1, 48, 3, 3), 2),  # 24
     ],
     ids=str,

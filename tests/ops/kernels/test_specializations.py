@@ -21,7 +21,7 @@ KERNELS = [
     if name.endswith("_kernel")
 ]
 
-# Channels and strides of the feature maps that an R-50-FPN normalises.
+# Channels and strides of the feature maps that an R-50-FPN normalizes.
 FEATURE_MAPS = [
     (64, 2), (64, 4), (128, 4), (256, 4), (128, 8), (256, 8), (512, 8),
     (256, 16), (512, 16), (1024, 16), (256, 32), (512, 32), (2048, 32), (256, 64),

@@ -60,7 +60,7 @@ def test_the_csv_has_a_line_for_each_run() -> None:
 def test_ap_is_drawn_against_images_per_step(tmp_path: Path, figures: list[Figure]) -> None:
     plot_ap(RESULTS, tmp_path / "ap.png", beside=["gn"])
     (axes,) = figures[0].axes
-    assert axes.get_ylabel() == "mask AP" and axes.get_xlabel() == "images a step"
+    assert axes.get_ylabel() == "mask AP" and axes.get_xlabel() == "images per step"
     means = {bars.get_label(): [*bars.lines[0].get_ydata()] for bars in axes.containers}
     assert means == {"bn": [3.0, 9.0], "gn": [31.0]}
     assert [bars.lines[0].get_linestyle() for bars in axes.containers] == ["-", "--"]
@@ -68,8 +68,8 @@ def test_ap_is_drawn_against_images_per_step(tmp_path: Path, figures: list[Figur
 
 def test_curves_are_means_over_the_seeds(tmp_path: Path, figures: list[Figure]) -> None:
     plot_curves_of(RESULTS, tmp_path / "curves.png")
-    assert [axes.get_title() for axes in figures[0].axes] == ["1 image a GPU"] * 2 + [
-        "2 images a GPU"
+    assert [axes.get_title() for axes in figures[0].axes] == ["1 image per GPU"] * 2 + [
+        "2 images per GPU"
     ] * 2
     assert lines_of(figures[0].axes[0])["bn"] == [(10, 1.5), (20, 3.0)]
     assert lines_of(figures[0].axes[1])["gn"] == [(10, 2.0), (20, 1.0)]

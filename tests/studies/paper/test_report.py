@@ -40,7 +40,7 @@ def test_a_norm_that_degrades_is_told_from_one_that_stays() -> None:
         *of("IN", 32, 9.0), *of("IN", 2, 6.0),
     ]  # fmt: skip
     bn, gn, ln, instance = describe_degradation(trained).splitlines()
-    assert bn == "BN: from 32 to 2 images a step the error changes by +4.0 ± 0.3 points: " + (
+    assert bn == "BN: from 32 to 2 images per step the error changes by +4.0 ± 0.3 points: " + (
         "it degrades."
     )
     assert gn.endswith("+0.1 ± 0.4 points: no more than the seeds make.")
@@ -54,7 +54,7 @@ def test_the_table_has_mean_deviation_and_what_failed() -> None:
         *of("BN", 2, 9.0),
         ClassifierResult("BN", None, None, 2, 1, failure="diverged"),
     ]
-    table = error_table(trained, lambda t: t.norm, lambda t: t.ims_per_gpu, "images a step")
+    table = error_table(trained, lambda t: t.norm, lambda t: t.ims_per_gpu, "images per step")
     row = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
     assert row == ["BN", "6.0 ± 1.4", "9.0 (1 of 2 finished)"]
 
@@ -82,7 +82,9 @@ def test_figures_have_the_means_of_the_runs_that_finished(
 
 
 def test_one_number_of_images_has_nothing_to_compare_with() -> None:
-    assert describe_degradation(of("GN", 4, 5.0, 6.0)).startswith("There are 4 images a step only")
+    assert describe_degradation(of("GN", 4, 5.0, 6.0)).startswith(
+        "There are 4 images per step only"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2])
