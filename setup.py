@@ -22,7 +22,7 @@ setup(
     install_requires=["tabulate", "torch>=2.6"],
     extras_require={
         # What Detectron2 and the tools need. Detectron2 itself cannot be listed: the wheel on PyPI
-        # is tagged for one Python version; tools/install.py and the README install it.
+        # is tagged for one Python version; tools/install.py installs it.
         "detectron2": [
             "cloudpickle",
             "fvcore",

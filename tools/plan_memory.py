@@ -1,9 +1,9 @@
-"""Count the memory of training with a config, and say what fits on a GPU: without a GPU or data.
+"""Count the memory of training with a config, and say what fits on a GPU, without a GPU or data.
 
-For frozen BN, Detectron2's GN, gn_det's, and gn_det's with MODEL.GN.RECOMPUTE: the model of the
-config with its norms exchanged. Known are GeneralizedRCNN with RPN and StandardROIHeads,
-CascadeROIHeads or Res5ROIHeads, and RetinaNet, and their GN forms. With a GPU, one step is run and
-measured, too.
+The model of the config is counted with frozen BN, with Detectron2's GN, with gn_det's, and with
+gn_det's and MODEL.GN.RECOMPUTE. It supports GeneralizedRCNN with RPN and StandardROIHeads,
+CascadeROIHeads or Res5ROIHeads, RetinaNet, and their GN forms. With a GPU, it also runs and
+measures one step.
 """
 
 from __future__ import annotations

@@ -56,4 +56,8 @@ train.update(
     eval_period=240,
     seed=0,
     checkpointer=dict(period=240, max_to_keep=None),
+    ims_per_gpu=0,  # the numbers above as they stand
+    accumulate_steps=1,
+    channels_last=False,
+    compile_backbone=False,
 )

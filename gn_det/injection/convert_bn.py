@@ -307,7 +307,7 @@ def _fits(
             there = "nothing" if y is None else f"a {tuple(y.shape)} tensor"
             raise InputError(
                 f"{name} gets a {tuple(x.shape)} tensor in the converted model and {there} in the "
-                "model with BN: what goes on from a result, such as boxes, has to be given to both"
+                "model with BN; give both models the same intermediate results, such as boxes"
             )
         if x.numel():
             norm = norms[name]
@@ -327,7 +327,7 @@ def _fits(
         raise InputError("no batch of the calibration set reaches a norm that is converted")
     for name, fit in fits.items():
         if not fit.sums.isfinite().all():
-            raise InputError(f"what {name} gets or puts out has values that are not finite")
+            raise InputError(f"the input or the output of {name} is not finite")
     return fits
 
 

@@ -27,7 +27,7 @@ __all__ = ["fuse", "fused_forms", "revert", "unfuse"]
 def fuse(model: nn.Module) -> nn.Module:
     """Let each FusedGroupNorm also compute the addition and the ReLU behind it.
 
-    Results are the same with fewer passes over memory. Fused are Detectron2's convolutions with
+    Results are the same with fewer passes over memory. It fuses Detectron2's convolutions with
     norm and ReLU, its residual blocks (basic, bottleneck, deformable), stem and FPN, and a norm
     followed by an nn.ReLU in an nn.Sequential or a head. Only these exact classes are fused, no
     subclasses.

@@ -1,4 +1,4 @@
-"""Convert: put FusedGroupNorm into a built model, in place."""
+"""Inject: put FusedGroupNorm into a built model, in place."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ def inject(
 
 def choose_sites(model: nn.Module, slots: Iterable[Slot], sites: Sequence[str]) -> set[str]:
     """The sites that are meant, each checked to have a slot."""
-    groups = {"default": DEFAULT_SITES, "ALL": tuple(SITES)}
+    several = {"default": DEFAULT_SITES, "ALL": tuple(SITES)}
     there = Counter(slot.site for slot in slots)
     chosen: set[str] = set()
     for site in sites:
-        if site in groups:
-            chosen |= there.keys() & set(groups[site])
+        if site in several:
+            chosen |= there.keys() & set(several[site])
         elif site not in SITES:
-            known = [*groups, *SITES]
+            known = [*several, *SITES]
             raise InputError(
                 f"no site {site!r}{nearest(site, known)}; there are {', '.join(known)}"
             )

@@ -16,15 +16,15 @@ __all__ = ["recompute", "recomputed_norms"]
 def recompute(model: nn.Module) -> nn.Module:
     """Save memory by recomputing norms and ReLUs in the backward pass.
 
-    A fused model then needs about the activation memory of frozen BN. Recomputed are all norms and
+    A fused model then needs about the activation memory of frozen BN. It recomputes all norms and
     ReLUs, and the 1x1 convolutions that end a residual block or form its shortcut. A bottleneck
     block keeps the outputs of its two narrow convolutions and its result. FPN, stem and heads keep
     the outputs of their convolutions.
 
     Gradients do not change; on the CPU they are bitwise equal. Evaluation, weights, their names and
     torch.compile are not affected. Recomputation is active while this model runs as a whole: if it
-    is a part of a larger model, the outputs that it hands on are kept. Regions inside
-    torch.utils.checkpoint are left to that.
+    is a part of a larger model, the outputs that it hands on are kept. It does not touch regions
+    inside torch.utils.checkpoint.
 
     Args:
         model: a fused model, see :func:`gn_det.fuse`. It is modified in place. Call this last,

@@ -60,7 +60,9 @@ def test_the_cpu_takes_any_number_of_processes() -> None:
 
 
 def test_a_gpu_that_is_not_there_is_refused(no_gpu: None) -> None:
-    with pytest.raises(InputError, match=r"cuda .* sees 0 GPUs; or use the CPU: MODEL\.DEVICE cpu"):
+    with pytest.raises(
+        InputError, match=r"cuda .* sees 0 GPUs; to use the CPU, set MODEL\.DEVICE cpu"
+    ):
         check("cuda", 1, 2)
 
 

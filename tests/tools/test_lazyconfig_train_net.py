@@ -35,7 +35,7 @@ def test_trains_evaluates_resumes_and_evaluates_again(
     assert set(results) == {"bbox", "segm"}
     assert (run / "config.yaml").exists() and (run / "inference").is_dir()
 
-    with pytest.raises(InputError, match=r"holds a run already.*train\.output_dir"):
+    with pytest.raises(InputError, match=r"holds a run already.*another output folder"):
         call_main(TOOL, *flags, *tiny(run))
     call_main(TOOL, *flags, "--resume", *tiny(run), "train.max_iter=3")
     checkpoint = torch.load(run / "model_final.pth", weights_only=True)

@@ -167,7 +167,7 @@ def test_bad_images_are_left_out_when_asked(
         (["MODEL.WEIGHTS", "nowhere.pth"], r"weights nowhere\.pth do not exist"),
         (["MODEL.RESNET.DEPTH", "18"], r"did you mean MODEL\.RESNETS\.DEPTH"),
         (["MODEL.DEVICE", "cuda:99"], "cuda:99"),
-        (["SOLVER.IMS_PER_BATCH", "0"], "0 images per step"),
+        (["SOLVER.IMS_PER_BATCH", "0"], r"IMS_PER_BATCH is 0, and has to be at least 1"),
         (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"], "mixed precision needs a GPU"),
     ],
 )

@@ -167,7 +167,7 @@ def plot_curves_of(results: Sequence[RunResult], png: Path, beside: Sequence[str
                 curves = [o.curves.get(metric, {}) for o in _of(results, recipe, n)]
                 plot_mean(axes, curves, recipe, "--" if recipe in beside else "-")
             title = _TASKS.get(metric, "training loss")
-            axes.set(xlabel="images seen", ylabel=title, title=f"{n} image{'s' * (n > 1)} a GPU")
+            axes.set(xlabel="images seen", ylabel=title, title=f"{n} image{'s' * (n > 1)} per GPU")
             axes.grid(alpha=0.3)
     grid[0, -1].legend(fontsize=8)
     save_figure(figure, png)

@@ -146,7 +146,9 @@ def plot_error_curves(trained: Sequence[ClassifierResult], png: Path) -> None:
         for norm in dict.fromkeys(t.norm for t in trained):
             runs = [t for t in trained if (t.norm, t.ims_per_gpu) == (norm, most)]
             plot_mean(axes, [t.curves.get(metric, {}) for t in runs], norm, "-")
-        axes.set(xlabel="epoch", ylabel=f"{title} error (%)", title=f"{title}, {most} a step")
+        axes.set(
+            xlabel="epoch", ylabel=f"{title} error (%)", title=f"{title}, {most} images per step"
+        )
         axes.grid(alpha=0.3)
     grid[0].legend()
     save_figure(figure, png)
