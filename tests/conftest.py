@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+# mmengine imports yapf, which writes a cache when it is first imported. Here that is done before
+# pytest-xdist starts its processes, which would read what another is writing.
+import yapf.pytree.pytree_utils  # noqa: F401
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
 from support.programs import load_program
