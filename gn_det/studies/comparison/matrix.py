@@ -171,7 +171,7 @@ def _start(run: Run, train_net: Path, jobs: int, num_gpus: int) -> subprocess.Po
         return subprocess.Popen(
             [
                 sys.executable, train_net, "--config-file", config, "--resume",
-                "--num-gpus", str(num_gpus), "--dist-url", "auto",
+                "--num-gpus", str(num_gpus),
             ],
             stdout=console,
             stderr=subprocess.STDOUT,

@@ -20,14 +20,18 @@ from gn_det.classification.training import (
 from gn_det.data.seeding import seed_generators
 from gn_det.errors import InputError
 from gn_det.studies.conversion.report import write_report
-from gn_det.studies.conversion.stages import Conversion, convert_in_stages
-from gn_det.utils import make_folder, whole_file
+from gn_det.studies.conversion.stages import (
+    FINE_TUNED,
+    WEIGHTS,
+    Conversion,
+    convert_in_stages,
+    write_weights,
+)
+from gn_det.utils import make_folder
 
 __all__ = ["METRIC", "convert_classifier"]
 
 METRIC = "validation error (%)"
-_WEIGHTS = "model_gn.pth"
-_FINE_TUNED = "fine_tuned"  # folder of that run
 
 
 def convert_classifier(
@@ -74,7 +78,7 @@ def convert_classifier(
         if fine_tune:
             how += (
                 f" Fine-tuning takes {fine_tune} epochs at a learning rate of {lr:g}; "
-                f"[{_FINE_TUNED}/backbone.yaml]({_FINE_TUNED}/backbone.yaml) is for detectors that "
+                f"[{FINE_TUNED}/backbone.yaml]({FINE_TUNED}/backbone.yaml) is for detectors that "
                 "start from its result."
             )
         settings = {
@@ -88,15 +92,14 @@ def convert_classifier(
         write_report(folder, title, how, conversion, METRIC, settings)
 
     def keep(model: Classifier, conversion: Conversion) -> None:
-        with whole_file(folder / _WEIGHTS) as file:
-            torch.save({"model": model.state_dict()}, file)
+        write_weights(model, folder)
         write_backbone_of(folder / "backbone.pth", gn_recipe, model)
         report(conversion)
 
     def fine_tuned(model: Classifier) -> None:
-        run = folder / _FINE_TUNED
+        run = folder / FINE_TUNED
         make_folder(run)
-        train_classifier(gn_recipe, run, device, weights=str(folder / _WEIGHTS))
+        train_classifier(gn_recipe, run, device, weights=str(folder / WEIGHTS))
         model.load_state_dict(read_classifier(run)[1].state_dict())
 
     conversion = convert_in_stages(

@@ -22,8 +22,14 @@ from gn_det.errors import InputError
 from gn_det.injection.convert_bn import bn_sites
 from gn_det.modeling.with_gn import groups_from_config
 from gn_det.studies.conversion.report import write_report
-from gn_det.studies.conversion.stages import Conversion, convert_in_stages
-from gn_det.utils import whole_file, write_atomically
+from gn_det.studies.conversion.stages import (
+    FINE_TUNED,
+    WEIGHTS,
+    Conversion,
+    convert_in_stages,
+    write_weights,
+)
+from gn_det.utils import write_atomically
 
 __all__ = [
     "DetectorBatch",
@@ -33,8 +39,6 @@ __all__ = [
     "run_on_boxes",
 ]
 
-_WEIGHTS = "model_gn.pth"
-_FINE_TUNED = "fine_tuned"  # folder of that run
 
 # What stands for a model: the first of these that its evaluation has.
 _METRICS = {
@@ -89,7 +93,7 @@ def convert_detector(
     model = build_model(cfg).eval()
     groups = groups_from_config(cfg)
     gn_cfg = config_with_gn(cfg, bn_sites(model, **groups))
-    gn_cfg.MODEL.WEIGHTS = str((folder / _WEIGHTS).resolve())
+    gn_cfg.MODEL.WEIGHTS = str((folder / WEIGHTS).resolve())
     gn_cfg.OUTPUT_DIR = str(folder / "run")
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     evaluation = _Evaluation(cfg, folder)
@@ -98,14 +102,14 @@ def convert_detector(
         how = (
             f"γ, β were fitted on {calibration_images} training images (seed {cfg.SEED}) to the "
             f"BN layers of {cfg.MODEL.WEIGHTS}. [config.yaml](config.yaml) loads the weights, "
-            f"{_WEIGHTS}. It is the config of the model with BN, except for "
+            f"{WEIGHTS}. It is the config of the model with BN, except for "
             f"MODEL.META_ARCHITECTURE {gn_cfg.MODEL.META_ARCHITECTURE}, MODEL.GN.SITES "
             f"{gn_cfg.MODEL.GN.SITES} and MODEL.WEIGHTS. Layers that FREEZE_AT froze stay frozen."
         )
         if conversion.metric:
             how += " The predictions of each stage are in evaluation/0, evaluation/1, ..."
         if fine_tune:
-            how += f" Fine-tuning takes {fine_tune} iterations, in {_FINE_TUNED}/."
+            how += f" Fine-tuning takes {fine_tune} iterations, in {FINE_TUNED}/."
         settings = {
             "config": title,
             "weights": cfg.MODEL.WEIGHTS,
@@ -117,13 +121,12 @@ def convert_detector(
         write_report(folder, title, how, conversion, evaluation.metric, settings)
 
     def keep(model: nn.Module, conversion: Conversion) -> None:
-        with whole_file(folder / _WEIGHTS) as file:
-            torch.save({"model": model.state_dict()}, file)
+        write_weights(model, folder)
         write_atomically(folder / "config.yaml", dump_config(gn_cfg))
         report(conversion)
 
     def fine_tuned(model: nn.Module) -> None:
-        model.load_state_dict(_fine_tuned(gn_cfg, fine_tune, folder / _FINE_TUNED))
+        model.load_state_dict(_fine_tuned(gn_cfg, fine_tune, folder / FINE_TUNED))
 
     conversion = convert_in_stages(
         model,

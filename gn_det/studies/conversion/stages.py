@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gn_det.injection import convert_bn, inject
 from gn_det.injection.convert_bn import Calibration, Call, bn_sites
+from gn_det.utils import whole_file
 
-__all__ = ["Conversion", "convert_in_stages"]
+__all__ = ["FINE_TUNED", "WEIGHTS", "Conversion", "convert_in_stages", "write_weights"]
+
+# What a conversion writes into its folder: the calibrated model, and the run of fine-tuning.
+WEIGHTS = "model_gn.pth"
+FINE_TUNED = "fine_tuned"
 
 
 @dataclass(frozen=True)
@@ -71,3 +78,9 @@ def convert_in_stages(
         fine_tune(model)
         measure("fine-tuned", model)
     return conversion
+
+
+def write_weights(model: nn.Module, folder: Path) -> None:
+    """Write a model's state to WEIGHTS, whole or not at all."""
+    with whole_file(folder / WEIGHTS) as file:
+        torch.save({"model": model.state_dict()}, file)
