@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
-from gn_det.engine.run import begin_run, locked
+from gn_det.engine.run import begin_run, study_folder
 from gn_det.engine.run_data import RunData
 from gn_det.engine.schedule import resolve_schedule
 
@@ -49,6 +49,10 @@ from gn_det.version import __version__
 
 def main() -> int:
     args = parse_arguments()
+    if min(args.ims_per_gpu) < 1:
+        raise InputError(f"--ims-per-gpu {min(args.ims_per_gpu)}: a GPU holds at least 1 image")
+    if min(args.seeds) < 0:
+        raise InputError(f"--seeds {min(args.seeds)}: at least 0, so that a run can be repeated")
     recipes = read_recipes(args.recipes, args.beside, args.opts)
     compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
     check_comparable(compared)
@@ -57,7 +61,7 @@ def main() -> int:
     data = None
     for run in runs:
         data = begin_run(run.cfg, options, args.output, data)
-    with locked(args.output):
+    with study_folder(args.output):
         check_folders(runs)
         failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
         results = [result(run, failures.get(run.name, "")) for run in runs]

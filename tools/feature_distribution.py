@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
-from gn_det.engine.run import begin_run, check_same_settings, clear_half_written, locked
+from gn_det.engine.run import begin_run, check_same_settings, clear_half_written, study_folder
 from gn_det.engine.schedule import resolve_schedule
-from gn_det.engine.trainer import train
+from gn_det.engine.trainer import build_model, train
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -29,6 +29,7 @@ from gn_det.studies.paper.features import (
     feature_recorders,
     features_csv,
     features_file,
+    find_module,
     plot_features,
     read_features,
 )
@@ -65,6 +66,8 @@ def train_classifiers(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, 
     if args.opts or args.train or args.val or args.skip_bad_images:
         raise InputError("--train, --val, --skip-bad-images and config overrides go with --recipes")
     recipes = {norm: recipe_of(args, norm=norm) for norm in args.norms}
+    for recipe in recipes.values():
+        find_module(recipe.build(num_classes=1), args.module)
     trained = run_sweep(
         recipes,
         args.output,
@@ -90,8 +93,9 @@ def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, st
         if folder in configs:
             raise InputError(f"two recipes are called {folder.name}, and would share a folder")
         begin_run(cfg, options, args.output)
+        find_module(build_model(cfg), args.module)
         configs[folder] = cfg
-    with locked(args.output):
+    with study_folder(args.output):
         for folder, cfg in configs.items():
             check_same_settings(folder, cfg)
         for name in ("detectron2", "gn_det"):

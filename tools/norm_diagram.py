@@ -17,18 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm
-from gn_det.errors import InputError
-from gn_det.plots.figures import new_figure, save_figure
-from gn_det.utils import make_folder
+from gn_det.plots.figures import check_new_png, new_figure, save_figure
 
 IMAGES, CHANNELS, PLACES = 4, 6, 5  # N, C and H×W of the drawn tensor
 
 
 def main() -> None:
     png = parse_arguments().output
-    if png.exists():
-        raise InputError(f"{png} exists; remove it, or name another")
-    make_folder(png.parent)
+    check_new_png(png)
     layers = {
         "Batch Norm": nn.BatchNorm1d(CHANNELS),
         "Layer Norm": FusedGroupNorm(CHANNELS, 1),

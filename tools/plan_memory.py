@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 
 from gn_det.config import load_config
 from gn_det.errors import InputError
+from gn_det.plots.figures import check_new_png
 from gn_det.studies.memory.plan import (
     MARGIN,
     Card,
@@ -30,7 +31,6 @@ from gn_det.studies.memory.plan import (
     plot_plan,
 )
 from gn_det.studies.memory.step import VARIANTS, StepMemory, measure_step
-from gn_det.utils import make_folder
 
 NOT_COUNTED = f"""Not counted: CUDA's context, the workspace of convolutions, gradients of
 activations, what losses, proposals and sampling keep, fragmentation. "fits" leaves
@@ -45,9 +45,7 @@ def main() -> None:
     sizes = [parse_size(text) for text in args.sizes] if args.sizes else default_sizes(cfg)
     if min(args.ims_per_gpu) < 1:
         raise InputError(f"--ims-per-gpu {min(args.ims_per_gpu)}: a GPU holds at least 1 image")
-    if args.output.exists():
-        raise InputError(f"{args.output} exists; remove it, or name another file with --output")
-    make_folder(args.output.absolute().parent)
+    check_new_png(args.output)
     steps = plan(cfg, sorted(set(args.ims_per_gpu)), sorted(set(sizes)))
     print(report(cfg, steps, card, sizes))
     plot_plan(steps, card, args.output)

@@ -27,7 +27,6 @@ def main() -> None:
     device = check_device(args.device, CPU)
     if (args.output / "gap.csv").exists():
         raise InputError(f"{args.output} holds a table already; name another folder")
-    make_folder(args.output)
     errors = {}
     sets = set()
     for folder in args.classifiers:
@@ -41,6 +40,7 @@ def main() -> None:
             raise InputError(f"the classifiers learnt different images, (data, size): {sets}")
         _, held_out = load_images(recipe.data, recipe.size)
         errors[name] = shifted_errors(classifier.to(device), held_out, args.batch_sizes)
+    make_folder(args.output)
     write_atomically(args.output / "gap.csv", gap_csv(errors))
     plot_gap(errors, args.output / "gap.png")
     print(f"\nError in percent:\n\n{gap_table(errors)}\n\n{args.output}: gap.csv, gap.png")

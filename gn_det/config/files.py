@@ -75,7 +75,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
         with _one_line_errors(cfg, str(path)):
             cfg.merge_from_file(str(path))
     with _one_line_errors(cfg, "the overrides"):
-        cfg.merge_from_list(_checked(overrides))
+        overrides = _checked(overrides)
+        if len(overrides) % 2:
+            raise InputError(f"the overrides are KEY VALUE pairs, and {overrides[-1]} has no value")
+        cfg.merge_from_list(overrides)
     cfg.MODEL.DEVICE = _resolve_device(cfg.MODEL.DEVICE)
     check_config(cfg)
     return cfg
@@ -112,7 +115,10 @@ def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictCon
 
     if Path(path).suffix != ".py" or not Path(path).is_file():
         raise InputError(f"LazyConfig file {path} does not exist, or is no .py file")
-    cfg = LazyConfig.load(str(path))
+    try:
+        cfg = LazyConfig.load(str(path))
+    except SyntaxError as error:
+        raise InputError(f"{path} is no Python: {_reason_of_syntax(error)}") from error
     overrides = _checked(overrides)
     absent = object()
     for override in overrides:
@@ -127,6 +133,11 @@ def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictCon
         cfg.train.device = _resolve_device(cfg.train.device)
     check_lazy_config(cfg)
     return cfg
+
+
+def _reason_of_syntax(error: SyntaxError) -> str:
+    cause = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error  # the parser's
+    return f"{cause.msg}" + (f" in line {cause.lineno}" if cause.lineno else "")
 
 
 def _resolve_device(device: str) -> str:
@@ -161,9 +172,18 @@ def _one_line_errors(cfg: CfgNode, source: str) -> Iterator[None]:
     except Exception as error:  # whatever yacs, fvcore, omegaconf and hydra make of a wrong value
         message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
         missing = re.search(r"Non-existent (?:config )?key: (\S+)", message)
+        mismatch = re.search(
+            r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) "
+            r"for config key: (\S+)",
+            message,
+            re.DOTALL,
+        )
         if missing:
             key = missing.group(1)
             message = f"no config key {key}{nearest(key, list(_keys(cfg)))}"
+        elif mismatch:
+            kind, given, value, key = mismatch.groups()
+            message = f"{key} is {value}, of the type {given}, and has to be of the type {kind}"
         raise InputError(f"{source}: {' '.join(message.split())}") from error
 
 

@@ -29,7 +29,7 @@ from gn_det.engine.command import RunOptions
 from gn_det.engine.launch import check_processes
 from gn_det.engine.run_data import RunData, check_config_data, set_data, wrapped_model
 from gn_det.errors import InputError
-from gn_det.utils import PARTIAL, make_folder, reason_of, with_null, write_atomically
+from gn_det.utils import PARTIAL, make_folder, reason_of, some, with_null, write_atomically
 
 __all__ = [
     "begin_run",
@@ -41,6 +41,7 @@ __all__ = [
     "new_folder",
     "run_folder",
     "set_up_process",
+    "study_folder",
     "write_results",
     "written_folder",
 ]
@@ -269,6 +270,26 @@ def locked(folder: Path) -> Iterator[None]:
         start = datetime.now().isoformat(" ", "seconds")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {start}\n")
         file.flush()
+        yield
+
+
+@contextmanager
+def study_folder(path: Path) -> Iterator[None]:
+    """A folder of several runs, below ``runs/``, that one program at a time works in.
+
+    What is there is continued.
+
+    Raises:
+        InputError: another program is at work there, or it holds something else than such runs.
+    """
+    if path.is_dir() and not (path / "runs").is_dir():
+        others = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
+        if others:
+            raise InputError(
+                f"{path} holds {some(others, 3)} and no runs of this program; name another folder "
+                "with --output"
+            )
+    with locked(path):
         yield
 
 

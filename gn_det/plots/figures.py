@@ -13,9 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gn_det.utils import whole_file
+from gn_det.errors import InputError
+from gn_det.utils import make_folder, whole_file
 
 __all__ = [
+    "check_new_png",
     "csv_text",
     "deviation",
     "mean_and_deviation",
@@ -31,6 +33,20 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def check_new_png(path: Path) -> None:
+    """Check that a figure can be written to a file, and create its folder.
+
+    Raises:
+        InputError: the name does not end in .png, something is there already, or the folder cannot
+            be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--output {path}: a PNG file is written, so its name has to end in .png")
+    if path.exists():
+        raise InputError(f"{path} exists; remove it, or name another file with --output")
+    make_folder(path.absolute().parent)
 
 
 def save_figure(figure: Figure, png: str | Path, dpi: int = 110) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "feature_recorders",
     "features_csv",
     "features_file",
+    "find_module",
     "plot_features",
     "read_features",
 ]
@@ -57,13 +58,7 @@ class FeatureDistribution(HookBase):
         model = self.trainer.model
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        modules = dict(model.named_modules())
-        if self._name not in modules:
-            raise InputError(
-                f"{type(model).__name__} has no module {self._name!r}"
-                f"{nearest(self._name, [*modules])}"
-            )
-        self._module = modules[self._name]
+        self._module = find_module(model, self._name)
         self._period = max(1, self.trainer.max_iter // self._records)
 
     def before_step(self) -> None:
@@ -90,6 +85,16 @@ class FeatureDistribution(HookBase):
         record = dict(zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True))
         with open(self._file, "a") as file:
             file.write(json.dumps({"iteration": self.trainer.iter, **record}) + "\n")
+
+
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """A part of a model by its name; InputError with the nearest name where there is none."""
+    modules = dict(model.named_modules())
+    if name not in modules:
+        raise InputError(
+            f"{type(model).__name__} has no module {name!r}{nearest(name, [*modules])}"
+        )
+    return modules[name]
 
 
 def features_file(folder: Path, module: str, records: int) -> Path:

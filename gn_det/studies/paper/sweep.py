@@ -24,7 +24,7 @@ from gn_det.classification.command import CPU
 from gn_det.classification.datasets import load_images
 from gn_det.classification.training import ClassifierRecipe, finished_results, train_classifier
 from gn_det.engine.launch import check_device
-from gn_det.engine.run import clear_half_written, locked
+from gn_det.engine.run import clear_half_written, study_folder
 from gn_det.errors import InputError
 from gn_det.studies.paper.report import ClassifierResult
 from gn_det.utils import make_folder
@@ -82,7 +82,7 @@ def run_sweep(
     load_images(first.data, first.size)
     outcomes: dict[str, dict[str, Any] | str] = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with locked(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
+    with study_folder(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
         waiting = []
         for name, recipe in recipes.items():
             finished = finished_results(recipe, output / "runs" / name)
