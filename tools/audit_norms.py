@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gn_det.engine.building import building
 from gn_det.engine.command import add_overrides, run_command
 
 from detectron2 import model_zoo
@@ -63,15 +64,10 @@ def build(config_file: str, overrides: list[str]) -> nn.Module:
             raise InputError(
                 f"{config_file} is no file, and no config of Detectron2's model zoo"
             ) from error
-    try:
+    with building(f"the model of {config_file}"):
         if path.suffix == ".py":
             return instantiate(load_lazy_config(path, overrides).model)
         return build_model(load_config(path, [*overrides, "MODEL.DEVICE", "cpu"]))
-    except InputError:
-        raise
-    except (AssertionError, ImportError, KeyError, ValueError) as error:  # of Detectron2's parts
-        reason = " ".join(str(error).split())
-        raise InputError(f"{config_file} cannot be built: {reason}") from error
 
 
 if __name__ == "__main__":

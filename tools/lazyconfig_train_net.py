@@ -12,6 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from gn_det.engine.building import building
 from gn_det.engine.command import RunOptions, run_command, training_parser
 from gn_det.engine.launch import follow, launch, torchrun_rank, with_torchrun
 from gn_det.engine.loop import fit
@@ -69,7 +70,8 @@ def run(config_file: str, overrides: list[str], options: RunOptions, data: RunDa
     folder = written_folder(cfg.train.output_dir, options)
     cfg.train.seed = set_up_process(folder, cfg.train.get("seed", -1), resume=options.resume)
 
-    model = instantiate(cfg.model).to(cfg.train.device)
+    with building("the model"):
+        model = instantiate(cfg.model).to(cfg.train.device)
     prepare_model(
         model,
         channels_last=cfg.train.get("channels_last", False),
@@ -91,7 +93,9 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Evaluate on dataloader.test; nothing where it names no data set."""
     if not cfg.dataloader.test.dataset.names:
         return {}
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    with building("the evaluation"):
+        loader = instantiate(cfg.dataloader.test)
+        evaluator = instantiate(cfg.dataloader.evaluator)
     if isinstance(loader, DataLoader):
         loader.worker_init_fn = set_up_worker
     results = inference_on_dataset(model, loader, evaluator)
@@ -103,8 +107,11 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     """Train to the end; the results of the last evaluation."""
     resolved = copy.deepcopy(cfg)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    loader = instantiate(_any_start(cfg.dataloader.train, cfg.train.seed))
+    with building("the optimizer"):
+        optimizer = instantiate(cfg.optimizer)
+        scheduler = instantiate(cfg.lr_multiplier)
+    with building("the loader of the training set"):
+        loader = instantiate(_any_start(cfg.dataloader.train, cfg.train.seed))
     model = wrap_ddp(model, cfg.train.device, **cfg.train.ddp)
     trainer = AccumulatingTrainer(
         model,
@@ -123,7 +130,7 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     return fit(
         trainer,
         Checkpointer(model, cfg.train.output_dir, trainer=trainer),
-        instantiate(cfg.lr_multiplier),
+        scheduler,
         cfg.train.max_iter,
         weights=cfg.train.init_checkpoint,
         resume=resume,

@@ -102,12 +102,16 @@ def _registered(registry: str, *others: str) -> Rule:
 
 
 _STAGES = each(one_of("stem", "res2", "res3", "res4", "res5", "linear"))
+_BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
+_THRESHOLDS = each(between(0, 1))
+_LABELS = each(one_of(-1, 0, 1))
 _SEED = between(-1, 2**31 - 1)
 
 _RULES: dict[str, Rule] = {
     "OUTPUT_DIR": _not_empty,
     "SEED": _SEED,
     "DATALOADER.NUM_WORKERS": at_least(0),
+    "DATALOADER.REPEAT_THRESHOLD": at_least(0),
     "DATALOADER.SAMPLER_TRAIN": one_of(
         "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
     ),
@@ -134,14 +138,23 @@ _RULES: dict[str, Rule] = {
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": each(each(above(0))),
     "MODEL.ROI_HEADS.NAME": _registered("ROI_HEADS_REGISTRY"),
     "MODEL.ROI_HEADS.NUM_CLASSES": at_least(1),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": _THRESHOLDS,
+    "MODEL.ROI_HEADS.IOU_LABELS": _LABELS,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": between(0, 1),
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": between(0, 1),
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": at_least(1),
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": between(0, 1),
     "MODEL.ROI_HEADS.IN_FEATURES": each(_not_empty),
     "MODEL.ROI_BOX_HEAD.NAME": _registered("ROI_BOX_HEAD_REGISTRY", ""),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": each(above(0), 4),
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": at_least(1),
+    "MODEL.ROI_BOX_HEAD.FC_DIM": at_least(1),
     "MODEL.ROI_BOX_HEAD.NUM_CONV": at_least(0),
     "MODEL.ROI_BOX_HEAD.NUM_FC": at_least(0),
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": at_least(1),
     "MODEL.ROI_MASK_HEAD.NAME": _registered("ROI_MASK_HEAD_REGISTRY"),
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": at_least(1),
     "MODEL.ROI_MASK_HEAD.NUM_CONV": at_least(0),
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": at_least(1),
     "MODEL.ROI_KEYPOINT_HEAD.NAME": _registered("ROI_KEYPOINT_HEAD_REGISTRY"),
@@ -155,6 +168,10 @@ _RULES: dict[str, Rule] = {
     "MODEL.FPN.OUT_CHANNELS": at_least(1),
     "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
     "MODEL.RPN.IN_FEATURES": each(_not_empty),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+    "MODEL.RPN.CONV_DIMS": each(lambda n: "" if n == -1 else at_least(1)(n)),
+    "MODEL.RPN.IOU_THRESHOLDS": _THRESHOLDS,
+    "MODEL.RPN.IOU_LABELS": _LABELS,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": at_least(1),
     "MODEL.RPN.POSITIVE_FRACTION": between(0, 1),
     "MODEL.RPN.NMS_THRESH": between(0, 1),
@@ -166,7 +183,9 @@ _RULES: dict[str, Rule] = {
     "SOLVER.IMS_PER_BATCH": at_least(1),
     "SOLVER.MAX_ITER": at_least(1),
     "SOLVER.BASE_LR": above(0),
-    "SOLVER.STEPS": _increasing,
+    "SOLVER.STEPS": lambda steps: _increasing(steps) or each(at_least(0), 0)(steps),
+    "SOLVER.REFERENCE_WORLD_SIZE": at_least(0),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": lambda p: "" if p > 0 else "above 0",
     "SOLVER.GAMMA": above(0),
     "SOLVER.MOMENTUM": between(0, 1),
     "SOLVER.WEIGHT_DECAY": at_least(0),
@@ -183,6 +202,12 @@ _RULES: dict[str, Rule] = {
     "SOLVER.ACCUMULATE_STEPS": at_least(1),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": above(0),
+    "TEST.EVAL_PERIOD": at_least(0),
+    "TEST.EXPECTED_RESULTS": each(
+        lambda row: "" if len(row) == 4 else "[task, metric, value, tolerance]", 0
+    ),
+    "TEST.AUG.MIN_SIZES": each(at_least(1)),
+    "TEST.PRECISE_BN.NUM_ITER": at_least(1),
     "TEST.DETECTIONS_PER_IMAGE": lambda n: "" if n == -1 else at_least(1)(n),
 }
 for _part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "SEM_SEG_HEAD", "RETINANET"):
@@ -272,6 +297,36 @@ def _wrong_together(cfg: CfgNode) -> Iterable[str]:
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         yield f"INPUT.MIN_SIZE_TRAIN {sizes} is no range: MIN_SIZE_TRAIN_SAMPLING takes two sizes"
+    if (model.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator") != (
+        model.PROPOSAL_GENERATOR.NAME == "RRPN"
+    ):
+        yield (
+            f"MODEL.ANCHOR_GENERATOR.NAME is {model.ANCHOR_GENERATOR.NAME}, and "
+            f"MODEL.PROPOSAL_GENERATOR.NAME {model.PROPOSAL_GENERATOR.NAME}; RRPN and "
+            "RotatedAnchorGenerator go together"
+        )
+    if model.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals" and not model.LOAD_PROPOSALS:
+        yield "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals needs MODEL.LOAD_PROPOSALS True"
+    for part in ("RPN", "ROI_HEADS"):
+        thresholds, labels = model[part].IOU_THRESHOLDS, model[part].IOU_LABELS
+        if len(labels) != len(thresholds) + 1 or _increasing(thresholds):
+            yield (
+                f"MODEL.{part}.IOU_THRESHOLDS {thresholds} and IOU_LABELS {labels}: thresholds in "
+                "increasing order, and one label more than these"
+            )
+    solver = cfg.SOLVER
+    if solver.NESTEROV and not solver.MOMENTUM:
+        yield "SOLVER.NESTEROV needs a SOLVER.MOMENTUM above 0"
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and solver.BASE_LR_END > solver.BASE_LR:
+        yield f"SOLVER.BASE_LR_END {solver.BASE_LR_END} is above SOLVER.BASE_LR {solver.BASE_LR}"
+    if (
+        solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR"
+        and not 0 <= solver.NUM_DECAYS < solver.MAX_ITER
+    ):
+        yield (
+            f"SOLVER.NUM_DECAYS {solver.NUM_DECAYS} decays do not fit into SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER} iterations"
+        )
     if model.META_ARCHITECTURE.endswith("RCNN"):
         features = model.RPN.IN_FEATURES
         for name in ("SIZES", "ASPECT_RATIOS"):

@@ -21,6 +21,7 @@ import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
 from gn_det.data.proposals import check_config_proposals
 from gn_det.data.train_loader import build_train_loader, set_up_worker
+from gn_det.engine.building import building
 from gn_det.engine.evaluation import build_evaluator
 from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
@@ -57,11 +58,15 @@ def train(
     """
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     model = build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
+    with building("the optimizer"):
+        optimizer = build_optimizer(cfg, model)
+        scheduler = build_lr_scheduler(cfg, optimizer)
+    with building("the loader of the training set"):
+        loader = build_train_loader(cfg)
     wrapped = wrap_ddp(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
     trainer = AccumulatingTrainer(
         wrapped,
-        build_train_loader(cfg),
+        loader,
         optimizer,
         cfg.SOLVER.ACCUMULATE_STEPS,
         amp_dtype(cfg.SOLVER.AMP.ENABLED),
@@ -71,7 +76,7 @@ def train(
     results = fit(
         trainer,
         Checkpointer(wrapped, cfg.OUTPUT_DIR, trainer=trainer),
-        build_lr_scheduler(cfg, optimizer),
+        scheduler,
         cfg.SOLVER.MAX_ITER,
         weights=cfg.MODEL.WEIGHTS,
         resume=resume,
@@ -113,9 +118,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """The model of a config as it trains, and a description of it in the log.
 
     Raises:
-        InputError: a key of MODEL.GN that changes nothing, or see :func:`prepare_model`.
+        InputError: values that the parts of the model refuse, a key of MODEL.GN that changes
+            nothing, or see :func:`prepare_model`.
     """
-    model = detectron2.modeling.build_model(cfg)
+    with building("the model"):
+        model = detectron2.modeling.build_model(cfg)
     for key, acts_on in (
         ("WEIGHT_STANDARDIZATION", lambda module: isinstance(module, WeightStandardized)),
         ("RECOMPUTE", recomputes_in),

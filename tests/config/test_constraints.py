@@ -55,6 +55,23 @@ WRONG = [
     ("MODEL.ANCHOR_GENERATOR.SIZES", "[[]]", "each is a list of at least 1"),
     ("MODEL.ROI_HEADS.NUM_CLASSES", "0", "at least 1"),
     ("MODEL.GN.NUM_GROUPS", "0", "at least 1"),
+    ("SOLVER.STEPS", "(-3,)", "each is at least 0"),
+    ("SOLVER.REFERENCE_WORLD_SIZE", "-1", "at least 0"),
+    ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "0.0", "above 0"),
+    ("TEST.EVAL_PERIOD", "-5", "at least 0"),
+    ("TEST.EXPECTED_RESULTS", "['x']", r"\[task, metric, value, tolerance\]"),
+    ("TEST.AUG.MIN_SIZES", "()", "a list of at least 1"),
+    ("DATALOADER.REPEAT_THRESHOLD", "-1.0", "at least 0"),
+    ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "l1", "one of smooth_l1"),
+    ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "l2", "one of smooth_l1"),
+    ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(0.0, 1.0, 1.0, 1.0)", "each is above 0"),
+    ("MODEL.ROI_MASK_HEAD.CONV_DIM", "0", "at least 1"),
+    ("MODEL.RPN.CONV_DIMS", "[0]", "each is at least 1"),
+    ("MODEL.RPN.IOU_THRESHOLDS", "[0.7, 0.3]", "in increasing order"),
+    ("MODEL.RPN.IOU_LABELS", "[0, 1]", "one label more"),
+    ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.5, 0.7]", "one label more"),
+    ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "5.0", "from 0 to 1"),
+    ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator", "go together"),
     ("MODEL.GN.SITES", "[]", "a list of at least 1"),
 ]
 CONFIG = ROOT / "configs/small/quickstart.yaml"
@@ -73,6 +90,22 @@ def test_a_value_that_cannot_work_is_refused_with_what_can(
 def test_all_wrong_values_are_named_at_once() -> None:
     with pytest.raises(InputError, match=r"SEED is -5.*; .*CHECKPOINT_PERIOD is 0"):
         load_config(CONFIG, ["SEED", "-5", "SOLVER.CHECKPOINT_PERIOD", "0"])
+
+
+# Values that are wrong together.
+TOGETHER = [
+    ("SOLVER.NESTEROV True SOLVER.MOMENTUM 0.0", "needs a SOLVER.MOMENTUM above 0"),
+    ("SOLVER.BASE_LR_END 7.0 SOLVER.LR_SCHEDULER_NAME WarmupCosineLR", "is above SOLVER.BASE_LR"),
+    ("SOLVER.LR_SCHEDULER_NAME WarmupStepWithFixedGammaLR SOLVER.MAX_ITER 2", "do not fit into"),
+    ("MODEL.PROPOSAL_GENERATOR.NAME RRPN", "go together"),
+    ("MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals", "needs MODEL.LOAD_PROPOSALS True"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), TOGETHER)
+def test_values_that_do_not_fit_each_other_are_refused(overrides: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_complete_config(load_config(CONFIG, overrides.split()))
 
 
 LAZY = [
