@@ -16,6 +16,7 @@ from gn_det.engine.building import building
 from gn_det.engine.command import RunOptions, run_command, training_parser
 from gn_det.engine.launch import follow, launch, torchrun_rank, with_torchrun
 from gn_det.engine.loop import fit
+from gn_det.engine.resume import begin_or_resume
 from gn_det.engine.run import (
     begin_run,
     run_folder,
@@ -53,6 +54,7 @@ def main() -> None:
         print(f"\n{schedule_table(reference, cfg, options.world_size)}\n")
     with run_folder(cfg.train.output_dir, options) as folder:
         data = begin_run(cfg, options, folder)
+        begin_or_resume(cfg, folder, data, options)
         launch(run, cfg.train.device, options, args.config_file, args.opts, options, data)
 
 

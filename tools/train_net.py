@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gn_det.engine.command import RunOptions, run_command, training_parser
 from gn_det.engine.launch import follow, launch, torchrun_rank, with_torchrun
+from gn_det.engine.resume import begin_or_resume
 from gn_det.engine.run import (
     begin_run,
     run_folder,
@@ -37,7 +38,8 @@ def main() -> None:
     if cfg is not reference and not options.eval_only:
         print(f"\n{schedule_table(reference, cfg, options.world_size)}\n")
     with run_folder(cfg.OUTPUT_DIR, options) as folder:
-        begin_run(cfg, options, folder)
+        data = begin_run(cfg, options, folder)
+        begin_or_resume(cfg, folder, data, options)
         cfg.freeze()
         launch(run, cfg.MODEL.DEVICE, options, cfg, options)
 

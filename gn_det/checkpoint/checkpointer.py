@@ -21,10 +21,42 @@ from gn_det.errors import InputError
 from gn_det.layers import GNTower
 from gn_det.utils import reason_of, some, whole_file, write_atomically
 
-__all__ = ["Checkpointer"]
+__all__ = ["Checkpointer", "checkpoints_of", "last_checkpoint"]
 
+_CHECKPOINT = re.compile(r"model_(\d+|final)\.pth")
 # Layers whose shape follows the number of classes: fine-tuning starts them anew.
 _CLASS_LAYERS = re.compile(r"predictor|cls_score|bbox_pred|score_lowres")
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a run, the newest last."""
+    found = [path for path in folder.glob("model_*.pth") if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.name)  # a final one comes after numbers
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from; None where it has none.
+
+    ``last_checkpoint`` names it. Where that is missing, it is the newest: each is whole.
+
+    Raises:
+        InputError: ``last_checkpoint`` names no file of that folder.
+    """
+    file = folder / "last_checkpoint"
+    checkpoints = checkpoints_of(folder)
+    try:
+        name = file.read_text(encoding="utf-8").strip()
+        problem = f"names {name[:200]!a}, which is no file of that folder"
+    except FileNotFoundError:
+        return checkpoints[-1] if checkpoints else None
+    except (OSError, UnicodeDecodeError) as error:
+        name, problem = "", f"cannot be read ({reason_of(error)})"
+    if not name or name != os.path.basename(name) or not (folder / name).is_file():
+        there = some((path.name for path in reversed(checkpoints)), 5) or "none is there"
+        raise InputError(
+            f"{file} {problem}; write the name of one of its checkpoints there: {there}"
+        )
+    return folder / name
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -74,24 +106,25 @@ class Checkpointer(DetectionCheckpointer):
 
     def _last(self) -> str:
         """What is left to go on from."""
-        if not self.has_checkpoint():
+        try:
+            file = self.get_checkpoint_file()
+        except InputError as error:
+            return str(error)
+        if not file:
             return "there is no checkpoint yet"
-        return f"{self.get_checkpoint_file()} is as it was, and a resumed run starts from it"
+        return f"{file} is as it was, and a resumed run starts from it"
 
     def get_checkpoint_file(self) -> str:
         """The file in this folder that ``last_checkpoint`` names; empty where there is none.
 
         Raises:
-            InputError: it names something else.
+            InputError: see :func:`last_checkpoint`.
         """
-        path = super().get_checkpoint_file()
-        name = os.path.relpath(path, self.save_dir) if path else ""
-        if path and (name != os.path.basename(path) or not os.path.isfile(path)):
-            raise InputError(
-                f"{os.path.join(self.save_dir, 'last_checkpoint')} names {name!a}, which is no "
-                "file of that folder; write the name of one of its checkpoints there"
-            )
-        return path
+        file = last_checkpoint(Path(self.save_dir)) if self.save_dir else None
+        return str(file or "")
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.get_checkpoint_file())
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, **kwargs: Any
@@ -106,11 +139,26 @@ class Checkpointer(DetectionCheckpointer):
         try:
             with _as_it_was_on_failure(self.model):
                 return super().load(path, checkpointables, **kwargs)
+        except InputError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if self.checkpointables and self._whole:
+                raise InputError(
+                    f"{path}: the state of the training in it cannot be used ({reason_of(error)})"
+                ) from error
+            raise
         finally:
             self._parsed_url_during_load = None  # which Detectron2 leaves after a failure
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = read_weights(filename)
+        absent = [key for key in self.checkpointables if key not in loaded] if self._whole else []
+        if absent:
+            raise InputError(
+                f"{filename} is no checkpoint of a training, as it has no {', '.join(absent)}; "
+                "to start from its weights, name it in MODEL.WEIGHTS (train.init_checkpoint for a "
+                "LazyConfig) of a new run"
+            )
         if self._matching_heuristics:
             loaded["matching_heuristics"] = True
         return loaded
@@ -149,6 +197,14 @@ class Checkpointer(DetectionCheckpointer):
                 f"{len(keys)} {kind} ({some(keys, 3)})" for kind, keys in misfits.items() if keys
             ]
             raise InputError(f"{self._path} does not fit the model: {'; '.join(described)}")
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        random = sorted(frozen.intersection([*missing, *shapes]))
+        if random:
+            raise InputError(
+                f"{self._path} lacks {len(random)} tensors that do not train ({some(random, 3)}), "
+                "which would stay at their random start: name weights that hold them, or set "
+                "MODEL.BACKBONE.FREEZE_AT to 0 (freeze_at of the ResNet for a LazyConfig)"
+            )
         if any(misfits.values()):
             logging.getLogger(__name__).warning(
                 f"{fitting} of {total} tensors come from {self._path}. "

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
+__all__ = ["differences", "told"]
 
-__all__ = ["differences"]
+Differences = dict[str, dict[str, Any]]  # values by key, and by the name of the config
 
 
-def differences(configs: Mapping[str, CfgNode]) -> dict[str, dict[str, Any]]:
+def differences(configs: Mapping[str, Mapping[str, Any]]) -> Differences:
     """The settings in which configs differ, and their value in each, by key and name.
 
     OUTPUT_DIR is excluded.
+
+    Args:
+        configs: by name, each a CfgNode or nested mappings of plain values.
     """
     flat = {name: dict(_settings(cfg)) for name, cfg in configs.items()}
     keys = sorted(set().union(*flat.values()))
@@ -26,10 +28,18 @@ def differences(configs: Mapping[str, CfgNode]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _settings(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def told(found: Differences) -> str:
+    """Differences in a line: each key with its value in every config."""
+    return "; ".join(
+        f"{key} is {', '.join(f'{value!r} in {name}' for name, value in values.items())}"
+        for key, values in found.items()
+    )
+
+
+def _settings(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields keys with dots, and their values."""
     for key, value in cfg.items():
-        if isinstance(value, type(cfg)):
+        if isinstance(value, Mapping):
             yield from _settings(value, f"{prefix}{key}.")
         elif prefix + key != "OUTPUT_DIR":
             yield prefix + key, json.loads(json.dumps(value))  # as a file has it, without tuples

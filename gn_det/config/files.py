@@ -183,7 +183,8 @@ def _one_line_errors(cfg: CfgNode, source: str) -> Iterator[None]:
             message = f"no config key {key}{nearest(key, list(_keys(cfg)))}"
         elif mismatch:
             kind, given, value, key = mismatch.groups()
-            message = f"{key} is {value}, of the type {given}, and has to be of the type {kind}"
+            hint = f"; write {value}.0" if (kind, given) == ("float", "int") else ""
+            message = f"{key} is {value}, of the type {given}, and has to be a {kind}{hint}"
         raise InputError(f"{source}: {' '.join(message.split())}") from error
 
 

@@ -8,6 +8,7 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 from detectron2.engine import HookBase, hooks
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from fvcore.common.param_scheduler import ParamScheduler
@@ -17,8 +18,19 @@ from gn_det.checkpoint import Checkpointer
 from gn_det.data.train_loader import TrainLoader
 from gn_det.engine.step import AccumulatingTrainer
 from gn_det.engine.termination import TerminationHook
+from gn_det.errors import InputError
 
 __all__ = ["fit"]
+
+
+class _WithoutTraces(logging.Filter):
+    """Lets out what Detectron2's loop logs of an InputError, whose one line the program prints."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], InputError))
+
+
+logging.getLogger("detectron2.engine.train_loop").addFilter(_WithoutTraces())
 
 
 def fit(
@@ -89,6 +101,13 @@ def fit(
     )
     checkpointer.resume_or_load(weights, resume=resume)
     start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    if start_iter > max_iter:
+        raise InputError(
+            f"the run has done {start_iter} iterations already, and SOLVER.MAX_ITER "
+            f"(train.max_iter of a LazyConfig) is {max_iter}"
+        )
+    if start_iter and isinstance(scheduler, LRMultiplier):
+        _take_learning_rates(scheduler)
     loader = trainer.data_loader
     if isinstance(loader, TrainLoader):
         loader.start = start_iter * trainer.accumulate_steps
@@ -105,3 +124,11 @@ def fit(
     finally:
         termination.release()
     return results
+
+
+def _take_learning_rates(scheduler: LRMultiplier) -> None:
+    """Let a scheduler that comes from a checkpoint follow the learning rates of the config."""
+    groups = scheduler.optimizer.param_groups
+    scheduler.base_lrs = [group["initial_lr"] for group in groups]
+    for group, lr in zip(groups, scheduler.get_lr(), strict=True):
+        group["lr"] = lr

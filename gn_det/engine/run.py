@@ -22,8 +22,10 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
 from gn_det.checkpoint import check_weights_exist
-from gn_det.config import differences, load_config
+from gn_det.checkpoint.checkpointer import checkpoints_of, last_checkpoint
+from gn_det.config import load_config
 from gn_det.config.constraints import check_complete_config
+from gn_det.config.differences import differences, told
 from gn_det.data.datasets import register_folders
 from gn_det.engine.command import RunOptions
 from gn_det.engine.launch import check_processes
@@ -57,6 +59,7 @@ _BEFORE_TRAINING = (
     "log.txt*",
     "metrics.json",
     "recipe.json",
+    "run.json",
     "seed.txt",
 )
 _WRITTEN_WHOLE = (
@@ -66,6 +69,7 @@ _WRITTEN_WHOLE = (
     "model_*.pth",
     "recipe.json",
     "results.json",
+    "run.json",
     "seed.txt",
 )
 
@@ -105,7 +109,7 @@ def begin_run(
         check_complete_config(cfg)
     start = _start_of(cfg)
     check_processes(start.device, options, start.ims_per_batch, amp=start.amp)
-    if not (options.resume and (folder / "last_checkpoint").exists()):
+    if not (options.resume and last_checkpoint(folder)):
         check_weights_exist(start.weights)
         if not options.eval_only:
             check_start(start.weights, start.freeze_at)
@@ -220,14 +224,10 @@ def check_same_settings(folder: Path, cfg: CfgNode) -> None:
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} holds something that is no run of this program")
         return
-    there = differences({"there": load_config(file), "asked": cfg})
-    if there:
-        described = "; ".join(
-            f"{key} is {values['there']!r} there and {values['asked']!r} here"
-            for key, values in there.items()
-        )
+    others = differences({"the run": load_config(file), "the config": cfg})
+    if others:
         raise InputError(
-            f"{folder} holds a run with other settings: {described}. Name another folder with "
+            f"{folder} holds a run with other settings: {told(others)}. Name another folder with "
             "--output, or remove that one"
         )
 
@@ -245,7 +245,8 @@ def holds_run(path: Path) -> bool:
     # os.path, since Path.exists raises where the folder may not be read.
     metrics = os.path.join(path, "metrics.json")
     has_metrics = os.path.exists(metrics) and os.path.getsize(metrics) > 0
-    return has_metrics or os.path.exists(os.path.join(path, "last_checkpoint"))
+    has_checkpoint = os.path.exists(os.path.join(path, "last_checkpoint"))
+    return has_metrics or has_checkpoint or bool(checkpoints_of(path))
 
 
 @contextmanager
@@ -329,8 +330,8 @@ def set_up_process(
 
 def _run_seed(output_dir: Path, seed: int, resume: bool) -> int:
     file = output_dir / "seed.txt"
-    resumes = resume and (output_dir / "last_checkpoint").exists() and file.exists()
-    mine = int(file.read_text()) if resumes else None, np.random.randint(2**31)
+    resumes = resume and last_checkpoint(output_dir) and file.exists()
+    mine = _read_seed(file) if resumes else None, np.random.randint(2**31)
     begun_with, drawn = comm.all_gather(mine)[0]
     if begun_with is None:
         return seed if seed >= 0 else drawn
@@ -340,6 +341,13 @@ def _run_seed(output_dir: Path, seed: int, resume: bool) -> int:
             "leave the seed as it was"
         )
     return begun_with
+
+
+def _read_seed(file: Path) -> int:
+    try:
+        return int(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} holds no seed; write that of the run there") from error
 
 
 def clear_half_written(output_dir: Path) -> None:

@@ -150,7 +150,21 @@ class AccumulatingTrainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load everything but the settings of the optimizer, which stay those of the config."""
+        groups = self.optimizer.param_groups
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        sizes = [len(group["params"]) for group in groups]
+        there = [len(group["params"]) for group in state_dict["optimizer"]["param_groups"]]
+        if there != sizes:  # and so another order, in which momentum would be taken for others'
+            raise InputError(
+                f"the optimizer of the checkpoint has groups of {there} parameters, this one of "
+                f"{sizes}: weight decay or learning rates are equal for other layers than before; "
+                "take the run's SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR and FREEZE_AT"
+            )
         super().load_state_dict(state_dict)
+        self.iter = int(self.iter)
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own, initial_lr=own.get("initial_lr", own["lr"]))
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 

@@ -83,6 +83,7 @@ def test_overrides_come_last(write: Callable[[str], Path]) -> None:
         ("VERSION: 2", ["SOLVER.BASELR", "1"], r"SOLVER\.BASELR; did you mean SOLVER\.BASE_LR\?"),
         ("VERSION: 2", ["SOLVER.BASE_LR"], r"SOLVER\.BASE_LR has no value"),
         ("VERSION: 2", ["SOLVER.MAX_ITER", "many"], r"SOLVER\.MAX_ITER is many, of the type str"),
+        ("VERSION: 2", ["SOLVER.BASE_LR", "1"], r"BASE_LR is 1, .*a float; write 1\.0"),
         ("", [], "holds no config keys"),
         ("- 1\n- 2", [], "holds no config keys"),
         ("MODEL: {", [], "is no YAML"),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +41,41 @@ def run_program(path: str, *args: object, **kwargs: object) -> subprocess.Comple
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / path), *map(str, args)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, **kwargs)
+
+
+def run_forked(program: str, arguments: Sequence[str], output: Path, seconds: int = 60) -> int:
+    """Run a program without its imports, which a process that is forked for it has done already.
+
+    It sees no GPU.
+
+    Args:
+        program: its path in the repository.
+        arguments: of the command line.
+        output: file for what it prints.
+        seconds: after which a program that is still at work is killed.
+
+    Returns:
+        The exit status; that of a killed program is negative.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["support.programs", "gn_det.engine.trainer", "gn_det.engine.run", "torchvision", "cv2"]
+    )
+    process = context.Process(target=_run_as_main, args=(program, arguments, output))
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+def _run_as_main(program: str, arguments: Sequence[str], output: Path) -> None:
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [program, *arguments]
+    torch.cuda.device_count = lambda: 0
+    runpy.run_path(str(ROOT / program), run_name="__main__")
 
 
 def build_wheel(folder: Path) -> Path:

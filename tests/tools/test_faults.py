@@ -8,20 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import shlex
-import signal
 import socket
-import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from support.programs import ROOT, folder_flags
-
-SECONDS = 60  # a child that is still at work then hangs
+from support.programs import ROOT, folder_flags, run_forked
 
 SHORT = {
     "TRAIN": "tools/train_net.py --config-file {quickstart}",
@@ -238,38 +232,6 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
     }
-
-
-def run_forked(program: str, arguments: list[str], output: Path) -> int:
-    """Run a program in a child of this process, which has all its imports; its exit status.
-
-    Args:
-        program: its path in the repository.
-        arguments: of the command line.
-        output: where what it prints goes.
-    """
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            signal.alarm(SECONDS)
-            with open(output, "wb") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (what pytest captures is elsewhere)
-            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-            sys.argv = [program, *arguments]
-            torch.cuda.device_count = lambda: 0
-            runpy.run_path(str(ROOT / program), run_name="__main__")
-        except SystemExit as ended:
-            status = ended.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize(("typed", "said"), FAULTS, ids=[typed for typed, _ in FAULTS])

@@ -18,7 +18,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from gn_det.config import differences, dump_config
+from gn_det.config import dump_config
+from gn_det.config.differences import differences, told
 from gn_det.engine.command import ENDS_WITH_PARENT
 from gn_det.engine.run import check_same_settings
 from gn_det.engine.termination import TERMINATED, catch_ending, release_ending
@@ -95,13 +96,9 @@ def check_comparable(configs: Mapping[str, CfgNode]) -> None:
         key: values for key, values in differences(configs).items() if not _is_of_norm(key, values)
     }
     if others:
-        told = "; ".join(
-            f"{key} is {', '.join(f'{value!r} in {name}' for name, value in values.items())}"
-            for key, values in others.items()
-        )
         raise InputError(
-            f"the recipes differ in more than the norm: {told}. Set it in each alike, or show one "
-            "of them with --beside"
+            f"the recipes differ in more than the norm: {told(others)}. Set it in each alike, or "
+            "show one of them with --beside"
         )
 
 

@@ -84,7 +84,7 @@ def test_a_run_with_other_settings_is_kept_and_named(tmp_path: Path) -> None:
     there.folder.mkdir()
     (there.folder / "config.yaml").write_text(dump_config(there.cfg))
     check_folders([there, run(tmp_path, seed=1)])
-    message = r"gn-2ims-seed0 holds a run with other settings: SOLVER\.MAX_ITER is \d+ there and 7"
+    message = r"holds a run with other settings: SOLVER\.MAX_ITER is \d+ in the run, 7"
     with pytest.raises(InputError, match=message):
         check_folders([run(tmp_path, MAX_ITER=7)])
 
