@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,9 +23,11 @@ __all__ = [
     "nearest",
     "reason_of",
     "some",
+    "unwritable",
     "whole_file",
     "with_null",
     "write_atomically",
+    "writing",
 ]
 
 PARTIAL = ".partial"  # what is being written, beside what it will be
@@ -92,19 +96,46 @@ def with_null(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def unwritable(path: str | Path, error: OSError) -> str:
+    """That a file cannot be written, why, and how much space is left where that is the reason."""
+    text = f"{path} cannot be written: {reason_of(error)}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with suppress(OSError):
+            free = shutil.disk_usage(Path(path).absolute().parent).free
+            text += f" ({free / 2**20:.1f} MiB free)"
+    return text
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Raise an InputError, see :func:`unwritable`, where a file or folder cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save raises a RuntimeError while it handles the system's.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(unwritable(path, cause)) from error
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears complete, and on the disk, or stays as it was.
 
     Whatever interrupts the writing, a loss of power included, path is never half-written.
+
+    Raises:
+        InputError: it cannot be written.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with writing(path):
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     except BaseException:
         with suppress(OSError):
             partial.unlink()
@@ -112,6 +143,6 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text in UTF-8 as a :func:`whole_file`."""
+    """Write a text in UTF-8 as a :func:`whole_file`, with its errors."""
     with whole_file(path) as file:
         file.write(text.encode())

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from gn_det.errors import InputError
-from gn_det.utils import make_folder, reason_of, whole_file, write_atomically
+from gn_det.utils import make_folder, whole_file, write_atomically
 
 __all__ = ["check_backbone_file", "write_backbone"]
 
@@ -70,9 +70,9 @@ def write_backbone(file: Path, weights: Mapping[str, Tensor], config: Mapping[st
             else:
                 torch.save({"model": weights, "matching_heuristics": True}, stream)
         write_atomically(file.with_suffix(".yaml"), _fragment(file, config))
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+    except InputError:
         file.unlink(missing_ok=True)
-        raise InputError(f"{file} cannot be written ({reason_of(error)})") from error
+        raise
 
 
 def _pickled(weights: dict[str, Tensor]) -> dict[str, Any]:

@@ -99,10 +99,8 @@ class Checkpointer(DetectionCheckpointer):
             with whole_file(file) as stream:
                 torch.save({"model": state, **parts, **kwargs}, stream)
             write_atomically(file.with_name("last_checkpoint"), file.name)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            raise InputError(
-                f"checkpoint {file} cannot be written ({reason_of(error)}); {self._last()}"
-            ) from error
+        except InputError as error:
+            raise InputError(f"{error}; {self._last()}") from error
 
     def _last(self) -> str:
         """What is left to go on from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from detectron2.engine import default_argument_parser
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 from gn_det.errors import InputError
+from gn_det.utils import unwritable
 
 __all__ = [
     "ENDS_WITH_PARENT",
@@ -24,6 +26,13 @@ __all__ = [
 ]
 
 ENDS_WITH_PARENT = "GN_DET_ENDS_WITH_PARENT"
+
+
+# Faults of disks, permissions and limits, of which no program is the cause.
+_OF_THE_MACHINE = {
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC,
+    errno.EPERM, errno.EROFS, errno.ESTALE,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,8 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Call main and exit with its status (None is 0), 2 for an InputError, 130 for Ctrl-C.
+    """Call main and exit with its status (None is 0), 2 for an InputError or a fault of a disk, 130
+    for Ctrl-C.
 
     With ENDS_WITH_PARENT in the environment, the process gets SIGTERM when its parent ends.
     """
@@ -129,6 +139,11 @@ def run_command(main: Callable[[], int | None]) -> None:
         status = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        print(f"error: {unwritable(error.filename or 'a file', error)}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

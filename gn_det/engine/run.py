@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +34,16 @@ from gn_det.engine.command import RunOptions
 from gn_det.engine.launch import check_processes
 from gn_det.engine.run_data import RunData, check_config_data, set_data, wrapped_model
 from gn_det.errors import InputError
-from gn_det.utils import PARTIAL, make_folder, reason_of, some, with_null, write_atomically
+from gn_det.utils import (
+    PARTIAL,
+    make_folder,
+    reason_of,
+    some,
+    unwritable,
+    with_null,
+    write_atomically,
+    writing,
+)
 
 __all__ = [
     "begin_run",
@@ -317,15 +329,32 @@ def set_up_process(
     """
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "gn_det"):
-        setup_logger(str(output_dir), distributed_rank=rank, name=name)
+        logger = setup_logger(str(output_dir), distributed_rank=rank, name=name)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.handleError = partial(_go_on_without, handler)
     seed = _run_seed(Path(output_dir), seed, resume)
     if comm.is_main_process():
         clear_half_written(Path(output_dir))
-        (Path(output_dir) / "environment.txt").write_text(collect_env_info() + "\n")
+        write_atomically(Path(output_dir) / "environment.txt", collect_env_info() + "\n")
         write_atomically(Path(output_dir) / "seed.txt", f"{seed}\n")
     seed_all_rng(seed + rank)
     torch.backends.cudnn.benchmark = cudnn_benchmark
     return seed
+
+
+def _go_on_without(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
+    """Let a run go on whose log cannot be written, and say so once."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        logging.Handler.handleError(handler, record)
+        return
+    # What follows goes nowhere, also where the stream is closed in the end.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, handler.stream.fileno())
+    os.close(nowhere)
+    name = getattr(handler.stream, "name", "the log")
+    print(f"{unwritable(name, error)}; the run goes on without it", file=sys.stderr)
 
 
 def _run_seed(output_dir: Path, seed: int, resume: bool) -> int:
@@ -353,11 +382,11 @@ def _read_seed(file: Path) -> int:
 def clear_half_written(output_dir: Path) -> None:
     """Remove what a killed process left half-written in the folder of a run."""
     for name in _WRITTEN_WHOLE:
-        for partial in output_dir.glob(name + PARTIAL):
-            partial.unlink()
+        for file in output_dir.glob(name + PARTIAL):
+            file.unlink()
     metrics = output_dir / "metrics.json"
     if metrics.exists():
-        with open(metrics, "rb+") as file:
+        with writing(metrics), open(metrics, "rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 

@@ -31,6 +31,7 @@ from gn_det.injection import audit, recompute
 from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2.roi_align import align_exactly
 from gn_det.layers.recomputation import recomputes_in
+from gn_det.utils import writing
 
 __all__ = ["build_model", "describe_model", "evaluate", "prepare_model", "train", "wrap_ddp"]
 
@@ -103,7 +104,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """
     check_config_proposals(cfg, "TEST", cfg.DATASETS.TEST)
     evaluators = [build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-    return _Evaluation.test(cfg, model, evaluators)
+    with writing(cfg.OUTPUT_DIR):
+        return _Evaluation.test(cfg, model, evaluators)
 
 
 class _Evaluation(DefaultTrainer):

@@ -185,7 +185,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_last_good_checkpoint(
         (output / "model_0000007.pth.partial").symlink_to("/dev/full")
 
     threading.Thread(target=fill_up, daemon=True).start()
-    with pytest.raises(InputError, match=r"model_0000007\.pth cannot be written \(No space left"):
+    with pytest.raises(InputError, match=r"model_0000007\.pth cannot be written: No space left"):
         call_main(
             TRAIN_NET, *CONFIG, *folder_flags(shapes)[:3], "OUTPUT_DIR", output, *SETTINGS,
             "DATALOADER.NUM_WORKERS", 0,
