@@ -22,6 +22,23 @@ DETECTRON2 = (
 # may be on other disks, or not needed: only what is sure to fail is refused beforehand.
 UNPACKED_GB = 7
 DOWNLOAD_GB = 6
+# Runs in the environment: no package of gn_det's is certain to be there.
+REPAIR = """
+import importlib.metadata, os, shutil, sysconfig
+purelib = sysconfig.get_path("purelib")
+whole = set()
+for package in list(importlib.metadata.distributions(path=[purelib])):
+    files = package.files or []
+    missing = [file for file in files if file.hash and not os.path.exists(file.locate())]
+    installer = (package.read_text("INSTALLER") or "pip").strip()
+    if installer == "pip" and (missing or not files):
+        print("half installed, and installed again:", package.metadata["Name"], flush=True)
+        shutil.rmtree(package._path)
+    else:
+        whole.update(file.parts[0] for file in files)
+for module in {"torch", "detectron2"}.difference(whole):
+    shutil.rmtree(os.path.join(purelib, module), ignore_errors=True)
+"""
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -39,6 +56,19 @@ def main():
         create(venv)
     if not has(python, "pip"):
         fail("%s is no whole environment (it has no pip); remove it and run this again" % venv)
+    # There while pip is at work, and still there if it was interrupted.
+    mark = os.path.join(venv, ".gn_det_installing")
+    if os.path.exists(mark):
+        repair(python)
+    with open(mark, "w"):
+        pass
+    install(venv, python)
+    os.remove(mark)
+    print("Installed in %s" % venv)
+
+
+def install(venv, python):
+    """Install what is not there."""
     if not has(python, "torch"):
         check_disk(venv)
         step("PyTorch", python, TORCH)
@@ -48,7 +78,6 @@ def main():
     step("gn_det and what its tools and tests need", python, [torch, "-e", gn_det])
     if not has(python, "detectron2"):
         install_detectron2(python)
-    print("Installed in %s" % venv)
 
 
 def create(venv):
@@ -79,6 +108,14 @@ def check_disk(venv):
             "download; free some, or put the environment on another disk with VENV=..."
             % (free, UNPACKED_GB, DOWNLOAD_GB)
         )
+
+
+def repair(python):
+    """Forget the packages that an interrupted pip has left half unpacked; it unpacks them anew.
+
+    pip says what a package has, and that it was pip, last of all. Packages of others stay.
+    """
+    subprocess.run([python, "-c", REPAIR], check=True)
 
 
 def has(python, module):

@@ -112,3 +112,48 @@ def test_a_detectron2_with_another_hash_is_refused(
 def test_what_is_importable_is_found_and_left_alone(install: ModuleType) -> None:
     assert install.has(sys.executable, "detectron2")
     assert not install.has(sys.executable, "detectron3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["no RECORD", "a file is missing", "a folder alone"])
+def test_an_interrupted_install_repairs_itself(
+    left: str, install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv, packages = tmp_path / "venv", []
+    for name in ("torch", "other"):
+        folder = tmp_path / name / name
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("value = 1\n")
+        (folder.parent / "setup.py").write_text(
+            f"import setuptools; setuptools.setup(name={name!r}, version='1', packages=[{name!r}])"
+        )
+        pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q"]
+        subprocess.run([*pip, "-w", tmp_path, folder.parent], check=True)
+        packages.append(f"{name}==1")
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    python = str(venv / "bin" / "python")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+
+    def install_both(venv: str, python: str) -> None:
+        if not install.has(python, "torch"):
+            install.step("PyTorch", python, packages[:1])
+        install.step("the rest", python, packages)
+
+    monkeypatch.setattr(install, "install", install_both)
+    monkeypatch.setattr(sys, "argv", ["install.py", str(venv)])
+    install.main()
+    assert not (venv / ".gn_det_installing").exists()
+    site = next((venv / "lib").glob("*/site-packages"))
+    information = site / "torch-1.dist-info"
+    (site / "torch" / "__init__.py").write_text("value =")  # half a file
+    if left == "no RECORD":
+        (information / "RECORD").unlink()
+        (information / "INSTALLER").unlink()
+    elif left == "a file is missing":
+        (site / "torch" / "__init__.py").unlink()
+    else:
+        shutil.rmtree(information)
+    (venv / ".gn_det_installing").touch()
+    install.main()
+    assert install.output(python, "import torch, other; print(torch.value, other.value)") == "1 1"
