@@ -35,7 +35,7 @@ class ObjectCrops(Dataset):
 
     Attributes:
         categories: (id, name) of the classes.
-        findings: what was mended, dropped and warned of.
+        found: a table of what was mended, dropped and warned of; "" for nothing.
 
     Raises:
         InputError: bad annotations or images, or no objects.
@@ -53,7 +53,7 @@ class ObjectCrops(Dataset):
         checked = read_folder(
             CocoFolder("", str(json_file), str(image_root)), masks=False, known=known
         )
-        dataset, self.findings = checked.dataset, checked.findings
+        dataset = checked.dataset
         if checked.bad_images:
             bad = checked.bad_images
             image, problem = bad[0]
@@ -75,9 +75,10 @@ class ObjectCrops(Dataset):
             raise InputError(f"{json_file} has no annotated object, and {crowds} crowds")
         if crowds:
             what = f"{crowds} of {total} objects are crowds and are left out"
-            self.findings.add("warned", what, "annotations", count=crowds)
-        if self.findings.table() and comm.is_main_process():
-            print(f"\nFound in {json_file}:\n\n{self.findings.table()}\n")
+            checked.findings.add("warned", what, "annotations", count=crowds)
+        self.found = checked.findings.table()
+        if self.found and comm.is_main_process():
+            print(f"\nFound in {json_file}:\n\n{self.found}\n")
         self.size = size
         self.augmented = augmented
 

@@ -54,6 +54,7 @@ class RunData:
             write: whether this machine writes them, or another one of the run that shares the
                 folder.
         """
+        output_dir = output_dir.resolve()  # as the paths of the folders are
         for index, folder in enumerate(self.folders):
             checked = self.checked.pop(folder.name, None)
             if checked is None:
@@ -68,7 +69,7 @@ class RunData:
 def _say(checked: CheckedFolder, used: CocoFolder) -> None:
     file, table = checked.folder.json_file, checked.findings.table()
     if checked.bad_images:
-        print(f"{file}: continuing without {_describe(checked)}")
+        print(f"{file}: {_describe(checked)}; the run continues without these")
     if checked.needs_copy:
         print(f"{file} stays as it is; the run uses {used.json_file}")
     if table:
@@ -275,7 +276,7 @@ def _describe(checked: CheckedFolder) -> str:
         names = some((printable(image["file_name"]) for image, _ in missing), 3)
         parts.append(
             f"{len(missing)} of {total} images are missing in {checked.folder.image_root}: {names} "
-            "(neither are they there with other slashes, leading folders, quoting or case)"
+            "(also tried: backslashes, leading folders, URL-quoting, another case, Unicode forms)"
         )
     if broken:
         parts.append(f"{len(broken)} of {total} images cannot be used: {_named(broken, 5)}")

@@ -62,7 +62,7 @@ def normalise_keypoints(
     if needed is not None and len(numbers) != 3 * needed:
         what = "annotations have not as many keypoints as their category lists"
         raise RefusedError(what, f"{len(numbers) // 3}, and {needed} are listed")
-    if numbers is not annotation.get("keypoints", numbers):
+    if numbers is not written:
         findings.add("mended", "keypoints with numbers written as text", place, written)
     annotation["keypoints"] = numbers
     visible = sum(v > 0 for v in numbers[2::3])
