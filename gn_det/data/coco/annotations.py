@@ -140,12 +140,10 @@ def _mend_mask(
         if masks:
             raise
         mask = None
-        findings.add("mended", "masks that hold nothing, of objects with a box", place, written)
     if mask is None:
         if written:
             annotation["segmentation"] = []
-        elif written is None:
-            annotation.pop("segmentation", None)
+            findings.add("mended", "masks that hold nothing, of objects with a box", place, written)
         return None
     for what in dict.fromkeys(mask.mended):
         findings.add("mended", what, place, written)
@@ -211,8 +209,7 @@ def _number(annotations: list[dict[str, Any]], findings: Findings) -> None:
     ]
     if not bad:
         return
-    for annotation in bad:
-        what = "annotation ids are missing, 0, repeated or no whole numbers: all are numbered anew"
-        findings.add("mended", what, f"annotation {shown(annotation.get('id'))}")
+    what = "annotation ids are missing, 0, repeated or no whole numbers: all are numbered anew"
+    findings.add("mended", what, f"annotation {shown(bad[0].get('id'))}", count=len(bad))
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number

@@ -6,16 +6,17 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
-__all__ = ["find_files", "leaves_folder"]
+__all__ = ["can_be_named", "find_files", "leaves_folder"]
 
 _REWRITTEN = {
     "spaces or line ends around them": str.strip,
     "backslashes": lambda name: name.replace("\\", "/"),
     "URL-quoted": unquote,
-    "not URL-quoted": quote,
+    "not URL-quoted": partial(quote, errors="surrogatepass"),
 }
 
 
@@ -23,6 +24,14 @@ def leaves_folder(name: str, root: str | Path) -> bool:
     """Whether a file name, joined to a folder, is a place outside of it; links may lead there."""
     top = os.path.abspath(root)
     return os.path.commonpath([top, os.path.abspath(os.path.join(top, name))]) != top
+
+
+def can_be_named(name: str) -> bool:
+    """Whether a file can have a name: without a zero byte, and of whole characters."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def find_files(names: Iterable[str], root: str | Path) -> dict[str, tuple[str, str]]:
@@ -54,7 +63,7 @@ def find_files(names: Iterable[str], root: str | Path) -> dict[str, tuple[str, s
 
 def _is_there(name: str, root: str | Path) -> bool:
     return (
-        "\0" not in name
+        can_be_named(name)
         and not os.path.isabs(name)
         and not leaves_folder(name, root)
         and os.path.isfile(os.path.join(root, name))

@@ -13,6 +13,7 @@ from gn_det.utils import printable
 __all__ = ["DroppedError", "Findings", "RefusedError", "shown"]
 
 _VERDICTS = ("mended", "dropped", "warned", "refused")
+_LONGEST = 100  # characters of a value
 _NAMED = 3  # places of a kind that a message names
 
 
@@ -113,4 +114,5 @@ _short.maxstring = _short.maxother = 60
 
 def shown(value: object) -> str:
     """A value in a few dozen characters, on one line, with nothing that a terminal obeys."""
-    return _short.repr(value)
+    text = _short.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

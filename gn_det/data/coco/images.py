@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from gn_det.data.coco.file_names import find_files, leaves_folder
+from gn_det.data.coco.file_names import can_be_named, find_files, leaves_folder
 from gn_det.data.coco.findings import Findings, shown
 from gn_det.data.coco.values import whole_number
 from gn_det.data.pictures import find_bad_images, picture_size
@@ -18,6 +18,7 @@ from gn_det.errors import InputError
 
 __all__ = ["normalise_images", "other_sizes"]
 
+_LONGEST_SIDE = 200_000  # pixels; drawing polygons takes memory in proportion
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -95,8 +96,8 @@ def _mend_names(images: list[dict[str, Any]], root: str | Path, findings: Findin
             findings.add(
                 "mended", what, place, text=f"{shown(name)} is {shown(image['file_name'])}"
             )
-        elif "\0" in name:
-            findings.add("refused", "file names hold a zero byte", place, name)
+        elif not can_be_named(name):
+            findings.add("refused", "file names are none that a file can have", place, name)
         elif leaves_folder(name, root) and (not os.path.isabs(name) or os.path.exists(name)):
             what = f"file names leave the folder {root}"
             findings.add("refused", what, place, name)
@@ -106,13 +107,13 @@ def _mend_size(image: dict[str, Any], root: str | Path, findings: Findings) -> N
     place = f"image {image['id']}"
     written = image.get("width"), image.get("height")
     size = tuple(map(whole_number, written))
-    if None in size or min(size) < 1:
+    if None in size or min(size) < 1 or max(size) > _LONGEST_SIDE:
         try:
             size = picture_size(Path(root) / image["file_name"])
         except _UNREADABLE:
             image["width"] = image["height"] = None
             return
-        what = "images without a width and height: those of the files"
+        what = "images without a possible width and height: those of the files"
         findings.add("mended", what, place, *written, f"{size[0]}x{size[1]}")
     elif not type(written[0]) is type(written[1]) is int:
         findings.add("mended", "widths and heights written as text or 160.0", place, *written)

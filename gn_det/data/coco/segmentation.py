@@ -28,6 +28,7 @@ class Mask:
         size: (height, width) of the picture.
         mended: what had to be changed, each in the plural.
         scraps: polygons that were left out.
+        known_area: of one polygon that is plain; 0 where the mask has to be drawn for it.
     """
 
     segmentation: list[list[float]] | dict[str, Any]
@@ -35,10 +36,13 @@ class Mask:
     size: Size
     mended: list[str]
     scraps: list[list[Any]] = field(default_factory=list)
+    known_area: float = 0
 
     @property
     def area(self) -> float:
         """Pixels that it covers."""
+        if self.known_area:
+            return self.known_area
         rle = self.segmentation
         if isinstance(rle, list):
             rle = mask_util.merge(mask_util.frPyObjects(rle, *self.size))
@@ -104,7 +108,8 @@ def _polygons(value: list[Any], size: Size, mended: list[str]) -> Mask:
         if min(xs) < -width or max(xs) > 2 * width or min(ys) < -height or max(ys) > 2 * height:
             outside = f"{shown(given)} in a picture of {width}x{height}"
             raise RefusedError("polygons lie far outside of their picture", outside)
-        if _is_thick(xs, ys, size) or mask_util.area(mask_util.frPyObjects([points], *size)[0]):
+        area = _plain_area(xs, ys, size)
+        if area or mask_util.area(mask_util.frPyObjects([points], *size)[0]):
             kept.append(points)
         elif _has_area(points):
             scraps.append(("masks are without a pixel of their picture", given))
@@ -114,7 +119,9 @@ def _polygons(value: list[Any], size: Size, mended: list[str]) -> Mask:
         raise DroppedError(scraps[0][0], shown(scraps[0][1]))
     xs, ys = ([v for points in kept for v in points[axis::2]] for axis in (0, 1))
     extent = max(min(xs), 0), max(min(ys), 0), min(max(xs), width), min(max(ys), height)
-    return Mask(kept, extent, size, mended, [polygon for _, polygon in scraps])
+    return Mask(
+        kept, extent, size, mended, [polygon for _, polygon in scraps], area * (len(kept) == 1)
+    )
 
 
 def _lists_of_numbers(value: list[Any], mended: list[str]) -> list[list[Any]]:
@@ -148,12 +155,17 @@ def _without_repetition(numbers: list[float]) -> list[float]:
     return [number for point in kept for number in point]
 
 
-def _is_thick(xs: list[float], ys: list[float], size: Size) -> bool:
-    """Whether a polygon has a pixel for certain, which drawing it would take longer to tell."""
+def _plain_area(xs: list[float], ys: list[float], size: Size) -> float:
+    """The area of a polygon that has a pixel for certain, which drawing it takes longer to tell.
+
+    0 for one that has to be drawn: it is thin, crosses itself or reaches out of the picture.
+    """
     if min(xs) < 0 or min(ys) < 0 or max(ys) > size[0] or max(xs) > size[1]:
-        return False
+        return 0
     doubled = sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, xs[1:] + xs[:1], ys))
-    return abs(doubled) > 4 * max(max(xs) - min(xs), max(ys) - min(ys))
+    width, height = max(xs) - min(xs), max(ys) - min(ys)
+    is_plain = abs(doubled) > max(4 * max(width, height), 0.5 * width * height)
+    return abs(doubled) / 2 if is_plain else 0
 
 
 def _has_area(points: list[float]) -> bool:

@@ -222,7 +222,8 @@ def test_most_objects_have_to_have_a_mask_where_masks_are_learnt(normalised: Nor
 
 
 @pytest.mark.parametrize(
-    "segmentation", [[[1, 2]], [[1, 2, 3, 4]], {"size": [60, 80], "counts": [4800]}]
+    "segmentation",
+    [[[]], [None], " ", [[1, 2]], [[1, 2, 3, 4]], {"size": [60, 80], "counts": [4800]}],
 )
 def test_a_model_of_boxes_keeps_objects_whose_mask_is_empty(
     normalised: Normalised, segmentation: object

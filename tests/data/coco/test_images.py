@@ -47,7 +47,8 @@ def test_ids_in_text_or_with_a_point_are_numbers(
         ({"file_name": "../1.png"}, "1 file names leave the folder .*images .image 1: '../1.png'"),
         ({"file_name": "../../1.png\x1b[2J"}, r"leave the folder .*'../../1.png\\x1b\[2J'"),
         ({"file_name": "/etc/hostname"}, "1 file names leave the folder"),
-        ({"file_name": "1.png\0"}, "1 file names hold a zero byte"),
+        ({"file_name": "1.png\0"}, "1 file names are none that a file can have"),
+        ({"file_name": "\ud800.png"}, "1 file names are none that a file can have"),
     ],
 )
 def test_pictures_without_a_number_or_a_place_of_their_own_are_refused(
@@ -68,6 +69,7 @@ def test_a_picture_that_is_listed_twice_is_one(normalised: Normalised) -> None:
         {"width": None, "height": None},
         {"width": -1, "height": -1},
         {"width": 0, "height": 0},
+        {"width": 10**12, "height": HEIGHT},
         {"width": "", "height": "unknown"},
         {"width": float(WIDTH), "height": float(HEIGHT)},
         {"width": str(WIDTH), "height": f"{HEIGHT}.0"},
