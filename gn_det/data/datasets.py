@@ -203,11 +203,11 @@ def _check_objects(
     use = "learnt" if training else "evaluated"
     flag = "--crowds-as-objects takes them as objects"
     if not total:
-        lost = findings.sentence("dropped")
+        lost = findings.sentence("dropped", "warned")
         raise InputError(
             f"{findings.json_file} has no annotated object to "
             + ("train on" if training else "evaluate on; without --val, a run trains all the same")
-            + (f"; dropped were {lost}" if lost else "")
+            + (f"; found were {lost}" if lost else "")
         )
     if crowds == total:
         raise InputError(

@@ -54,6 +54,7 @@ def normalise_annotations(
                 kept.append(annotation)
                 continue
             _mend_crowd(annotation, crowds_as_objects, place, findings)
+            suspicions.look_for_fractions(annotation.get("bbox"), size, place)
             mask = _mend_mask(annotation, size, masks, place, findings)
             _mend_box(annotation, mask, place, findings)
             suspicions.look_at(annotation["bbox"], mask.extent if mask else None, size, place)
@@ -143,7 +144,9 @@ def _mend_mask(
     if mask is None:
         if written:
             annotation["segmentation"] = []
-            findings.add("mended", "masks that hold nothing, of objects with a box", place, written)
+            if not masks:
+                what = "masks that hold nothing, of objects with a box"
+                findings.add("mended", what, place, written)
         return None
     for what in dict.fromkeys(mask.mended):
         findings.add("mended", what, place, written)
@@ -210,6 +213,7 @@ def _number(annotations: list[dict[str, Any]], findings: Findings) -> None:
     if not bad:
         return
     what = "annotation ids are missing, 0, repeated or no whole numbers: all are numbered anew"
-    findings.add("mended", what, f"annotation {shown(bad[0].get('id'))}", count=len(bad))
+    place = f"annotation {shown(bad[0]['id'])}" if "id" in bad[0] else "annotations without an id"
+    findings.add("mended", what, place, count=len(bad))
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number

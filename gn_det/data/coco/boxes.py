@@ -51,7 +51,8 @@ class BoxSuspicions:
 
     def __init__(self) -> None:
         self._found: list[tuple[str, str, list[float]]] = []
-        self._may_be_corners = True
+        self._maybe_corners: list[tuple[str, list[float]]] = []
+        self._all_fit_as_corners = True
 
     def look_at(
         self, box: list[float], extent: Corners | None, size: tuple[int, int], place: str
@@ -69,30 +70,49 @@ class BoxSuspicions:
         """
         (x, y, w, h), (height, width) = box, size
         if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            raise DroppedError(
-                "boxes lie outside of their picture", f"{shown(box)}, {width}x{height}"
-            )
-        reaches_out = x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1
+            outside = f"{shown(box)} in a picture of {width}x{height}"
+            raise DroppedError("boxes lie outside of their picture", outside)
         fits_as_corners = 0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
+        reaches_out = x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1
         of_mask = extent is None or _close((x, y, x + w, y + h), extent, size)
         if extent is None:
-            self._may_be_corners &= fits_as_corners
-        if max(x, y, w, h) <= 1 and min(size) > 10:
-            self._found.append((_FRACTIONS, place, box))
-        elif not of_mask and fits_as_corners and _close((x, y, w, h), extent, size):
+            self._all_fit_as_corners &= fits_as_corners
+        if _is_fraction(box, size):
+            return
+        if not of_mask and fits_as_corners and _close((x, y, w, h), extent, size):
             self._found.append((_CORNERS, place, box))
+        elif reaches_out and extent is None:
+            self._maybe_corners.append((place, box))
         elif reaches_out:
             self._found.append((_REACH_OUT, place, box))
         elif not of_mask:
             self._found.append((_NOT_OF_MASK, place, box))
 
+    def look_for_fractions(self, value: Any, size: tuple[int, int], place: str) -> None:
+        """Note a box of fractions, before its mask is dropped, which is one of fractions, too.
+
+        Args:
+            value: what is written.
+            size: (height, width) of its picture.
+            place: where it is.
+        """
+        box = finite_numbers(value) if isinstance(value, list) and len(value) == 4 else None
+        if box and any(box) and _is_fraction(box, size):
+            self._found.append((_FRACTIONS, place, box))
+
     def report(self, findings: Findings) -> None:
         """Warn of what was noted."""
-        for what, place, box in self._found:
-            # Without masks, every box has to be possible as corners before one looks like such.
-            if what == _REACH_OUT and self._may_be_corners and box[0] < box[2] and box[1] < box[3]:
-                what = _CORNERS
+        # Without masks, every box has to be possible as corners before one looks like such.
+        what = _CORNERS if self._all_fit_as_corners else _REACH_OUT
+        for place, box in self._maybe_corners:
             findings.add("warned", what, place, box)
+        for what, place, box in self._found:
+            findings.add("warned", what, place, box)
+
+
+def _is_fraction(box: list[float], size: tuple[int, int]) -> bool:
+    """Whether a box has no coordinate above 1 in a picture of (height, width) that is larger."""
+    return max(box) <= 1 and min(size) > 10
 
 
 def _close(corners: Corners, extent: Corners, size: tuple[int, int]) -> bool:

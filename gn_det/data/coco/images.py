@@ -132,12 +132,12 @@ def other_sizes(
     Returns:
         (width, height) of their files by the id of the picture.
     """
-    sizes = {}
+    resized = []
     for image, _ in bad:
         try:
             width, height = picture_size(Path(root) / image["file_name"])
         except _UNREADABLE:
             continue
-        if not find_bad_images([{**image, "width": width, "height": height}], root):
-            sizes[image["id"]] = width, height
-    return sizes
+        resized.append({**image, "width": width, "height": height})
+    still_bad = {image["id"] for image, _ in find_bad_images(resized, root)}
+    return {i["id"]: (i["width"], i["height"]) for i in resized if i["id"] not in still_bad}

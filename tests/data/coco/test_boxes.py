@@ -22,6 +22,7 @@ KINDS = {CORNERS, FRACTIONS, REACH_OUT, NOT_OF_MASK}
         ([[30, 30, 60, 50], [50, 10, 70, 50], [40, 40, 3, 4], [9, 9, 2, 2]], False, REACH_OUT, 2),
         ([[60, 10, 30, 30], [0, 0, 5, 5], [0, 0, 5, 5], [0, 0, 5, 5]], False, REACH_OUT, 1),
         ([[-5, 10, 30, 30], [0, 0, 5, 5], [0, 0, 5, 5], [0, 0, 5, 5]], False, REACH_OUT, 1),
+        ([[10, 10, 75, 55], *[[10, 10, 30, 30]] * 3], True, REACH_OUT, 1),
         ([[0.1, 0.2, 0.3, 0.4]] * 4, False, FRACTIONS, 4),
         ([[0.125, 0.17, 0.375, 0.5]] * 4, True, FRACTIONS, 4),
         ([[30, 20, 30, 30]] * 4, True, NOT_OF_MASK, 4),
@@ -44,3 +45,11 @@ def test_boxes_that_are_probably_not_meant_are_counted(
     assert findings.count("warned") == count
     assert {k for k in KINDS if k in findings.table()} == ({kind} if kind else set())
     assert not count or "annotation 1" in findings.table()
+
+
+def test_masks_of_fractions_go_and_their_boxes_are_warned_of(normalised: Callable) -> None:
+    def to_fractions(annotation: dict) -> None:
+        annotation.update(bbox=[0.1, 0.2, 0.3, 0.4], segmentation=[[0.1, 0.2, 0.4, 0.2, 0.4, 0.6]])
+
+    _, findings = normalised(each=to_fractions)
+    assert FRACTIONS in findings.sentence("warned") and findings.count("dropped") == 4
