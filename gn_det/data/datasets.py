@@ -217,7 +217,7 @@ def _check_objects(
         what = f"{crowds} of {total} objects are crowds and will not be {use}; {flag}"
         first = next(a["id"] for a in dataset["annotations"] if a.get("iscrowd") == 1)
         findings.add("warned", what, f"annotation {first}", count=crowds)
-    if keypoints and not any(a["num_keypoints"] for a in dataset["annotations"]):
+    if keypoints and not any(a.get("num_keypoints") for a in dataset["annotations"]):
         raise InputError(f"{findings.json_file} has no visible keypoint to {use[:-1]} from")
 
 

@@ -145,7 +145,7 @@ def check_data(
             _settle_keypoints(data, dataset, by_name[name])
         if name in train:
             data.has_rle_masks |= any(
-                isinstance(a.get("segmentation"), dict) and not a["iscrowd"]
+                isinstance(a.get("segmentation"), dict) and not a.get("iscrowd")
                 for a in dataset["annotations"]
             )
         if checked.bad_images and not (options.skip_bad_images and _has_objects_left(checked)):
@@ -254,7 +254,7 @@ def _check_sigmas(cfg: CfgNode, data: RunData) -> None:
 def _has_objects_left(checked: CheckedFolder) -> bool:
     bad_ids = {image["id"] for image, _ in checked.bad_images}
     return any(
-        not a["iscrowd"] for a in checked.dataset["annotations"] if a["image_id"] not in bad_ids
+        not a.get("iscrowd") for a in checked.dataset["annotations"] if a["image_id"] not in bad_ids
     )
 
 

@@ -246,3 +246,21 @@ def test_an_unknown_set_to_evaluate_on_suggests_the_nearest_too() -> None:
 def test_a_builtin_data_set_that_is_not_there_says_where_it_is_looked_for() -> None:
     with pytest.raises(InputError, match=r"instances_val2017\.json; .* DETECTRON2_DATASETS"):
         check(names=([], ["coco_2017_val"]), eval_only=True)
+
+
+def test_a_picture_without_a_size_that_cannot_be_read_is_left_out_with_its_annotations(
+    edit_shapes: Callable, tmp_path: Path
+) -> None:
+    def change(dataset: dict) -> None:
+        dataset["images"][0]["width"] = None
+        for annotation in dataset["annotations"]:
+            annotation.pop("iscrowd")
+
+    folder = edit_shapes(change)
+    (folder / "images" / "000001.jpg").unlink()
+    (folder / "images" / "000001.jpg").write_text("no picture")
+    data = check(folder, skip_bad_images=True)
+    data.write_copies(tmp_path)
+    kept = json.loads((tmp_path / "custom_train.json").read_text())
+    assert [image["id"] for image in kept["images"]] == [2, 3, 4, 5, 6]
+    assert {a["iscrowd"] for a in kept["annotations"]} == {0}

@@ -10,10 +10,13 @@ from gn_det.data.coco.images import other_sizes
 from gn_det.data.coco.keypoints import flip_pairs, keypoint_names
 from gn_det.data.coco.normalise import normalise
 from gn_det.data.coco.read import read_coco
+from gn_det.data.pictures import find_bad_images, image_problem
 
 __all__ = [
     "Findings",
+    "find_bad_images",
     "flip_pairs",
+    "image_problem",
     "keypoint_names",
     "normalise",
     "other_sizes",
