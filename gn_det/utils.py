@@ -21,6 +21,7 @@ __all__ = [
     "check_regular_file",
     "make_folder",
     "nearest",
+    "printable",
     "reason_of",
     "some",
     "unwritable",
@@ -72,6 +73,14 @@ def nearest(name: str, candidates: Sequence[str]) -> str:
     """``"; did you mean X?"`` for the candidate that resembles name most, or ``""``."""
     matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def printable(text: object) -> str:
+    """A foreign text on one line: what cannot be printed becomes its escape."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in str(text)
+    )
 
 
 def some(items: Iterable[object], most: int) -> str:

@@ -9,7 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
+from gn_det.engine.command import (
+    RunOptions,
+    add_data_arguments,
+    add_overrides,
+    reads_data,
+    run_command,
+)
 from gn_det.engine.launch import check_device
 from gn_det.engine.run import begin_run, new_folder, set_up_process
 from gn_det.engine.schedule import resolve_schedule
@@ -58,8 +64,8 @@ def from_config(args: argparse.Namespace) -> tuple[Conversion, str]:
 
 def from_classifier(args: argparse.Namespace) -> Conversion:
     """Convert the classifier of --classifier."""
-    if args.opts or args.train or args.val or args.skip_bad_images:
-        raise InputError("--train, --val, --skip-bad-images and overrides go with --config-file")
+    if args.opts or reads_data(args):
+        raise InputError("--train, --val, their flags and overrides go with --config-file")
     device = args.device or default_device()
     check_device(device, CPU)
     return convert_classifier(

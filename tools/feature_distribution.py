@@ -11,7 +11,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
+from gn_det.engine.command import (
+    RunOptions,
+    add_data_arguments,
+    add_overrides,
+    reads_data,
+    run_command,
+)
 from gn_det.engine.run import begin_run, check_same_settings, clear_half_written, study_folder
 from gn_det.engine.schedule import resolve_schedule
 from gn_det.engine.trainer import build_model, train
@@ -63,8 +69,8 @@ def train_classifiers(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, 
     """Train a classifier for each norm; by its name, why it failed, or nothing."""
     if args.data is None:
         raise InputError("say what to learn: --data digits, generated or a folder, or --recipes")
-    if args.opts or args.train or args.val or args.skip_bad_images:
-        raise InputError("--train, --val, --skip-bad-images and config overrides go with --recipes")
+    if args.opts or reads_data(args):
+        raise InputError("--train, --val, their flags and config overrides go with --recipes")
     recipes = {norm: recipe_of(args, norm=norm) for norm in args.norms}
     for recipe in recipes.values():
         find_module(recipe.build(num_classes=1), args.module)
@@ -85,6 +91,7 @@ def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, st
         raise InputError("--data is of classifiers; detectors take --train and --val")
     options = RunOptions.from_args(args)
     configs: dict[Path, CfgNode] = {}
+    data = None
     for file in args.recipes:
         cfg = resolve_schedule(load_config(file, args.opts), options.world_size)
         cfg.SEED = args.seed
@@ -92,7 +99,7 @@ def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, st
         cfg.OUTPUT_DIR = str(folder)
         if folder in configs:
             raise InputError(f"two recipes are called {folder.name}, and would share a folder")
-        begin_run(cfg, options, args.output)
+        data = begin_run(cfg, options, args.output, data)
         find_module(build_model(cfg), args.module)
         configs[folder] = cfg
     with study_folder(args.output):

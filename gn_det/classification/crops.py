@@ -8,10 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from detectron2.utils import comm
 from torch.utils.data import Dataset
 
-from gn_det.data.coco import check_annotations, find_bad_images, read_coco
+from gn_det.data.coco.categories import Known
+from gn_det.data.datasets import CocoFolder, read_folder
 from gn_det.errors import InputError
+from gn_det.utils import printable
 
 __all__ = ["ObjectCrops", "sample"]
 
@@ -21,39 +24,61 @@ _CONTEXT = 1.25  # side of a crop in sides of its object
 class ObjectCrops(Dataset):
     """Crops around the objects of a COCO-format data set, and their classes.
 
-    Samples are as in :mod:`gn_det.classification.crops`. Crowds are left out.
+    Samples are as in :mod:`gn_det.classification.crops`. Crowds are left out. What is mended or
+    dropped in the annotations is printed in the main process.
 
     Args:
         json_file, image_root: the data set.
         size: side of an image in pixels.
         augmented: whether a crop is mirrored, shifted and scaled at random, by NumPy's generator.
+        known: (id, name) of the categories of the training split; () for that split itself.
+
+    Attributes:
+        categories: (id, name) of the classes.
+        found: a table of what was mended, dropped and warned of; "" for nothing.
 
     Raises:
         InputError: bad annotations or images, or no objects.
     """
 
     def __init__(
-        self, json_file: str | Path, image_root: str | Path, size: int, *, augmented: bool
+        self,
+        json_file: str | Path,
+        image_root: str | Path,
+        size: int,
+        *,
+        augmented: bool,
+        known: Known = (),
     ) -> None:
-        dataset = read_coco(json_file)
-        check_annotations(dataset, json_file, masks=False, evaluated=False)
-        bad = find_bad_images(dataset["images"], image_root)
-        if bad:
+        checked = read_folder(
+            CocoFolder("", str(json_file), str(image_root)), masks=False, known=known
+        )
+        dataset = checked.dataset
+        if checked.bad_images:
+            bad = checked.bad_images
             image, problem = bad[0]
             raise InputError(
-                f"{json_file}: {len(bad)} images are unusable, {image['file_name']}: {problem}"
+                f"{json_file}: {len(bad)} of {len(dataset['images'])} images in {image_root} are "
+                f"unusable, such as {printable(image['file_name'])}: {problem}"
             )
-        categories = sorted(dataset["categories"], key=lambda c: c["id"])
-        index_of = {category["id"]: i for i, category in enumerate(categories)}
+        self.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
+        index_of = {number: i for i, (number, _) in enumerate(self.categories)}
         files = {i["id"]: str(Path(image_root) / i["file_name"]) for i in dataset["images"]}
-        self.classes = [category["name"] for category in categories]
+        self.classes = [name for _, name in self.categories]
         self.objects: list[tuple[str, list[float], int]] = [
             (files[a["image_id"]], a["bbox"], index_of[a["category_id"]])
             for a in dataset["annotations"]
-            if not a.get("iscrowd")
+            if not a["iscrowd"]
         ]
+        total, crowds = len(dataset["annotations"]), len(dataset["annotations"]) - len(self.objects)
         if not self.objects:
-            raise InputError(f"{json_file} has no annotated object")
+            raise InputError(f"{json_file} has no annotated object, and {crowds} crowds")
+        if crowds:
+            what = f"{crowds} of {total} objects are crowds and are left out"
+            checked.findings.add("warned", what, "annotations", count=crowds)
+        self.found = checked.findings.table()
+        if self.found and comm.is_main_process():
+            print(f"\nFound in {json_file}:\n\n{self.found}\n")
         self.size = size
         self.augmented = augmented
 

@@ -17,6 +17,7 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
 from gn_det.classification.crops import ObjectCrops, sample
+from gn_det.data.coco.categories import Known
 from gn_det.data.shapes import CATEGORIES, draw_object
 from gn_det.errors import InputError
 
@@ -41,7 +42,8 @@ def load_images(data: str, size: int | None = None) -> tuple[Dataset, Dataset]:
     """
     if size is not None and size < 1:
         raise InputError(f"size {size} is below 1 pixel")
-    train, val = (_split(data, split, size) for split in ("train", "val"))
+    train = _split(data, "train", size)
+    val = _split(data, "val", size, getattr(train, "categories", ()))
     if train.classes != val.classes:
         raise InputError(
             f"{data}: the held-out classes {val.classes} are not the training ones, {train.classes}"
@@ -49,7 +51,7 @@ def load_images(data: str, size: int | None = None) -> tuple[Dataset, Dataset]:
     return train, val
 
 
-def _split(data: str, split: str, size: int | None) -> Dataset:
+def _split(data: str, split: str, size: int | None, known: Known = ()) -> Dataset:
     if data == "digits":
         return Digits(split, size or 8)
     if data == "generated":
@@ -57,7 +59,7 @@ def _split(data: str, split: str, size: int | None) -> Dataset:
     folder, augmented = Path(data), split == "train"
     if (folder / "train.json").exists():
         file, images = folder / f"{split}.json", folder / "images"
-        return ObjectCrops(file, images, size or 48, augmented=augmented)
+        return ObjectCrops(file, images, size or 48, augmented=augmented, known=known)
     return Folder(folder / split, size or 224, augmented=augmented)
 
 

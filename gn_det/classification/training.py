@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.backbone_file import write_backbone
+from gn_det.classification.crops import ObjectCrops
 from gn_det.classification.datasets import load_images
 from gn_det.classification.epoch_errors import EpochErrors
 from gn_det.classification.networks import (
@@ -167,6 +168,12 @@ def train_classifier(
     finished = finished_results(recipe, output_dir, **circumstances)
     if resume and finished:
         return finished
+    if comm.is_main_process():
+        for split, images in (("train", train), ("val", val)):
+            if isinstance(images, ObjectCrops) and images.found:
+                file = Path(output_dir) / "datasets" / f"{split}.txt"
+                file.parent.mkdir(exist_ok=True)
+                write_atomically(file, images.found + "\n")
     torch.manual_seed(recipe.seed)
     classifier = recipe.build(len(train.classes)).to(device)
     optimizer = torch.optim.SGD(

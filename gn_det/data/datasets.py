@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 
-from gn_det.data.coco import check_annotations, find_bad_images, read_coco
+from gn_det.data.coco import (
+    Findings,
+    flip_pairs,
+    keypoint_names,
+    normalise,
+    other_sizes,
+    read_coco,
+)
+from gn_det.data.coco.categories import Known
+from gn_det.data.pictures import find_bad_images
 from gn_det.errors import InputError
-from gn_det.utils import nearest, write_atomically
+from gn_det.utils import nearest, whole_file, write_atomically
 
-__all__ = ["CocoFolder", "check_folder", "check_registered", "register_folders", "without_images"]
+__all__ = [
+    "CheckedFolder",
+    "CocoFolder",
+    "check_folder",
+    "check_registered",
+    "read_folder",
+    "register_folders",
+]
+
+BadImages = list[tuple[dict[str, Any], str]]
 
 
 @dataclass(frozen=True)
@@ -28,37 +48,185 @@ class CocoFolder:
     image_root: str
 
 
+@dataclass
+class CheckedFolder:
+    """A folder that has been read, normalised and checked.
+
+    Attributes:
+        folder: what was checked.
+        dataset: its JSON, normalised.
+        findings: what was found on the way.
+        bad_images: (image, what is wrong) for each that cannot be used.
+    """
+
+    folder: CocoFolder
+    dataset: dict[str, Any]
+    findings: Findings
+    bad_images: BadImages
+
+    @property
+    def needs_copy(self) -> bool:
+        """Whether a run cannot use the file as it is."""
+        return self.findings.changed or bool(self.bad_images)
+
+    def copy_in(self, output: Path) -> CocoFolder:
+        """The folder with its JSON at output/NAME.json, which :meth:`write` writes."""
+        name = re.sub(r"[^\w.-]", "_", self.folder.name)
+        return replace(self.folder, json_file=str(output / f"{name}.json"))
+
+    def write(self, output: Path) -> None:
+        """Write the normalised JSON, without the bad images, to output/NAME.json.
+
+        The table of what was found stands beside it, in NAME.txt.
+        """
+        copy = Path(self.copy_in(output).json_file)
+        output.mkdir(parents=True, exist_ok=True)
+        if self.needs_copy:
+            bad_ids = {image["id"] for image, _ in self.bad_images}
+            kept = {
+                **self.dataset,
+                "images": [i for i in self.dataset["images"] if i["id"] not in bad_ids],
+                "annotations": [
+                    a for a in self.dataset["annotations"] if a["image_id"] not in bad_ids
+                ],
+            }
+            with whole_file(copy) as file:
+                file.writelines(_json_parts(kept))
+        # A resumed run reads the copy, and the table tells how that came about.
+        is_copy = Path(self.folder.json_file) == copy
+        if self.findings.table() and not (is_copy and copy.with_suffix(".txt").exists()):
+            text = f"{self.folder.json_file}\n\n{self.findings.table()}\n"
+            write_atomically(copy.with_suffix(".txt"), text)
+
+
+def _json_parts(dataset: dict[str, Any], most: int = 1000) -> Iterator[bytes]:
+    """A data set as JSON, a part at a time, since the whole text takes as much memory again."""
+    for key, value in dataset.items():
+        yield f"{', ' if key != next(iter(dataset)) else '{'}{json.dumps(key)}: ".encode()
+        if isinstance(value, list):
+            parts = (json.dumps(value[i : i + most])[1:-1] for i in range(0, len(value), most))
+            yield b"["
+            for number, part in enumerate(parts):
+                yield f"{', ' if number else ''}{part}".encode()
+            yield b"]"
+        else:
+            yield json.dumps(value).encode()
+    yield b"}\n"
+
+
 def check_folder(
-    folder: CocoFolder, *, masks: bool, training: bool
-) -> tuple[dict[str, Any], list[tuple[dict[str, Any], str]]]:
-    """Check annotations and images of a folder.
+    folder: CocoFolder,
+    *,
+    masks: bool,
+    training: bool,
+    keypoints: bool = False,
+    known: Known = (),
+    crowds_as_objects: bool = False,
+    strict: bool = False,
+) -> CheckedFolder:
+    """Read a folder and check that there is something to train or to evaluate on.
 
     Args:
         folder: what to check.
-        masks: whether the model learns masks.
-        training: a training split must have objects, a held-out one what the evaluation reads.
-
-    Returns:
-        The parsed JSON, and (image, what is wrong) for each unusable image.
+        training: whether it is a training split, or one to evaluate on.
+        masks, keypoints, known, crowds_as_objects, strict: see :func:`read_folder`.
 
     Raises:
-        InputError: see :func:`gn_det.data.coco.read_coco` and ``check_annotations``; or a split
-            without images, or a training split without objects.
+        InputError: see :func:`read_folder`; or there are no objects, or crowds alone.
     """
-    dataset = read_coco(folder.json_file)
-    check_annotations(dataset, folder.json_file, masks=masks, evaluated=not training)
+    checked = read_folder(
+        folder,
+        masks=masks,
+        keypoints=keypoints,
+        known=known,
+        crowds_as_objects=crowds_as_objects,
+        strict=strict,
+    )
+    _check_objects(checked.dataset, checked.findings, training=training, keypoints=keypoints)
+    return checked
+
+
+def read_folder(
+    folder: CocoFolder,
+    *,
+    masks: bool,
+    keypoints: bool = False,
+    known: Known = (),
+    crowds_as_objects: bool = False,
+    strict: bool = False,
+) -> CheckedFolder:
+    """Read a folder, normalise its annotations, and look for bad images.
+
+    Args:
+        folder: what to read.
+        masks, keypoints: whether the model learns such.
+        known: (id, name) of the categories of a model or another split; () for none.
+        crowds_as_objects: whether crowds become objects.
+        strict: whether annotations that would be dropped are refused.
+
+    Raises:
+        InputError: see :func:`gn_det.data.coco.read_coco` and ``normalise``; or there are no
+            images.
+    """
+
+    def normalised(file_sizes: dict[int, tuple[int, int]]) -> tuple[dict[str, Any], Findings]:
+        findings = Findings(folder.json_file, strict=strict)
+        dataset = normalise(
+            read_coco(folder.json_file, findings=findings),
+            folder.image_root,
+            findings,
+            masks=masks,
+            keypoints=keypoints,
+            crowds_as_objects=crowds_as_objects,
+            known=known,
+            file_sizes=file_sizes,
+        )
+        return dataset, findings
+
+    dataset, findings = normalised({})
     if not dataset["images"]:
         raise InputError(f"{folder.json_file} has no images")
-    if training and all(a.get("iscrowd") for a in dataset["annotations"]):
-        raise InputError(f"{folder.json_file} has no annotated object to train on")
-    return dataset, find_bad_images(dataset["images"], folder.image_root)
+    bad = find_bad_images(dataset["images"], folder.image_root)
+    sizes = other_sizes(bad, folder.image_root)
+    if sizes:  # what the annotations mean depends on them
+        dataset, findings = normalised(sizes)
+        bad = [(image, problem) for image, problem in bad if image["id"] not in sizes]
+    return CheckedFolder(folder, dataset, findings, bad)
 
 
-def check_registered(name: str) -> tuple[dict[str, Any], list[tuple[dict[str, Any], str]]]:
+def _check_objects(
+    dataset: dict[str, Any], findings: Findings, *, training: bool, keypoints: bool
+) -> None:
+    """Refuse a split without objects, and warn of crowds."""
+    total = len(dataset["annotations"])
+    crowds = sum(a.get("iscrowd") == 1 for a in dataset["annotations"])
+    use = "learnt" if training else "evaluated"
+    flag = "--crowds-as-objects takes them as objects"
+    if not total:
+        lost = findings.sentence("dropped", "warned")
+        raise InputError(
+            f"{findings.json_file} has no annotated object to "
+            + ("train on" if training else "evaluate on; without --val, a run trains all the same")
+            + (f"; found were {lost}" if lost else "")
+        )
+    if crowds == total:
+        raise InputError(
+            f"{findings.json_file}: all {total} objects are crowds, and none will be {use}; {flag}"
+        )
+    if crowds:
+        what = f"{crowds} of {total} objects are crowds and will not be {use}; {flag}"
+        first = next(a["id"] for a in dataset["annotations"] if a.get("iscrowd") == 1)
+        findings.add("warned", what, f"annotation {first}", count=crowds)
+    if keypoints and not any(a.get("num_keypoints") for a in dataset["annotations"]):
+        raise InputError(f"{findings.json_file} has no visible keypoint to {use[:-1]} from")
+
+
+def check_registered(name: str) -> tuple[dict[str, Any], BadImages]:
     """Check the images of a data set that Detectron2 or the user's project registered.
 
     Returns:
-        As :func:`check_folder`; nothing to check for a data set that is not COCO's JSON.
+        The parsed JSON and (image, what is wrong) for each unusable image; nothing for a data set
+        that is not COCO's JSON.
 
     Raises:
         InputError: the name is not registered, or its JSON cannot be read.
@@ -76,29 +244,34 @@ def check_registered(name: str) -> tuple[dict[str, Any], list[tuple[dict[str, An
             "in the environment variable DETECTRON2_DATASETS (default ./datasets)"
         )
     dataset = read_coco(metadata.json_file, sections=["images"])
+    kinds = {"id": int, "file_name": str, "height": (int, float), "width": (int, float)}
+    for index, image in enumerate(dataset["images"]):
+        for key, kind in kinds.items():
+            if not isinstance(image.get(key), kind):
+                raise InputError(
+                    f"{metadata.json_file}: images[{index}] has {image.get(key)!r} for {key!r}; "
+                    "hand the set over as --train or --val, which mends what can be mended"
+                )
     return dataset, find_bad_images(dataset["images"], metadata.image_root)
-
-
-def without_images(
-    folder: CocoFolder, dataset: dict[str, Any], bad: Sequence[dict[str, Any]], output: Path
-) -> CocoFolder:
-    """Write the data set without some images to output/NAME.json, and return it as a folder."""
-    bad_ids = {image["id"] for image in bad}
-    kept = {
-        **dataset,
-        "images": [i for i in dataset["images"] if i["id"] not in bad_ids],
-        "annotations": [a for a in dataset["annotations"] if a["image_id"] not in bad_ids],
-    }
-    json_file = output / f"{folder.name}.json"
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(json_file, json.dumps(kept))
-    return replace(folder, json_file=str(json_file))
 
 
 def register_folders(folders: Sequence[CocoFolder]) -> None:
     """Register folders with Detectron2; one that is registered already must be the same."""
     for folder in folders:
         if folder.name not in DatasetCatalog:
-            register_coco_instances(folder.name, {}, folder.json_file, folder.image_root)
+            DatasetCatalog.register(folder.name, partial(_load, folder))
+            MetadataCatalog.get(folder.name).set(
+                json_file=folder.json_file, image_root=folder.image_root, evaluator_type="coco"
+            )
         elif MetadataCatalog.get(folder.name).get("json_file") != folder.json_file:
             raise InputError(f"data set {folder.name!r} is registered with another JSON already")
+
+
+def _load(folder: CocoFolder) -> list[dict[str, Any]]:
+    """Detectron2's dicts, and in the metadata the keypoints that mirroring exchanges."""
+    dicts = load_coco_json(folder.json_file, folder.image_root, folder.name)
+    if any("keypoints" in annotation for d in dicts for annotation in d["annotations"]):
+        names = keypoint_names(read_coco(folder.json_file, ["categories"])["categories"])
+        metadata = MetadataCatalog.get(folder.name)
+        metadata.set(keypoint_names=names, keypoint_flip_map=flip_pairs(names))
+    return dicts

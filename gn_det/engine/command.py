@@ -21,6 +21,7 @@ __all__ = [
     "RunOptions",
     "add_data_arguments",
     "add_overrides",
+    "reads_data",
     "run_command",
     "training_parser",
 ]
@@ -42,6 +43,8 @@ class RunOptions:
     Attributes:
         train, val: (JSON, folder of images) of a split in COCO format; None for the config's sets.
         skip_bad_images: whether the run leaves out images that are missing or broken.
+        refuse_bad_annotations: whether annotations that cannot be learnt end it before it starts.
+        crowds_as_objects: whether crowds of these splits are objects.
         resume: whether it continues from the last checkpoint of its folder, if there is one.
         eval_only: whether it evaluates and does not train.
         num_gpus: processes on this machine.
@@ -52,6 +55,8 @@ class RunOptions:
     train: tuple[str, str] | None = None
     val: tuple[str, str] | None = None
     skip_bad_images: bool = False
+    refuse_bad_annotations: bool = False
+    crowds_as_objects: bool = False
     resume: bool = False
     eval_only: bool = False
     num_gpus: int = 1
@@ -94,7 +99,7 @@ def training_parser(description: str, overrides: str) -> argparse.ArgumentParser
 def add_data_arguments(
     parser: argparse.ArgumentParser, *, val: bool = True, required: bool = False
 ) -> None:
-    """Add --train, --val and --skip-bad-images.
+    """Add --train, --val and the flags that say how to read them.
 
     Args:
         parser: to add to.
@@ -115,6 +120,22 @@ def add_data_arguments(
         action="store_true",
         help="continue without images that are missing or broken",
     )
+    parser.add_argument(
+        "--refuse-bad-annotations",
+        action="store_true",
+        help="end where annotations would be dropped, such as boxes without width or height",
+    )
+    parser.add_argument(
+        "--crowds-as-objects",
+        action="store_true",
+        help="learn annotations with iscrowd 1, as some tools write every mask",
+    )
+
+
+def reads_data(args: argparse.Namespace) -> bool:
+    """Whether a flag of :func:`add_data_arguments` is given."""
+    flags = ("train", "val", "skip_bad_images", "refuse_bad_annotations", "crowds_as_objects")
+    return any(getattr(args, flag) for flag in flags)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

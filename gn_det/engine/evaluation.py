@@ -41,7 +41,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         limit = 100_000
 
     def coco() -> COCOEvaluator:
-        return COCOEvaluator(dataset_name, output_dir=folder, max_dets_per_image=limit)
+        return COCOEvaluator(
+            dataset_name,
+            output_dir=folder,
+            max_dets_per_image=limit,
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        )
 
     def sem_seg() -> SemSegEvaluator:
         return SemSegEvaluator(dataset_name, distributed=True, output_dir=folder)

@@ -65,7 +65,8 @@ __all__ = [
 _BEFORE_TRAINING = (
     ".lock",
     "config.yaml",
-    "datasets/custom_*.json",
+    "datasets/*.json",
+    "datasets/*.txt",
     "environment.txt",
     "events.out.tfevents.*",
     "log.txt*",
@@ -107,8 +108,8 @@ def begin_run(
     Args:
         cfg: a config with the schedule of the run; its data sets are set.
         options: of the command line.
-        folder: the run's. With ``options.skip_bad_images``, copies of the JSON files without the
-            images that are missing or broken are written below.
+        folder: the run's. What was found in the JSON files, and normalised copies of those that
+            need it, are written to ``datasets/`` below.
         data: what another run on the same data sets began with; they are not checked again.
 
     Returns:
@@ -127,7 +128,8 @@ def begin_run(
             check_start(start.weights, start.freeze_at)
     if data is None:
         data = check_config_data(cfg, options)
-        data.leave_out_bad_images(written_folder(folder, options))
+        copies = written_folder(folder, options) / "datasets"
+        data.write_copies(copies, write=options.machine_rank == 0)
     set_data(cfg, data)
     register_folders(data.folders)
     return data

@@ -10,12 +10,13 @@ from typing import Any
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
-from gn_det.data.datasets import CocoFolder, check_folder, check_registered, without_images
+from gn_det.data.coco import flip_pairs, keypoint_names
+from gn_det.data.datasets import CheckedFolder, CocoFolder, check_folder, check_registered
 from gn_det.data.proposals import check_config_proposals, check_proposals
 from gn_det.engine.command import RunOptions
 from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
-from gn_det.utils import some
+from gn_det.utils import printable, some
 
 __all__ = ["RunData", "check_config_data", "check_data", "set_data", "wrapped_model"]
 
@@ -31,29 +32,50 @@ class RunData:
         test: names of the sets to evaluate on.
         folders: COCO-format folders to register, some of the above.
         categories: (category id, name) by class index, from the folders; empty without folders.
-        bad_images: (the parsed JSON, [(image, what is wrong)]) by the name of a folder, where the
-            run goes on without them.
+        keypoints: names of the keypoints of all categories, where the model learns such.
         has_rle_masks: whether objects (not only crowds) have RLE segmentations, which Detectron2
             reads as bitmasks only.
+        checked: by name, the folders of which something has to be said, or a copy written.
     """
 
     train: list[str]
     test: list[str]
     folders: list[CocoFolder]
     categories: list[tuple[int, str]] = field(default_factory=list)
+    keypoints: list[str] = field(default_factory=list)
     has_rle_masks: bool = False
-    bad_images: dict[str, tuple[dict, list]] = field(default_factory=dict)
+    checked: dict[str, CheckedFolder] = field(default_factory=dict)
 
-    def leave_out_bad_images(self, output_dir: Path) -> None:
-        """Replace the folders that have bad images by copies of their JSON without them."""
+    def write_copies(self, output_dir: Path, *, write: bool = True) -> None:
+        """Say what was found in the folders, and replace those that need it by normalised copies.
+
+        Args:
+            output_dir: for the copies and the tables of what was found.
+            write: whether this machine writes them, or another one of the run that shares the
+                folder.
+        """
+        output_dir = output_dir.resolve()  # as the paths of the folders are
         for index, folder in enumerate(self.folders):
-            if folder.name in self.bad_images:
-                dataset, bad = self.bad_images[folder.name]
-                print(f"{folder.json_file}: continuing without {_describe(bad, dataset)}")
-                images = [image for image, _ in bad]
-                self.folders[index] = without_images(
-                    folder, dataset, images, output_dir / "datasets"
-                )
+            checked = self.checked.pop(folder.name, None)
+            if checked is None:
+                continue
+            if write:
+                checked.write(output_dir)
+            if checked.needs_copy:
+                self.folders[index] = checked.copy_in(output_dir)
+            _say(checked, self.folders[index])
+
+
+def _say(checked: CheckedFolder, place: CocoFolder) -> None:
+    file, table = checked.folder.json_file, checked.findings.table()
+    if checked.bad_images:
+        print(f"{file}: {_describe(checked)}; the run continues without these")
+    if checked.needs_copy:
+        print(f"{file} stays as it is; the run uses {place.json_file}")
+    if table:
+        images, annotations = (len(checked.dataset[key]) for key in ("images", "annotations"))
+        used = f"{images} images and {annotations} annotations are left"
+        print(f"\nFound in {file}, of which {used}:\n\n{table}\n")
 
 
 def check_data(
@@ -64,6 +86,7 @@ def check_data(
     folders: Sequence[Sequence[str]] = (),
     categories: Sequence[Sequence[int | str]] = (),
     masks: bool = True,
+    keypoints: bool = False,
 ) -> RunData:
     """Settle and check what a run trains and evaluates on.
 
@@ -74,7 +97,7 @@ def check_data(
         folders: DATASETS.COCO_FOLDERS of the config: [name, JSON file, folder of the images].
         categories: DATASETS.CATEGORIES of the config, which the folders must declare; --train
             replaces them.
-        masks: whether the model learns masks.
+        masks, keypoints: whether the model learns such.
 
     Raises:
         InputError: data that a run would fail on, or silently learn nothing from.
@@ -103,21 +126,33 @@ def check_data(
     )
     for name in [*([] if options.eval_only else train), *test]:
         if name not in by_name:
-            _refuse(*check_registered(name), name, "; mend them, or hand the set over as --train")
+            _check_registered_images(name)
             if name in test:
                 check_evaluator(name)
             continue
-        dataset, bad = check_folder(by_name[name], masks=masks, training=name in train)
-        _settle_categories(data, dataset, by_name[name])
+        checked = check_folder(
+            by_name[name],
+            masks=masks,
+            training=name in train,
+            keypoints=keypoints,
+            known=data.categories,
+            crowds_as_objects=options.crowds_as_objects,
+            strict=options.refuse_bad_annotations,
+        )
+        dataset = checked.dataset
+        data.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
+        if keypoints:
+            _settle_keypoints(data, dataset, by_name[name])
         if name in train:
             data.has_rle_masks |= any(
                 isinstance(a.get("segmentation"), dict) and not a.get("iscrowd")
                 for a in dataset["annotations"]
             )
-        if bad and options.skip_bad_images and _has_objects_without(bad, dataset):
-            data.bad_images[name] = dataset, bad
-        else:
-            _refuse(dataset, bad, by_name[name].json_file, "; --skip-bad-images leaves them out")
+        if checked.bad_images and not (options.skip_bad_images and _has_objects_left(checked)):
+            advice = "; --skip-bad-images leaves them out" if _has_objects_left(checked) else ""
+            raise InputError(f"{by_name[name].json_file}: {_describe(checked)}{advice}")
+        if checked.needs_copy or checked.findings.table():
+            data.checked[name] = checked
     return data
 
 
@@ -131,6 +166,8 @@ def check_config_data(cfg: CfgNode | DictConfig, options: RunOptions) -> RunData
             _names(loaders.test),
             masks=loaders.train.mapper.get("use_instance_mask", False),
         )
+        if data.folders and loaders.train.mapper.get("use_keypoint", False):
+            raise InputError("--train and --val have no keypoints for a LazyConfig; use a YAML one")
         for loader in (loaders.test,) if options.eval_only else (loaders.train, loaders.test):
             check_proposals(loader.dataset.get("proposal_files") or [])
         return data
@@ -141,7 +178,14 @@ def check_config_data(cfg: CfgNode | DictConfig, options: RunOptions) -> RunData
         folders=cfg.DATASETS.COCO_FOLDERS,
         categories=cfg.DATASETS.CATEGORIES,
         masks=cfg.MODEL.MASK_ON,
+        keypoints=cfg.MODEL.KEYPOINT_ON,
     )
+    _check_sigmas(cfg, data)
+    if data.folders and cfg.MODEL.META_ARCHITECTURE in ("SemanticSegmentor", "PanopticFPN"):
+        raise InputError(
+            f"{cfg.MODEL.META_ARCHITECTURE} learns semantic segmentation, which --train and --val "
+            "do not have; register a data set of your own, as Detectron2 describes"
+        )
     if not options.eval_only:
         check_config_proposals(cfg, "TRAIN", data.train)
     check_config_proposals(cfg, "TEST", data.test)
@@ -159,6 +203,8 @@ def set_data(cfg: CfgNode | DictConfig, data: RunData) -> None:
         cfg.DATASETS.CATEGORIES = [list(category) for category in data.categories]
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
         cfg.MODEL.RETINANET.NUM_CLASSES = len(data.categories)
+    if data.keypoints:
+        cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(data.keypoints)
     if data.has_rle_masks and cfg.INPUT.MASK_FORMAT != "bitmask":
         print("Some objects have RLE masks: INPUT.MASK_FORMAT is now bitmask.")
         cfg.INPUT.MASK_FORMAT = "bitmask"
@@ -188,28 +234,61 @@ def _names(loader: DictConfig) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _settle_categories(data: RunData, dataset: dict[str, Any], folder: CocoFolder) -> None:
-    categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
-    if data.categories and categories != data.categories:
+def _settle_keypoints(data: RunData, dataset: dict[str, Any], folder: CocoFolder) -> None:
+    names = keypoint_names(dataset["categories"])
+    if data.keypoints and names != data.keypoints:
         raise InputError(
-            f"{folder.json_file} declares the categories {categories}, "
-            f"the model knows {data.categories}"
+            f"{folder.json_file} lists the keypoints {names}, the training set {data.keypoints}"
         )
-    data.categories = categories
+    if not data.keypoints:
+        pairs = some((f"{left} and {right}" for left, right in flip_pairs(names)), 9) or "none"
+        print(f"Keypoints that change places in a mirrored image: {printable(pairs)}.")
+    data.keypoints = names
 
 
-def _has_objects_without(bad: list[tuple[dict, str]], dataset: dict[str, Any]) -> bool:
-    bad_ids = {image["id"] for image, _ in bad}
+def _check_sigmas(cfg: CfgNode, data: RunData) -> None:
+    """Refuse keypoints that are evaluated without a tolerance for each; COCO's 17 have theirs."""
+    count, sigmas = len(data.keypoints), cfg.TEST.KEYPOINT_OKS_SIGMAS
+    if data.keypoints and data.test and len(sigmas or [0] * 17) != count:
+        raise InputError(
+            f"the data have {count} keypoints, and TEST.KEYPOINT_OKS_SIGMAS {len(sigmas)} numbers: "
+            "set one for each, such as 0.05, a tolerance in sides of the object"
+        )
+
+
+def _has_objects_left(checked: CheckedFolder) -> bool:
+    bad_ids = {image["id"] for image, _ in checked.bad_images}
     return any(
-        not a.get("iscrowd") and a["image_id"] not in bad_ids for a in dataset["annotations"]
+        not a.get("iscrowd") for a in checked.dataset["annotations"] if a["image_id"] not in bad_ids
     )
 
 
-def _refuse(dataset: dict[str, Any], bad: list, name: str, advice: str) -> None:
+def _check_registered_images(name: str) -> None:
+    dataset, bad = check_registered(name)
     if bad:
-        raise InputError(f"{name}: {_describe(bad, dataset)} cannot be used{advice}")
+        named = _named(bad, 5)
+        raise InputError(
+            f"{name}: {len(bad)} of {len(dataset['images'])} images cannot be used: {named}; "
+            "mend them, or hand the set over as --train"
+        )
 
 
-def _describe(bad: list[tuple[dict, str]], dataset: dict[str, Any], most: int = 5) -> str:
-    named = some((f"{image['file_name']} ({problem})" for image, problem in bad), most)
-    return f"{len(bad)} of {len(dataset['images'])} images: {named}"
+def _describe(checked: CheckedFolder) -> str:
+    """Which images of a folder are missing, where they were looked for, and which are broken."""
+    total, bad = len(checked.dataset["images"]), checked.bad_images
+    missing = [(image, problem) for image, problem in bad if problem == "missing"]
+    broken = [(image, problem) for image, problem in bad if problem != "missing"]
+    parts = []
+    if missing:
+        names = some((printable(image["file_name"]) for image, _ in missing), 3)
+        parts.append(
+            f"{len(missing)} of {total} images are missing in {checked.folder.image_root}: {names} "
+            "(also tried: backslashes, leading folders, URL-quoting, another case, Unicode forms)"
+        )
+    if broken:
+        parts.append(f"{len(broken)} of {total} images cannot be used: {_named(broken, 5)}")
+    return "; ".join(parts)
+
+
+def _named(bad: list[tuple[dict, str]], most: int) -> str:
+    return some((printable(f"{image['file_name']} ({problem})") for image, problem in bad), most)

@@ -77,3 +77,22 @@ def test_nothing_to_learn_from_is_an_error(
 ) -> None:
     with pytest.raises(InputError, match=message):
         crops(edit_shapes(change))
+
+
+def test_what_is_mended_is_said_and_classes_are_matched_by_name(
+    edit_shapes: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def other_ids(dataset: dict) -> None:
+        for entry in dataset["categories"]:
+            entry["id"] += 10
+        for annotation in dataset["annotations"]:
+            annotation.update(category_id=str(annotation["category_id"] + 10), iscrowd=False)
+
+    folder = edit_shapes(other_ids, split="val")
+    train = crops(folder)
+    val = ObjectCrops(
+        folder / "val.json", folder / "images", 32, augmented=False, known=train.categories
+    )
+    assert val.classes == train.classes == ["circle", "triangle", "square"]
+    assert {label for _, _, label in val.objects} <= {0, 1, 2}
+    assert "iscrowd is missing" in val.found and val.found in capsys.readouterr().out

@@ -14,7 +14,14 @@ from gn_det.engine.run_data import RunData, check_data
 
 
 def check(folder: Path | None = None, **changes: object) -> RunData:
-    flags = {"train": None, "val": None, "skip_bad_images": False, "eval_only": False}
+    flags = {
+        "train": None,
+        "val": None,
+        "skip_bad_images": False,
+        "refuse_bad_annotations": False,
+        "crowds_as_objects": False,
+        "eval_only": False,
+    }
     if folder:
         for split in ("train", "val"):
             flags[split] = str(folder / f"{split}.json"), str(folder / "images")
@@ -45,13 +52,16 @@ def test_folders_of_the_config_are_used_again(shapes: Path) -> None:
     folders = [["mine", str(shapes / "train.json"), str(shapes / "images")]]
     data = check(folders=folders, names=(["mine"], []))
     assert [f.name for f in data.folders] == ["mine"]
-    with pytest.raises(InputError, match=r"the model knows \[\(1, 'balloon'\)\]"):
+    with pytest.raises(InputError, match=r"the model knows \[\(1, 'balloon'\)\]: objects are of"):
         check(folders=folders, names=(["mine"], []), categories=[[1, "balloon"]])
 
 
 def test_splits_with_other_categories_are_refused(edit_shapes: Callable) -> None:
-    folder = edit_shapes(lambda d: d["categories"].append({"id": 9, "name": "star"}), split="val")
-    with pytest.raises(InputError, match=r"val\.json declares .*star"):
+    def rename(dataset: dict) -> None:
+        dataset["categories"][0]["name"] = "circles"
+
+    folder = edit_shapes(rename, split="val")
+    with pytest.raises(InputError, match=r"val\.json declares .*'circles'.* did you mean circle"):
         check(folder)
 
 
@@ -67,6 +77,68 @@ def test_a_split_without_images_is_refused(edit_shapes: Callable, split: str) ->
         check(folder)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_of_crowds_alone_is_refused_with_the_flag_that_takes_them(
+    edit_shapes: Callable, split: str
+) -> None:
+    folder = edit_shapes(lambda d: [a.update(iscrowd=1) for a in d["annotations"]], split=split)
+    message = rf"{split}\.json: all \d+ objects are crowds.*--crowds-as-objects takes them"
+    with pytest.raises(InputError, match=message):
+        check(folder)
+    checked = check(folder, crowds_as_objects=True).checked[f"custom_{split}"]
+    assert all(a["iscrowd"] == 0 for a in checked.dataset["annotations"])
+
+
+def test_a_held_out_split_without_objects_is_refused_before_training(
+    edit_shapes: Callable,
+) -> None:
+    folder = edit_shapes(lambda d: d.update(annotations=[]), split="val")
+    with pytest.raises(InputError, match=r"val\.json has no annotated object to evaluate on"):
+        check(folder)
+
+
+def test_what_needs_nothing_is_used_as_it_is_and_the_rest_is_copied(
+    edit_shapes: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def from_zero(dataset: dict) -> None:
+        for number, annotation in enumerate(dataset["annotations"]):
+            annotation.update(id=number, iscrowd=0)
+
+    folder = edit_shapes(from_zero)
+    before = (folder / "train.json").read_bytes()
+    data = check(folder)
+    data.write_copies(tmp_path / "run")
+    printed = capsys.readouterr().out
+    train, val = (Path(f.json_file) for f in data.folders)
+    assert train == tmp_path / "run" / "custom_train.json" and val == folder / "val.json"
+    assert [a["id"] for a in json.loads(train.read_text())["annotations"]][:2] == [1, 2]
+    assert (folder / "train.json").read_bytes() == before
+    table = train.with_suffix(".txt").read_text()
+    assert "annotation ids" in table and "annotation ids" in printed and str(train) in printed
+
+    # The copy needs nothing, and what was found on the way to it is not forgotten.
+    again = check(
+        folders=[["custom_train", str(train), str(folder / "images")]], names=(["custom_train"], [])
+    )
+    again.write_copies(tmp_path / "run")
+    assert again.folders[0].json_file == str(train)
+    assert train.with_suffix(".txt").read_text() == table
+
+
+def test_a_second_machine_of_a_run_writes_nothing(edit_shapes: Callable, tmp_path: Path) -> None:
+    data = check(edit_shapes(lambda d: [a.update(area=None) for a in d["annotations"]]))
+    data.write_copies(tmp_path / "run", write=False)
+    assert data.folders[0].json_file == str(tmp_path / "run" / "custom_train.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_annotations_are_dropped_or_refused_as_asked(edit_shapes: Callable) -> None:
+    folder = edit_shapes(lambda d: d["annotations"][0].update(bbox=[1, 1, 0, 5]))
+    assert check(folder).checked["custom_train"].findings.count("dropped") == 1
+    with pytest.raises(InputError, match="refused: 1 boxes have no width or height"):
+        check(folder, refuse_bad_annotations=True)
+
+
 def test_missing_and_truncated_images_are_named_and_can_be_left_out(
     edit_shapes: Callable, tmp_path: Path
 ) -> None:
@@ -76,11 +148,17 @@ def test_missing_and_truncated_images_are_named_and_can_be_left_out(
     content = second.read_bytes()
     second.unlink()
     second.write_bytes(content[:-100])
-    with pytest.raises(InputError, match="2 of 6 images: 000001.jpg .missing., 000002.jpg .trunc"):
+    with pytest.raises(InputError) as caught:
         check(folder)
+    for part in (
+        f"1 of 6 images are missing in {folder / 'images'}: 000001.jpg (",
+        "1 of 6 images cannot be used: 000002.jpg (truncated)",
+        "; --skip-bad-images leaves them out",
+    ):
+        assert part in str(caught.value)
 
     data = check(folder, skip_bad_images=True)
-    data.leave_out_bad_images(tmp_path / "run")
+    data.write_copies(tmp_path / "run")
     kept = json.loads(Path(data.folders[0].json_file).read_text())
     assert [image["id"] for image in kept["images"]] == [3, 4, 5, 6]
     assert {a["image_id"] for a in kept["annotations"]} <= {3, 4, 5, 6}
@@ -88,10 +166,39 @@ def test_missing_and_truncated_images_are_named_and_can_be_left_out(
     assert data.folders[1].json_file == str(folder / "val.json")
 
 
-def test_a_set_of_bad_images_only_is_refused_all_the_same(edit_shapes: Callable) -> None:
-    folder = edit_shapes(lambda d: [i.update(file_name="x.jpg") for i in d["images"]])
-    with pytest.raises(InputError, match="6 of 6 images: x.jpg .missing., .* and 1 more"):
-        check(folder, skip_bad_images=True)
+@pytest.mark.parametrize("skip_bad_images", [False, True])
+def test_where_no_image_is_found_the_run_ends_without_the_advice_to_skip_them(
+    edit_shapes: Callable, skip_bad_images: bool
+) -> None:
+    folder = edit_shapes(lambda d: [i.update(file_name=f"x{i['id']}.jpg") for i in d["images"]])
+    with pytest.raises(
+        InputError, match="6 of 6 images are missing in .*images: x1.jpg, x2.jpg, x3.jpg and 3 more"
+    ) as caught:
+        check(folder, skip_bad_images=skip_bad_images)
+    assert "--skip-bad-images" not in str(caught.value)
+
+
+def test_images_under_another_form_of_their_name_are_found(
+    edit_shapes: Callable, tmp_path: Path
+) -> None:
+    def rename(dataset: dict) -> None:
+        for image in dataset["images"]:
+            image["file_name"] = "images\\" + image["file_name"].upper()
+
+    folder = edit_shapes(rename)
+    data = check(folder)
+    data.write_copies(tmp_path / "run")
+    kept = json.loads(Path(data.folders[0].json_file).read_text())
+    assert kept["images"][0]["file_name"] == "000001.jpg"
+    table = (tmp_path / "run" / "custom_train.txt").read_text()
+    assert "backslashes, a leading folder too many, another case" in table
+
+
+def test_a_size_that_is_not_the_files_is_warned_of_and_mended(edit_shapes: Callable) -> None:
+    folder = edit_shapes(lambda d: d["images"][0].update(width=10_000, height=9_000))
+    checked = check(folder).checked["custom_train"]
+    assert checked.findings.count("warned") == 1 and checked.needs_copy
+    assert checked.dataset["images"][0]["width"] < 1_000
 
 
 def test_rle_masks_of_objects_are_noticed(edit_shapes: Callable) -> None:
@@ -117,7 +224,7 @@ def test_leaving_out_every_image_with_objects_is_refused(edit_shapes: Callable) 
 
     folder = edit_shapes(only_first_has_objects)
     (folder / "images" / "000001.jpg").unlink()
-    with pytest.raises(InputError, match="1 of 6 images"):
+    with pytest.raises(InputError, match="1 of 6 images are missing"):
         check(folder, skip_bad_images=True)
 
 
@@ -139,3 +246,21 @@ def test_an_unknown_set_to_evaluate_on_suggests_the_nearest_too() -> None:
 def test_a_builtin_data_set_that_is_not_there_says_where_it_is_looked_for() -> None:
     with pytest.raises(InputError, match=r"instances_val2017\.json; .* DETECTRON2_DATASETS"):
         check(names=([], ["coco_2017_val"]), eval_only=True)
+
+
+def test_a_picture_without_a_size_that_cannot_be_read_is_left_out_with_its_annotations(
+    edit_shapes: Callable, tmp_path: Path
+) -> None:
+    def change(dataset: dict) -> None:
+        dataset["images"][0]["width"] = None
+        for annotation in dataset["annotations"]:
+            annotation.pop("iscrowd")
+
+    folder = edit_shapes(change)
+    (folder / "images" / "000001.jpg").unlink()
+    (folder / "images" / "000001.jpg").write_text("no picture")
+    data = check(folder, skip_bad_images=True)
+    data.write_copies(tmp_path)
+    kept = json.loads((tmp_path / "custom_train.json").read_text())
+    assert [image["id"] for image in kept["images"]] == [2, 3, 4, 5, 6]
+    assert {a["iscrowd"] for a in kept["annotations"]} == {0}

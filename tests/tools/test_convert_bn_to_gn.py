@@ -265,7 +265,7 @@ def test_what_cannot_be_converted_is_an_error(
         call_main(*convert, source, "--calibration-images", 9999)
     with pytest.raises(InputError, match="no finished classifier"):
         call_main(*convert, tmp_path / "nowhere")
-    with pytest.raises(InputError, match="--skip-bad-images and overrides go with --config-file"):
+    with pytest.raises(InputError, match="their flags and overrides go with --config-file"):
         call_main(*convert, source, "SOLVER.BASE_LR", 1)
     with pytest.raises(InputError, match="--num-groups, --lr: a detector's config says it"):
         call_main(PROGRAM, *BN, "--output", tmp_path / "out", "--num-groups", 8, "--lr", 0.1)

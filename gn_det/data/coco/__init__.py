@@ -1,0 +1,24 @@
+"""COCO-format data as people have it: reading, normalising and checking, and saying what was found.
+
+A file is read (:mod:`.read`), and its pictures, categories and annotations are brought into the
+form that pycocotools and Detectron2 read (:func:`normalise`). :class:`Findings` counts what was
+mended, dropped, suspicious or refused on the way.
+"""
+
+from gn_det.data.coco.findings import Findings
+from gn_det.data.coco.images import other_sizes
+from gn_det.data.coco.keypoints import flip_pairs, keypoint_names
+from gn_det.data.coco.normalise import normalise
+from gn_det.data.coco.read import read_coco
+from gn_det.data.pictures import find_bad_images, image_problem
+
+__all__ = [
+    "Findings",
+    "find_bad_images",
+    "flip_pairs",
+    "image_problem",
+    "keypoint_names",
+    "normalise",
+    "other_sizes",
+    "read_coco",
+]

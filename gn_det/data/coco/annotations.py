@@ -1,0 +1,219 @@
+"""The annotations of a COCO-format data set: what they refer to, their boxes, masks and flags."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tqdm import tqdm
+
+from gn_det.data.coco.boxes import BoxSuspicions, normalise_box
+from gn_det.data.coco.findings import DroppedError, Findings, RefusedError, shown
+from gn_det.data.coco.keypoints import normalise_keypoints
+from gn_det.data.coco.segmentation import Mask, normalise_segmentation
+from gn_det.data.coco.values import finite_numbers, flag, whole_number
+
+__all__ = ["normalise_annotations"]
+
+_LARGEST_ID = 2**53  # COCO's evaluation keeps the ids of annotations in float64
+
+
+def normalise_annotations(
+    annotations: list[dict[str, Any]],
+    sizes: dict[int, tuple[int, int] | None],
+    stands_for: dict[int, int],
+    findings: Findings,
+    *,
+    masks: bool,
+    keypoints: int | None = None,
+    crowds_as_objects: bool = False,
+) -> list[dict[str, Any]]:
+    """Bring annotations into the form that training and evaluation read, in place.
+
+    Args:
+        annotations: those of the JSON.
+        sizes: (height, width) of the pictures by id; None where a picture cannot be read.
+        stands_for: the category that a category_id stands for.
+        findings: told of everything that is mended, dropped, suspicious or refused.
+        masks: whether each needs a mask.
+        keypoints: how many keypoints each needs; None where the model learns none.
+        crowds_as_objects: whether iscrowd 1 becomes 0.
+
+    Returns:
+        The annotations that are kept. Those of pictures that cannot be read are as they were.
+    """
+    kept, without_mask = [], []
+    suspicions = BoxSuspicions()
+    for index, annotation in enumerate(
+        tqdm(annotations, desc="checking annotations", unit="annotation", delay=2)
+    ):
+        place = _place(annotation, index)
+        try:
+            size = _references(annotation, sizes, stands_for, place, findings)
+            if size is None:
+                kept.append(annotation)
+                continue
+            _mend_crowd(annotation, crowds_as_objects, place, findings)
+            suspicions.look_for_fractions(annotation.get("bbox"), size, place)
+            mask = _mend_mask(annotation, size, masks, place, findings)
+            _mend_box(annotation, mask, place, findings)
+            suspicions.look_at(annotation["bbox"], mask.extent if mask else None, size, place)
+            _mend_area(annotation, mask, place, findings)
+            normalise_keypoints(annotation, keypoints, place, findings)
+        except RefusedError as refused:
+            what, value = refused.args
+            findings.add("refused", what, place, text=value)
+        except DroppedError as dropped:
+            what, value = dropped.args
+            findings.add("dropped", what, place, text=value)
+        else:
+            (kept if mask or not masks else without_mask).append(annotation)
+    _drop_without_mask(without_mask, len(kept), findings)
+    suspicions.report(findings)
+    _number(kept, findings)
+    return kept
+
+
+def _place(annotation: dict[str, Any], index: int) -> str:
+    number = annotation.get("id")
+    if type(number) is int:
+        return f"annotation {number}"
+    return f"annotation {shown(number)}" if "id" in annotation else f"annotations[{index}]"
+
+
+def _references(
+    annotation: dict[str, Any],
+    sizes: dict[int, tuple[int, int] | None],
+    stands_for: dict[int, int],
+    place: str,
+    findings: Findings,
+) -> tuple[int, int] | None:
+    """Settle what an annotation refers to, and return the size of its picture."""
+    for key, known, what in (
+        ("image_id", sizes, "annotations belong to an image that is not there"),
+        ("category_id", stands_for, "annotations have a category_id that no category has"),
+    ):
+        written = annotation.get(key)
+        number = whole_number(written)
+        if number not in known:
+            raise RefusedError(what, f"{key} {shown(written)}")
+        if type(written) is not int:
+            findings.add("mended", f"{key} written as text or 1.0", place, written)
+        annotation[key] = number
+    annotation["category_id"] = stands_for[annotation["category_id"]]
+    return sizes[annotation["image_id"]]
+
+
+def _mend_crowd(
+    annotation: dict[str, Any], crowds_as_objects: bool, place: str, findings: Findings
+) -> None:
+    written = annotation.get("iscrowd")
+    crowd = flag(written)
+    if crowd is None:
+        raise RefusedError("iscrowd is neither 0 nor 1", shown(written))
+    if type(written) is not int:
+        what = "iscrowd is missing, or not the number 0 or 1"
+        findings.add("mended", what, place, written)
+    if annotation.get("ignore", 0) != 0:
+        ignored = flag(annotation["ignore"])
+        if ignored is None:
+            raise RefusedError("ignore is neither 0 nor 1", shown(annotation["ignore"]))
+        findings.add("mended", "ignore is written: what is ignored is a crowd", place)
+        del annotation["ignore"]
+        crowd = crowd or ignored
+    if crowd and crowds_as_objects:
+        findings.add("mended", "crowds are taken as objects", place)
+        crowd = 0
+    annotation["iscrowd"] = crowd
+
+
+def _mend_mask(
+    annotation: dict[str, Any],
+    size: tuple[int, int],
+    masks: bool,
+    place: str,
+    findings: Findings,
+) -> Mask | None:
+    written = annotation.get("segmentation")
+    try:
+        mask = normalise_segmentation(written, size)
+    except DroppedError:
+        if masks:
+            raise
+        mask = None
+    if mask is None:
+        if written:
+            annotation["segmentation"] = []
+            if not masks:
+                what = "masks that hold nothing, of objects with a box"
+                findings.add("mended", what, place, written)
+        return None
+    for what in dict.fromkeys(mask.mended):
+        findings.add("mended", what, place, written)
+    for scrap in mask.scraps:
+        findings.add("dropped", "polygons that are scraps beside a good one", place, scrap)
+    annotation["segmentation"] = mask.segmentation
+    return mask
+
+
+def _mend_box(
+    annotation: dict[str, Any], mask: Mask | None, place: str, findings: Findings
+) -> None:
+    written = annotation.get("bbox")
+    box, what = normalise_box(written, mask.extent if mask else None)
+    if what:
+        findings.add("mended", what, place, written)
+    annotation["bbox"] = box
+
+
+def _mend_area(
+    annotation: dict[str, Any], mask: Mask | None, place: str, findings: Findings
+) -> None:
+    written = annotation.get("area")
+    numbers = finite_numbers([written])
+    if numbers and numbers[0] > 0:
+        if numbers[0] is not written:
+            findings.add("mended", "areas written as text", place, written)
+        annotation["area"] = numbers[0]
+        return
+    box = annotation["bbox"]
+    annotation["area"] = mask.area if mask else box[2] * box[3]
+    what = "areas are missing or no number above 0: those of the masks, else of the boxes"
+    findings.add("mended", what, place, written)
+
+
+def _drop_without_mask(annotations: list[dict[str, Any]], others: int, findings: Findings) -> None:
+    """Drop the objects without a mask, unless they are most of a data set."""
+    few = len(annotations) <= others
+    what = "annotations have no segmentation (for boxes alone, set MODEL.MASK_ON False)"
+    for annotation in annotations:
+        place = f"annotation {shown(annotation.get('id'))}"
+        findings.add("dropped" if few else "refused", what, place)
+
+
+def _number(annotations: list[dict[str, Any]], findings: Findings) -> None:
+    """Number annotations from 1, unless each has a number of its own that evaluations can use.
+
+    To COCO's evaluation, the id 0 is no match at all.
+    """
+    for annotation in annotations:
+        number = whole_number(annotation.get("id"))
+        if number is not None and type(annotation["id"]) is not int:
+            what = "annotation ids written as text or 1.0"
+            findings.add("mended", what, f"annotation {shown(annotation['id'])}")
+            annotation["id"] = number
+    times = Counter(repr(annotation.get("id")) for annotation in annotations)
+    bad = [
+        annotation
+        for annotation in annotations
+        if type(number := annotation.get("id")) is not int
+        or not 0 < number < _LARGEST_ID
+        or times[repr(number)] > 1
+    ]
+    if not bad:
+        return
+    what = "annotation ids are missing, 0, repeated or no whole numbers: all are numbered anew"
+    place = f"annotation {shown(bad[0]['id'])}" if "id" in bad[0] else "annotations without an id"
+    findings.add("mended", what, place, count=len(bad))
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number

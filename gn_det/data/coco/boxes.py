@@ -1,0 +1,124 @@
+"""Boxes of objects, [x, y, width, height], and what makes them look like something else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gn_det.data.coco.findings import DroppedError, Findings, RefusedError, shown
+from gn_det.data.coco.values import finite_numbers, parsed
+
+__all__ = ["BoxSuspicions", "normalise_box"]
+
+Corners = tuple[float, float, float, float]
+_CORNERS = "boxes look like corners (x1, y1, x2, y2), not (x, y, width, height)"
+_FRACTIONS = "boxes look like fractions of their picture, not pixels: nothing is learnt from such"
+_REACH_OUT = "boxes reach out of their picture"
+_NOT_OF_MASK = "boxes are not those of their masks"
+
+
+def normalise_box(value: Any, extent: Corners | None) -> tuple[list[float], str]:
+    """Bring a box into COCO's form.
+
+    Args:
+        value: what is written.
+        extent: (x0, y0, x1, y1) of the object's mask; None without one.
+
+    Returns:
+        [x, y, width, height], and what was mended, in the plural, or "".
+
+    Raises:
+        RefusedError: it is not four finite numbers.
+        DroppedError: it has no width or height.
+    """
+    what = ""
+    if isinstance(value, str) and value != (value := parsed(value)):
+        what = "boxes written as text"
+    if value in (None, "", [], [0, 0, 0, 0]):
+        if extent is None:
+            raise DroppedError("boxes are missing, and no mask is there", shown(value))
+        x0, y0, x1, y1 = extent
+        return [x0, y0, x1 - x0, y1 - y0], "boxes are missing beside a mask: those of the masks"
+    box = finite_numbers(value) if isinstance(value, list) and len(value) == 4 else None
+    if box is None:
+        raise RefusedError("boxes are not four finite numbers", shown(value))
+    if box[2] <= 0 or box[3] <= 0:
+        raise DroppedError("boxes have no width or height", shown(value))
+    return box, what or ("boxes with numbers written as text" if box is not value else "")
+
+
+class BoxSuspicions:
+    """Boxes that can be trained on, and are probably not what their author meant."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[str, str, list[float]]] = []
+        self._maybe_corners: list[tuple[str, list[float]]] = []
+        self._all_fit_as_corners = True
+
+    def look_at(
+        self, box: list[float], extent: Corners | None, size: tuple[int, int], place: str
+    ) -> None:
+        """Note what is odd about a box.
+
+        Args:
+            box: as :func:`normalise_box` returned it.
+            extent: (x0, y0, x1, y1) of its mask; None without one.
+            size: (height, width) of its picture.
+            place: where it is.
+
+        Raises:
+            DroppedError: it lies outside of its picture.
+        """
+        (x, y, w, h), (height, width) = box, size
+        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+            outside = f"{shown(box)} in a picture of {width}x{height}"
+            raise DroppedError("boxes lie outside of their picture", outside)
+        fits_as_corners = 0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
+        reaches_out = x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1
+        of_mask = extent is None or _close((x, y, x + w, y + h), extent, size)
+        if extent is None:
+            self._all_fit_as_corners &= fits_as_corners
+        if _is_fraction(box, size):
+            return
+        if not of_mask and fits_as_corners and _close((x, y, w, h), extent, size):
+            self._found.append((_CORNERS, place, box))
+        elif reaches_out and extent is None:
+            self._maybe_corners.append((place, box))
+        elif reaches_out:
+            self._found.append((_REACH_OUT, place, box))
+        elif not of_mask:
+            self._found.append((_NOT_OF_MASK, place, box))
+
+    def look_for_fractions(self, value: Any, size: tuple[int, int], place: str) -> None:
+        """Note a box of fractions, before its mask is dropped, which is one of fractions, too.
+
+        Args:
+            value: what is written.
+            size: (height, width) of its picture.
+            place: where it is.
+        """
+        box = finite_numbers(value) if isinstance(value, list) and len(value) == 4 else None
+        if box and any(box) and _is_fraction(box, size):
+            self._found.append((_FRACTIONS, place, box))
+
+    def report(self, findings: Findings) -> None:
+        """Warn of what was noted."""
+        # Without masks, every box has to be possible as corners before one looks like such.
+        what = _CORNERS if self._all_fit_as_corners else _REACH_OUT
+        for place, box in self._maybe_corners:
+            findings.add("warned", what, place, box)
+        for what, place, box in self._found:
+            findings.add("warned", what, place, box)
+
+
+def _is_fraction(box: list[float], size: tuple[int, int]) -> bool:
+    """Whether a box has no coordinate above 1 in a picture of (height, width) that is larger."""
+    return max(box) <= 1 and min(size) > 10
+
+
+def _close(corners: Corners, extent: Corners, size: tuple[int, int]) -> bool:
+    """Whether two boxes are one but for rounding and a loose hand, inside of the picture."""
+    height, width = size
+    x0, y0, x1, y1 = corners
+    inside = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    tolerance = max(3, 0.1 * max(extent[2] - extent[0], extent[3] - extent[1]))
+    return all(abs(a - b) <= tolerance for a, b in zip(inside, extent, strict=True))

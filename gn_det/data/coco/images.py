@@ -1,0 +1,143 @@
+"""The pictures of a COCO-format data set: ids, file names, sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from gn_det.data.coco.file_names import can_be_named, find_files, leaves_folder
+from gn_det.data.coco.findings import Findings, shown
+from gn_det.data.coco.values import whole_number
+from gn_det.data.pictures import find_bad_images, picture_size
+from gn_det.errors import InputError
+
+__all__ = ["normalise_images", "other_sizes"]
+
+_LONGEST_SIDE = 200_000  # pixels; drawing polygons takes memory in proportion
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def normalise_images(
+    images: list[dict[str, Any]],
+    image_root: str | Path,
+    findings: Findings,
+    file_sizes: Mapping[int, tuple[int, int]] | None = None,
+) -> list[dict[str, Any]]:
+    """Give pictures whole ids, the names that their files have, and whole sizes, in place.
+
+    Args:
+        images: those of the JSON.
+        image_root: the folder that their file_name is relative to.
+        findings: told of everything that is mended or refused.
+        file_sizes: (width, height) by id that are right where the JSON has others.
+
+    Returns:
+        The pictures, each once. One whose size is neither in the JSON nor in a file that can be
+        read has None for it.
+
+    Raises:
+        InputError: image_root is no folder.
+    """
+    if not Path(image_root).is_dir():
+        raise InputError(f"{image_root} is not a folder of images")
+    by_id: dict[int, dict[str, Any]] = {}
+    for index, image in enumerate(images):
+        place = f"image {shown(image['id'])}" if "id" in image else f"images[{index}]"
+        number, name = whole_number(image.get("id")), image.get("file_name")
+        if number is None:
+            what = "image ids are no whole numbers (number the images, and image_id alike)"
+            findings.add("refused", what, f"images[{index}]", image.get("id"))
+        elif not isinstance(name, str) or not name.strip():
+            findings.add("refused", "images have no file_name", place, name)
+        elif number in by_id:
+            _repeated(by_id[number], image, place, findings)
+        else:
+            by_id[number] = image
+            if type(image["id"]) is not int:
+                findings.add("mended", "image ids written as text or 1.0", place)
+                image["id"] = number
+    kept = list(by_id.values())
+    _mend_names(kept, image_root, findings)
+    findings.check()
+    for image in tqdm(kept, desc="sizes of the images", unit="image", delay=2):
+        _mend_size(image, image_root, findings)
+        if file_sizes and image["id"] in file_sizes:
+            written = f"{image['width']}x{image['height']}"
+            image["width"], image["height"] = file_sizes[image["id"]]
+            what = "images have another size than the JSON says: that of the file is used"
+            value = f"{image['width']}x{image['height']}, not {written}"
+            findings.add("warned", what, f"image {image['id']}", text=value)
+            findings.changed = True
+    return kept
+
+
+def _repeated(first: dict[str, Any], image: dict[str, Any], place: str, findings: Findings) -> None:
+    names = first["file_name"], image["file_name"]
+    if names[0] == names[1]:
+        findings.add("mended", "images are listed twice", place, names[0])
+    else:
+        what = "image ids have two files"
+        findings.add("refused", what, place, *names)
+
+
+def _mend_names(images: list[dict[str, Any]], root: str | Path, findings: Findings) -> None:
+    found = find_files([image["file_name"] for image in images], root)
+    for image in images:
+        name = image["file_name"]
+        place = f"image {image['id']}"
+        if name in found:
+            image["file_name"], form = found[name]
+            what = f"file names are mended: {form}"
+            findings.add(
+                "mended", what, place, text=f"{shown(name)} is {shown(image['file_name'])}"
+            )
+        elif not can_be_named(name):
+            findings.add("refused", "file names are none that a file can have", place, name)
+        elif leaves_folder(name, root) and (not os.path.isabs(name) or os.path.exists(name)):
+            what = f"file names leave the folder {root}"
+            findings.add("refused", what, place, name)
+
+
+def _mend_size(image: dict[str, Any], root: str | Path, findings: Findings) -> None:
+    place = f"image {image['id']}"
+    written = image.get("width"), image.get("height")
+    size = tuple(map(whole_number, written))
+    if None in size or min(size) < 1 or max(size) > _LONGEST_SIDE:
+        try:
+            size = picture_size(Path(root) / image["file_name"])
+        except _UNREADABLE:
+            image["width"] = image["height"] = None
+            return
+        what = "images without a possible width and height: those of the files"
+        findings.add("mended", what, place, *written, f"{size[0]}x{size[1]}")
+    elif not type(written[0]) is type(written[1]) is int:
+        findings.add("mended", "widths and heights written as text or 160.0", place, *written)
+    image["width"], image["height"] = size
+
+
+def other_sizes(
+    bad: list[tuple[dict[str, Any], str]], root: str | Path
+) -> dict[int, tuple[int, int]]:
+    """Pictures with which nothing is wrong but that their size is another than the JSON says.
+
+    Args:
+        bad: (picture, what is wrong) as :func:`gn_det.data.pictures.find_bad_images` returned it.
+        root: the folder.
+
+    Returns:
+        (width, height) of their files by the id of the picture.
+    """
+    resized = []
+    for image, _ in bad:
+        try:
+            width, height = picture_size(Path(root) / image["file_name"])
+        except _UNREADABLE:
+            continue
+        resized.append({**image, "width": width, "height": height})
+    still_bad = {image["id"] for image, _ in find_bad_images(resized, root)}
+    return {i["id"]: (i["width"], i["height"]) for i in resized if i["id"] not in still_bad}

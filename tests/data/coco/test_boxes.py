@@ -1,0 +1,55 @@
+"""Boxes that train quietly to nothing are warned of, with their number and the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+CORNERS = "boxes look like corners"
+FRACTIONS = "boxes look like fractions"
+REACH_OUT = "boxes reach out of their picture"
+NOT_OF_MASK = "boxes are not those of their masks"
+KINDS = {CORNERS, FRACTIONS, REACH_OUT, NOT_OF_MASK}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "masks", "kind", "count"),
+    [
+        ([[10, 10, 40, 40]] * 4, True, CORNERS, 4),
+        ([[10, 10, 40, 40]] + [[10, 10, 30, 30]] * 3, True, CORNERS, 1),
+        ([[30, 30, 60, 50], [50, 10, 70, 50], [1, 2, 3, 4], [9, 9, 20, 20]], False, CORNERS, 2),
+        ([[30, 30, 60, 50], [50, 10, 70, 50], [40, 40, 3, 4], [9, 9, 2, 2]], False, REACH_OUT, 2),
+        ([[60, 10, 30, 30], [0, 0, 5, 5], [0, 0, 5, 5], [0, 0, 5, 5]], False, REACH_OUT, 1),
+        ([[-5, 10, 30, 30], [0, 0, 5, 5], [0, 0, 5, 5], [0, 0, 5, 5]], False, REACH_OUT, 1),
+        ([[10, 10, 75, 55], *[[10, 10, 30, 30]] * 3], True, REACH_OUT, 1),
+        ([[0.1, 0.2, 0.3, 0.4]] * 4, False, FRACTIONS, 4),
+        ([[0.125, 0.17, 0.375, 0.5]] * 4, True, FRACTIONS, 4),
+        ([[30, 20, 30, 30]] * 4, True, NOT_OF_MASK, 4),
+        ([[10, 10, 30, 30]] * 4, True, None, 0),
+        ([[9, 8, 32, 33]] * 4, True, None, 0),
+        ([[-0.5, 0, 80.4, 60.5]] * 4, False, None, 0),
+    ],
+)
+def test_boxes_that_are_probably_not_meant_are_counted(
+    normalised: Callable, boxes: list, masks: bool, kind: str | None, count: int
+) -> None:
+    def change(data: dict) -> None:
+        for annotation, box in zip(data["annotations"], boxes, strict=True):
+            annotation["bbox"] = box
+            if not masks:
+                annotation["segmentation"] = []
+
+    data, findings = normalised(change, masks=masks)
+    assert [a["bbox"] for a in data["annotations"]] == boxes and not findings.changed
+    assert findings.count("warned") == count
+    assert {k for k in KINDS if k in findings.table()} == ({kind} if kind else set())
+    assert not count or "annotation 1" in findings.table()
+
+
+def test_masks_of_fractions_go_and_their_boxes_are_warned_of(normalised: Callable) -> None:
+    def to_fractions(annotation: dict) -> None:
+        annotation.update(bbox=[0.1, 0.2, 0.3, 0.4], segmentation=[[0.1, 0.2, 0.4, 0.2, 0.4, 0.6]])
+
+    _, findings = normalised(each=to_fractions)
+    assert FRACTIONS in findings.sentence("warned") and findings.count("dropped") == 4
