@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,20 @@ from gn_det.engine.predictor import Predictor, model_categories
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
 from tqdm import tqdm
 
 from gn_det.checkpoint import check_weights_exist
 from gn_det.config import load_config
+from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
 from gn_det.plots.overlay import draw_objects
-from gn_det.utils import check_regular_file, make_folder, write_atomically
+from gn_det.utils import check_regular_file, make_folder, some, write_atomically
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error)
+IMAGE_SUFFIXES = {*Image.registered_extensions()} - {".pdf", ".mpg", ".mpeg"}
+WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+UNREADABLE = (OSError, InputError, cv2.error)
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 
 
@@ -37,7 +39,7 @@ def main() -> int:
     inputs = find_inputs(args.input)
     outputs = output_paths(inputs, args.output)
     cfg = load_demo_config(args)
-    demo = Demo(Predictor(cfg), model_categories(cfg))
+    demo = Demo(Predictor(cfg), model_categories(cfg), cfg.INPUT.VALUE_RANGE)
     make_folder(args.output)
     if args.json:
         make_folder(args.json.parent)
@@ -98,7 +100,11 @@ def find_inputs(patterns: list[str]) -> list[Path]:
         path = Path(pattern)
         if path.is_dir():
             suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            there = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+            files = [p for p in there if p.suffix.lower() in suffixes]
+            others = [p.name for p in there if p.suffix.lower() not in suffixes]
+            if others:
+                print(f"{path}: {len(others)} are no images or videos: {some(others, 5)}")
         elif path.exists():
             check_regular_file(path, "--input")
             files = [path]
@@ -117,9 +123,15 @@ def output_paths(inputs: list[Path], folder: Path) -> list[Path]:
         suffix = path.suffix.lower()
         if suffix in VIDEO_SUFFIXES:
             suffix = ".mp4"
-        elif suffix not in IMAGE_SUFFIXES:
+        elif suffix not in WRITTEN_SUFFIXES:
             suffix = ".png"
         outputs.append(folder / f"{path.stem}{suffix}")
+    # Files that differ in their suffix alone keep it.
+    counts = Counter(outputs)
+    outputs = [
+        output if counts[output] == 1 else folder / f"{path.name}{output.suffix}"
+        for path, output in zip(inputs, outputs, strict=True)
+    ]
     taken: dict[Path, Path] = {}
     sources = {path.resolve() for path in inputs}
     for path, output in zip(inputs, outputs, strict=True):
@@ -141,9 +153,15 @@ def image_ids(inputs: list[Path]) -> list[int]:
 class Demo:
     """Runs a predictor over files and collects its detections in COCO's results format."""
 
-    def __init__(self, predictor: Predictor, categories: list[tuple[int, str]]) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        categories: list[tuple[int, str]],
+        value_range: Sequence[float] = (),
+    ) -> None:
         self.predictor = predictor
         self.categories = categories
+        self.value_range = value_range
         self.results: list[dict[str, Any]] = []
 
     def run(self, path: Path, output: Path, image_id: int) -> None:
@@ -152,7 +170,7 @@ class Demo:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             self._run_video(path, output, where)
         else:
-            drawn = self._draw(read_image(str(path), format="BGR"), where)
+            drawn = self._draw(read_picture(path, "BGR", self.value_range), where)
             if not cv2.imwrite(str(output), drawn):
                 raise OSError(f"{output} cannot be written")
 

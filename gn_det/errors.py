@@ -19,6 +19,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         # PyTorch's DataLoader raises a worker's exception anew, with its trace as the message.
-        if message.startswith("Caught InputError in DataLoader worker"):
-            message = message.strip().splitlines()[-1].partition("InputError: ")[2]
+        name = type(self).__name__
+        if message.startswith(f"Caught {name} in DataLoader worker"):
+            message = message.strip().splitlines()[-1].partition(f"{name}: ")[2]
         super().__init__(message)

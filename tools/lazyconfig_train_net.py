@@ -31,7 +31,7 @@ from gn_det.engine.trainer import describe_model, prepare_model, wrap_ddp
 from gn_det.engine.writers import build_writers
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
@@ -42,6 +42,7 @@ from torch.utils.data import DataLoader
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_lazy_config
 from gn_det.data.datasets import register_folders
+from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader, set_up_worker
 
 
@@ -72,6 +73,8 @@ def run(config_file: str, overrides: list[str], options: RunOptions, data: RunDa
     folder = written_folder(cfg.train.output_dir, options)
     cfg.train.seed = set_up_process(folder, cfg.train.get("seed", -1), resume=options.resume)
 
+    as_written = copy.deepcopy(cfg)
+    _ours(cfg, options.skip_bad_images)
     with building("the model"):
         model = instantiate(cfg.model).to(cfg.train.device)
     prepare_model(
@@ -86,7 +89,7 @@ def run(config_file: str, overrides: list[str], options: RunOptions, data: RunDa
         cfg.train.output_dir = str(folder)
         evaluate(cfg, model)
         return
-    results = train(cfg, model, resume=options.resume)
+    results = train(cfg, as_written, model, resume=options.resume)
     if comm.is_main_process() and results:
         write_results(cfg.train.output_dir, results)
 
@@ -105,15 +108,16 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     return results
 
 
-def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
-    """Train to the end; the results of the last evaluation."""
-    resolved = copy.deepcopy(cfg)
+def train(
+    cfg: DictConfig, as_written: DictConfig, model: nn.Module, resume: bool
+) -> dict[str, Any]:
+    """Train to the end, keep the config as it was written; the results of the last evaluation."""
     cfg.optimizer.params.model = model
     with building("the optimizer"):
         optimizer = instantiate(cfg.optimizer)
         scheduler = instantiate(cfg.lr_multiplier)
     with building("the loader of the training set"):
-        loader = instantiate(_any_start(cfg.dataloader.train, cfg.train.seed))
+        loader = instantiate(cfg.dataloader.train)
     model = wrap_ddp(model, cfg.train.device, **cfg.train.ddp)
     trainer = AccumulatingTrainer(
         model,
@@ -127,7 +131,7 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
 
     def write_config() -> None:
         if main:
-            LazyConfig.save(resolved, str(Path(cfg.train.output_dir) / "config.yaml"))
+            LazyConfig.save(as_written, str(Path(cfg.train.output_dir) / "config.yaml"))
 
     return fit(
         trainer,
@@ -146,13 +150,21 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> dict[str, Any]:
     )
 
 
-def _any_start(loader: DictConfig, seed: int) -> DictConfig:
-    """Detectron2's training loader as ours, which a resumed run can begin anywhere."""
-    target = loader._target_
-    if (locate(target) if isinstance(target, str) else target) is build_detection_train_loader:
-        loader = copy.deepcopy(loader)
-        loader._target_, loader.seed = build_train_loader, seed
-    return loader
+def _ours(cfg: DictConfig, skip_bad_images: bool) -> None:
+    """Detectron2's loaders as ours: a run can begin anywhere, and all pictures are read alike."""
+    train, test = cfg.dataloader.train, cfg.dataloader.test
+    if _is(train, build_detection_train_loader):
+        train._target_, train.seed = build_train_loader, cfg.train.seed
+        train.skip_bad_images = skip_bad_images
+    for loader in (train, test):
+        if "mapper" in loader and _is(loader.mapper, DatasetMapper):
+            loader.mapper._target_ = PictureMapper
+            loader.mapper.setdefault("value_range", train.mapper.get("value_range", []))
+
+
+def _is(node: DictConfig, target: object) -> bool:
+    named = node._target_
+    return (locate(named) if isinstance(named, str) else named) is target
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def main() -> None:
             *folders[cfg.DATASETS.TEST[0]],
             output_dir / "inference" / "coco_instances_results.json",
             output_dir / "contact_sheet.png",
+            value_range=cfg.INPUT.VALUE_RANGE,
         )
     print("\n" + ap_table(results) + "\n")
     print(tabulate(places.items(), tablefmt="plain"))

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from gn_det.data.coco.categories import Known
 from gn_det.data.datasets import CocoFolder, read_folder
+from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
 from gn_det.utils import printable
 
@@ -64,6 +65,7 @@ class ObjectCrops(Dataset):
         self.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
         index_of = {number: i for i, (number, _) in enumerate(self.categories)}
         files = {i["id"]: str(Path(image_root) / i["file_name"]) for i in dataset["images"]}
+        self._sizes = {files[i["id"]]: (i["width"], i["height"]) for i in dataset["images"]}
         self.classes = [name for _, name in self.categories]
         self.objects: list[tuple[str, list[float], int]] = [
             (files[a["image_id"]], a["bbox"], index_of[a["category_id"]])
@@ -96,7 +98,7 @@ class ObjectCrops(Dataset):
         scale = self.size / side
         shift = self.size / 2 - scale * center
         crop = cv2.warpAffine(
-            cv2.imread(file),
+            read_picture(file, size=self._sizes[file]),
             np.array([[scale, 0, shift[0]], [0, scale, shift[1]]]),
             (self.size, self.size),
             flags=cv2.INTER_LINEAR,

@@ -12,12 +12,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
 from gn_det.classification.crops import ObjectCrops, sample
 from gn_det.data.coco.categories import Known
+from gn_det.data.pictures import read_picture
 from gn_det.data.shapes import CATEGORIES, draw_object
 from gn_det.errors import InputError
 
@@ -151,7 +153,7 @@ class Folder(Dataset):
             else [T.Resize(round(size * 256 / 224)), T.CenterCrop(size)]
         )
         try:
-            self._folder = ImageFolder(root)
+            self._folder = ImageFolder(root, loader=_read)
         except OSError as error:
             raise InputError(
                 f"{root} is no classification set: it needs a folder of images for each class. "
@@ -165,9 +167,9 @@ class Folder(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file, label = self._folder.samples[index]
-        try:
-            image = self._folder.loader(file)
-        except OSError as error:
-            raise InputError(f"{file} is no image: {error}") from error
-        rgb = np.asarray(self._transform(image))
+        rgb = np.asarray(self._transform(self._folder.loader(file)))
         return sample(rgb[..., ::-1], label, file)
+
+
+def _read(file: str) -> Image.Image:
+    return Image.fromarray(read_picture(file, "RGB"))

@@ -87,6 +87,12 @@ def _increasing(values: Any) -> str:
     return "" if rises else "numbers in increasing order"
 
 
+def _value_range(values: Any) -> str:
+    is_range = len(values) in (0, 2) and all(map(_is_number, values))
+    rises = is_range and (not values or values[0] < values[1])
+    return "" if rises else "(low, high), or ()"
+
+
 def _registered(registry: str, *others: str) -> Rule:
     """A name of one of Detectron2's registries, in detectron2.modeling."""
 
@@ -117,6 +123,7 @@ _RULES: dict[str, Rule] = {
     ),
     "INPUT.FORMAT": one_of("BGR", "RGB", "L", "YUV-BT.601"),
     "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
+    "INPUT.VALUE_RANGE": _value_range,
     "INPUT.RANDOM_FLIP": one_of("none", "horizontal", "vertical"),
     "INPUT.MIN_SIZE_TRAIN": each(at_least(1)),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),

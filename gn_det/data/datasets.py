@@ -14,6 +14,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from gn_det.data.bad_images import find_bad_images
 from gn_det.data.coco import (
     Findings,
     flip_pairs,
@@ -23,7 +24,7 @@ from gn_det.data.coco import (
     read_coco,
 )
 from gn_det.data.coco.categories import Known
-from gn_det.data.pictures import find_bad_images
+from gn_det.data.coco.orientation import drawn_as_stored
 from gn_det.errors import InputError
 from gn_det.utils import nearest, whole_file, write_atomically
 
@@ -123,13 +124,14 @@ def check_folder(
     known: Known = (),
     crowds_as_objects: bool = False,
     strict: bool = False,
+    value_range: Sequence[float] = (),
 ) -> CheckedFolder:
     """Read a folder and check that there is something to train or to evaluate on.
 
     Args:
         folder: what to check.
         training: whether it is a training split, or one to evaluate on.
-        masks, keypoints, known, crowds_as_objects, strict: see :func:`read_folder`.
+        masks, keypoints, known, crowds_as_objects, strict, value_range: see :func:`read_folder`.
 
     Raises:
         InputError: see :func:`read_folder`; or there are no objects, or crowds alone.
@@ -141,6 +143,7 @@ def check_folder(
         known=known,
         crowds_as_objects=crowds_as_objects,
         strict=strict,
+        value_range=value_range,
     )
     _check_objects(checked.dataset, checked.findings, training=training, keypoints=keypoints)
     return checked
@@ -154,6 +157,7 @@ def read_folder(
     known: Known = (),
     crowds_as_objects: bool = False,
     strict: bool = False,
+    value_range: Sequence[float] = (),
 ) -> CheckedFolder:
     """Read a folder, normalise its annotations, and look for bad images.
 
@@ -163,6 +167,7 @@ def read_folder(
         known: (id, name) of the categories of a model or another split; () for none.
         crowds_as_objects: whether crowds become objects.
         strict: whether annotations that would be dropped are refused.
+        value_range: see :func:`gn_det.data.pictures.read_picture`.
 
     Raises:
         InputError: see :func:`gn_det.data.coco.read_coco` and ``normalise``; or there are no
@@ -186,11 +191,17 @@ def read_folder(
     dataset, findings = normalised({})
     if not dataset["images"]:
         raise InputError(f"{folder.json_file} has no images")
-    bad = find_bad_images(dataset["images"], folder.image_root)
-    sizes = other_sizes(bad, folder.image_root)
+    bad = find_bad_images(dataset["images"], folder.image_root, value_range)
+    sizes = other_sizes(bad, folder.image_root, value_range)
+    bad = [(image, problem) for image, problem in bad if image["id"] not in sizes]
+    annotations = read_coco(folder.json_file)["annotations"] if sizes else []
+    stored = drawn_as_stored(dataset["images"], annotations, sizes)
+    sizes = {number: size for number, size in sizes.items() if number not in stored}
     if sizes:  # what the annotations mean depends on them
         dataset, findings = normalised(sizes)
-        bad = [(image, problem) for image, problem in bad if image["id"] not in sizes]
+    if stored:
+        what = "images are turned by a tag, and annotated as they are stored: they are not turned"
+        findings.add("warned", what, f"image {next(iter(stored))}", count=len(stored))
     return CheckedFolder(folder, dataset, findings, bad)
 
 
@@ -221,7 +232,9 @@ def _check_objects(
         raise InputError(f"{findings.json_file} has no visible keypoint to {use[:-1]} from")
 
 
-def check_registered(name: str) -> tuple[dict[str, Any], BadImages]:
+def check_registered(
+    name: str, value_range: Sequence[float] = ()
+) -> tuple[dict[str, Any], BadImages]:
     """Check the images of a data set that Detectron2 or the user's project registered.
 
     Returns:
@@ -252,7 +265,7 @@ def check_registered(name: str) -> tuple[dict[str, Any], BadImages]:
                     f"{metadata.json_file}: images[{index}] has {image.get(key)!r} for {key!r}; "
                     "hand the set over as --train or --val, which mends what can be mended"
                 )
-    return dataset, find_bad_images(dataset["images"], metadata.image_root)
+    return dataset, find_bad_images(dataset["images"], metadata.image_root, value_range)
 
 
 def register_folders(folders: Sequence[CocoFolder]) -> None:

@@ -1,95 +1,220 @@
-"""Pictures as files: their size, and which of them training would fail on."""
+"""The one reader of pictures: what a person sees, or an error that names the file."""
 
 from __future__ import annotations
 
+import io
+import os
 import stat
+import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-from tqdm import tqdm
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from PIL import Image, ImageCms, ImageOps
 
 from gn_det.errors import InputError
 
-__all__ = ["find_bad_images", "image_problem", "picture_size"]
+__all__ = ["PictureError", "picture_size", "read_picture"]
 
-_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL_BYTES = 4096  # some cameras and tools append a few bytes after the end marker
-_EXIF_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112
+# How an upright picture becomes the stored one again, for tags that turn it by a quarter.
+_STORED = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+_WIDTH, _HEIGHT, _PHOTOMETRIC, _WHITE_IS_ZERO = 256, 257, 262, 0  # of TIFF
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # modes of one channel of more than 8 bits
+# What people have as pictures and Pillow does not read, by what the file begins with.
+_FOREIGN = {
+    b"%PDF": "a PDF",
+    b"<svg": "an SVG",
+    b"<?xml": "an SVG or XML file",
+    b"<!DOC": "an HTML page",
+    b"<html": "an HTML page",
+    b"\x80\x02": "a pickle",
+    b"PK\x03\x04": "an archive",
+    b"\x89HDF": "an HDF5 file",
+    b"SIMPLE": "a FITS file",
+}
 
 
-def find_bad_images(
-    images: Sequence[dict[str, Any]], image_root: str | Path
-) -> list[tuple[dict[str, Any], str]]:
-    """Find images that training would fail on, without decoding them.
+class PictureError(InputError):
+    """A picture that cannot be read, or is not one."""
+
+
+def read_picture(
+    path: str | Path,
+    format: str = "BGR",
+    value_range: Sequence[float] = (),
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Read a picture as a person sees it.
+
+    It is turned by its EXIF or TIFF orientation, once. Transparent parts are white. Of an animation
+    or a file of several pages, the first one counts. Values of more than 8 bits are scaled by
+    value_range, or else by the range of their type: 0 to 65535 of 16 bits, 0 to 1 of floats;
+    32-bit integers have none. Never by what one picture holds.
 
     Args:
-        images: the JSON's images.
-        image_root: the folder that their file_name is relative to.
+        path: of the file.
+        format: "BGR", "RGB", "L" or "YUV-BT.601", as Detectron2 has them.
+        value_range: (low, high) that become 0 and 255, for values of more than 8 bits; values
+            outside are cut off.
+        size: (width, height) that the picture should have: one that has it only as it is stored is
+            not turned.
 
     Returns:
-        (image, what is wrong) for each that is missing, no image, of another size than the JSON
-        says, or truncated.
+        (H, W, C) uint8 with values from 0 to 255; floats for YUV-BT.601.
 
     Raises:
-        InputError: image_root is no folder.
+        PictureError: the file is missing or cannot be read, is damaged, or holds no picture of 1,
+            3 or 4 channels; with the reason.
     """
-
-    if not Path(image_root).is_dir():
-        raise InputError(f"{image_root} is not a folder of images")
-
-    def problem(image: dict[str, Any]) -> str | None:
-        path = Path(image_root) / image["file_name"]
-        return image_problem(path, image["height"], image["width"])
-
-    with ThreadPoolExecutor(max_workers=16) as pool:  # waits for the disk, not for the processor
-        problems = tqdm(
-            pool.map(problem, images),
-            total=len(images),
-            desc="checking images",
-            unit="image",
-            delay=2,
-        )
-        return [(image, p) for image, p in zip(images, problems, strict=True) if p]
-
-
-def image_problem(path: Path, height: int, width: int) -> str | None:
-    """What is wrong with an image file, or None; reads its header and its end."""
+    content = _content(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            return "not a file"
-        with Image.open(path) as image:
-            kind, size = image.format, image.size
-            # Detectron2 turns images upright; PNG would be decoded to look for its EXIF.
-            if kind in ("JPEG", "MPO") and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
-                size = size[::-1]
-        with open(path, "rb") as file:
-            length = file.seek(0, 2)
-            file.seek(max(0, length - _TAIL_BYTES))
-            tail = file.read()
-    except FileNotFoundError:
-        return "missing"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.strerror:  # PIL's own OSErrors have none
-            return error.strerror
-        if isinstance(error, Image.DecompressionBombError):
-            return "too large for Pillow to open"
-        return "not an image" if path.stat().st_size else "empty"
-    if _END_MARKERS.get(kind, b"") not in tail:
-        return "truncated"
-    if size != (width, height):
-        return f"{size[0]}x{size[1]} where the JSON says {width}x{height}"
-    return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image, orientation = _decoded(path, content, value_range)
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{path} is too large for Pillow to open") from error
+    # What Pillow's decoders raise of damaged files has many classes.
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, MemoryError) as error:
+        raise PictureError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if size is not None and image.size != size == image.size[::-1] and orientation in _STORED:
+        image = image.transpose(_STORED[orientation])
+    return convert_PIL_to_numpy(image, format)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture as a person sees it, turned by its orientation tag.
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of a picture as :func:`read_picture` reads it, from its header.
 
     Raises:
-        OSError: it is missing, or no picture.
+        PictureError: it is missing, or no picture.
     """
-    with Image.open(path) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-        return image.size[::-1] if turned else image.size
+    with _opened(path, _content(path)) as image:
+        size = image.size
+        if image.format == "TIFF":  # newer Pillows turn it as they open
+            size = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+        return size[::-1] if image.getexif().get(_ORIENTATION, 1) in _STORED else size
+
+
+def _content(path: str | Path) -> bytes:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise PictureError(f"{path} is not a file")
+        with open(path, "rb") as file:
+            content = file.read()
+    except FileNotFoundError as error:
+        raise PictureError(f"{path} is missing") from error
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
+    if not content:
+        raise PictureError(f"{path} is empty")
+    return content
+
+
+def _opened(path: str | Path, content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content))
+    except (OSError, SyntaxError, ValueError) as error:
+        start = content[:64].lstrip()
+        kind = next((what for head, what in _FOREIGN.items() if start.startswith(head)), "")
+        if content[4:8] == b"ftyp":
+            brand = content[8:12].decode("ascii", "replace").strip()
+            heic = brand.startswith(("hei", "hev", "mif"))
+            kind = "an HEIC picture" if heic else f"a video ({brand})"
+        raise PictureError(
+            f"{path} is {kind}; convert it to PNG or JPEG" if kind else f"{path} is not an image"
+        ) from error
+
+
+def _decoded(
+    path: str | Path, content: bytes, value_range: Sequence[float]
+) -> tuple[Image.Image, int]:
+    """An upright RGB picture, and the tag of its orientation."""
+    try:
+        image = _opened(path, content)
+    except PictureError:
+        if not content.startswith((b"II", b"MM")):  # Pillow does not know all TIFFs
+            raise
+        return _scaled(path, _by_opencv(path, content), value_range), 1
+    deep = any(";16" in str(tile[3]) for tile in image.tile)
+    stored = image.getexif().get(_ORIENTATION, 1)
+    image.load()  # raises where data are damaged; a conversion would go on with what is there
+    left = image.getexif().get(_ORIENTATION, 1)  # Pillow turns a TIFF as it loads
+    if image.mode in _DEEP:
+        picture = _scaled(path, _values(image), value_range)
+    elif deep:  # several channels, of which Pillow has kept 8 bits
+        picture = _scaled(path, _by_opencv(path, content), value_range)
+        left = 1 if image.format == "TIFF" else stored  # OpenCV turns a TIFF, too
+    else:
+        picture = _as_rgb(image)
+    exif = Image.Exif()
+    exif[_ORIENTATION] = left
+    picture.info["exif"] = exif.tobytes()
+    return ImageOps.exif_transpose(picture), stored
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    values = values.astype(values.dtype.newbyteorder("="))
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # of 16 bits
+        values = values.astype(np.uint16)
+    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = np.iinfo(values.dtype).max - values
+    return values
+
+
+def _by_opencv(path: str | Path, content: bytes) -> np.ndarray:
+    """(H, W) or (H, W, 3) in the file's own type, RGB."""
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise PictureError(f"{path} is not an image that Pillow or OpenCV reads")
+    if values.ndim == 3 and values.shape[2] not in (3, 4):
+        raise PictureError(f"{path} has {values.shape[2]} bands; a picture has 1, 3 or 4")
+    return values if values.ndim == 2 else values[:, :, 2::-1]
+
+
+def _scaled(path: str | Path, values: np.ndarray, value_range: Sequence[float]) -> Image.Image:
+    """Values of any type to RGB of 8 bits."""
+    advice = "say which with INPUT.VALUE_RANGE (value_range of a LazyConfig's mapper)"
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise PictureError(f"{path} has values that are not finite")
+    if value_range:
+        low, high = value_range
+    elif values.dtype == np.uint8:
+        low, high = 0, 255
+    elif values.dtype == np.uint16:
+        low, high = 0, 65535
+    elif values.dtype.kind == "f":
+        low, high = 0, 1
+        if values.min() < 0 or values.max() > 1:
+            raise PictureError(
+                f"{path} has values from {values.min():g} to {values.max():g}, and floats without "
+                f"a range of their own are from 0 to 1; {advice}"
+            )
+    else:
+        raise PictureError(
+            f"{path} has integers from {values.min()} to {values.max()}, whose type has no range "
+            f"for pictures; {advice}"
+        )
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return Image.fromarray(np.clip(np.round(scaled), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")

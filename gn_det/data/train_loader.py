@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import os
 import random
@@ -18,13 +19,17 @@ from detectron2.utils import comm
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from gn_det.data.mapper import PictureMapper
+from gn_det.data.pictures import PictureError
 from gn_det.data.proposals import check_config_proposals
 from gn_det.data.seeding import seed_generators
 from gn_det.errors import InputError
+from gn_det.utils import some
 
 __all__ = ["TrainLoader", "build_train_loader", "set_up_worker"]
 
 _SECONDS_AFTER_SIGTERM = 60
+MOST_BAD_IMAGES = 20  # that a loading process goes on without
 
 
 class TrainLoader:
@@ -43,6 +48,7 @@ class TrainLoader:
         batch_size: images of a batch.
         seed: non-negative.
         num_workers: loading processes.
+        skip_bad_images: whether another item stands in for one whose picture cannot be read.
         kwargs: for the DataLoader.
 
     Attributes:
@@ -58,9 +64,10 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         num_workers: int = 0,
+        skip_bad_images: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.samples = _Samples(dataset, mapper, seed)
+        self.samples = _Samples(dataset, mapper, seed, skip_bad_images)
         self.sampler = sampler
         self.group_ids = group_ids
         self.batch_size = batch_size
@@ -91,27 +98,56 @@ class TrainLoader:
 class _Samples(Dataset):
     """Samples by (number of the batch, place in it, index in the data set)."""
 
-    def __init__(self, dataset: Dataset, mapper: Callable[[Any], Any], seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, mapper: Callable[[Any], Any], seed: int, skip_bad_images: bool
+    ) -> None:
         self.dataset = dataset
         self.mapper = mapper
         self.seeds = seed, comm.get_rank()
+        self.skip_bad_images = skip_bad_images
+        self.bad: set[str] = set()
 
     def __getitem__(self, key: tuple[int, int, int]) -> Any:
         number, place, index = key
+        # What stands in for an item follows from these alone, too, so a resumed run takes the same.
         seed_generators(*self.seeds, number, 1 + place)
         for _ in range(len(self.dataset)):
-            sample = self.mapper(self.dataset[index])
+            sample = self._mapped(index)
             if sample is not None:
                 return sample
             index = random.randrange(len(self.dataset))
         raise InputError(f"the mapper made a sample of none of {len(self.dataset)} items")
+
+    def _mapped(self, index: int) -> Any:
+        try:
+            return self.mapper(self.dataset[index])
+        except PictureError as error:
+            if not self.skip_bad_images:
+                raise InputError(
+                    f"{error}; it was whole when the run began. Mend it and resume the run; with "
+                    "--skip-bad-images, another picture stands in for it"
+                ) from error
+            if str(error) not in self.bad:
+                logging.getLogger(__name__).warning(f"{error}; another picture stands in for it")
+            self.bad.add(str(error))
+            if len(self.bad) > MOST_BAD_IMAGES:
+                raise InputError(
+                    f"more than {MOST_BAD_IMAGES} pictures cannot be read any more, such as "
+                    f"{some(sorted(self.bad), 3)}; is their disk there?"
+                ) from error
+            return None
 
 
 def _from_config(cfg: CfgNode, **kwargs: Any) -> dict[str, Any]:
     check_config_proposals(cfg, "TRAIN", cfg.DATASETS.TRAIN)
     # TrainingSampler takes its seed from NumPy's generator.
     seed_generators(cfg.SEED)
-    return {**_train_loader_from_config(cfg, **kwargs), "seed": cfg.SEED}
+    kwargs.setdefault("mapper", PictureMapper(cfg, is_train=True))
+    return {
+        **_train_loader_from_config(cfg, **kwargs),
+        "seed": cfg.SEED,
+        "skip_bad_images": cfg.DATALOADER.SKIP_BAD_IMAGES,
+    }
 
 
 @configurable(from_config=_from_config)
@@ -125,6 +161,7 @@ def build_train_loader(
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    skip_bad_images: bool = False,
     **kwargs: Any,
 ) -> TrainLoader:
     """Detectron2's build_detection_train_loader, for batches that can be begun anywhere.
@@ -140,6 +177,7 @@ def build_train_loader(
         aspect_ratio_grouping: whether a batch has upright or lying images only.
         num_workers: loading processes.
         collate_fn: makes a batch of samples; by default their list.
+        skip_bad_images: see :class:`TrainLoader`.
         kwargs: for torch's DataLoader.
 
     Raises:
@@ -161,6 +199,7 @@ def build_train_loader(
         total_batch_size // comm.get_world_size(),
         seed,
         num_workers,
+        skip_bad_images,
         collate_fn=collate_fn or list,
         **kwargs,
     )

@@ -30,7 +30,7 @@ __all__ = ["begin_or_resume"]
 # and how the same is computed.
 _MAY_CHANGE = re.compile(
     r"SOLVER\.(?!IMS_PER_BATCH|IMS_PER_GPU|ACCUMULATE_STEPS|REFERENCE_WORLD_SIZE).*"
-    r"|TEST\..*|.*_TEST|DATASETS\.TEST|DATALOADER\.NUM_WORKERS|MODEL\.DEVICE|MODEL\.CHANNELS_LAST"
+    r"|TEST\..*|.*_TEST|DATASETS\.TEST|DATALOADER\.(NUM_WORKERS|SKIP_BAD_IMAGES)|MODEL\.DEVICE|MODEL\.CHANNELS_LAST"
     r"|MODEL\.GN\.RECOMPUTE|MODEL\.BACKBONE\.COMPILE|CUDNN_BENCHMARK|FLOAT32_PRECISION|VIS_PERIOD"
     r"|VERSION"
     r"|optimizer\.(?!_target_).*|lr_multiplier(\..*)?|dataloader\.(test|evaluator)\..*"

@@ -131,6 +131,8 @@ def begin_run(
         copies = written_folder(folder, options) / "datasets"
         data.write_copies(copies, write=options.machine_rank == 0)
     set_data(cfg, data)
+    if not isinstance(cfg, DictConfig) and options.skip_bad_images:
+        cfg.DATALOADER.SKIP_BAD_IMAGES = True
     register_folders(data.folders)
     return data
 

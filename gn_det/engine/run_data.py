@@ -87,6 +87,7 @@ def check_data(
     categories: Sequence[Sequence[int | str]] = (),
     masks: bool = True,
     keypoints: bool = False,
+    value_range: Sequence[float] = (),
 ) -> RunData:
     """Settle and check what a run trains and evaluates on.
 
@@ -98,6 +99,7 @@ def check_data(
         categories: DATASETS.CATEGORIES of the config, which the folders must declare; --train
             replaces them.
         masks, keypoints: whether the model learns such.
+        value_range: see :func:`gn_det.data.pictures.read_picture`.
 
     Raises:
         InputError: data that a run would fail on, or silently learn nothing from.
@@ -126,7 +128,7 @@ def check_data(
     )
     for name in [*([] if options.eval_only else train), *test]:
         if name not in by_name:
-            _check_registered_images(name)
+            _check_registered_images(name, value_range)
             if name in test:
                 check_evaluator(name)
             continue
@@ -138,6 +140,7 @@ def check_data(
             known=data.categories,
             crowds_as_objects=options.crowds_as_objects,
             strict=options.refuse_bad_annotations,
+            value_range=value_range,
         )
         dataset = checked.dataset
         data.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
@@ -165,6 +168,7 @@ def check_config_data(cfg: CfgNode | DictConfig, options: RunOptions) -> RunData
             _names(loaders.train),
             _names(loaders.test),
             masks=loaders.train.mapper.get("use_instance_mask", False),
+            value_range=loaders.train.mapper.get("value_range", ()),
         )
         if data.folders and loaders.train.mapper.get("use_keypoint", False):
             raise InputError("--train and --val have no keypoints for a LazyConfig; use a YAML one")
@@ -179,6 +183,7 @@ def check_config_data(cfg: CfgNode | DictConfig, options: RunOptions) -> RunData
         categories=cfg.DATASETS.CATEGORIES,
         masks=cfg.MODEL.MASK_ON,
         keypoints=cfg.MODEL.KEYPOINT_ON,
+        value_range=cfg.INPUT.VALUE_RANGE,
     )
     _check_sigmas(cfg, data)
     if data.folders and cfg.MODEL.META_ARCHITECTURE in ("SemanticSegmentor", "PanopticFPN"):
@@ -263,8 +268,8 @@ def _has_objects_left(checked: CheckedFolder) -> bool:
     )
 
 
-def _check_registered_images(name: str) -> None:
-    dataset, bad = check_registered(name)
+def _check_registered_images(name: str, value_range: Sequence[float]) -> None:
+    dataset, bad = check_registered(name, value_range)
     if bad:
         named = _named(bad, 5)
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 import detectron2.modeling
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.evaluation import verify_results
 from detectron2.solver import build_lr_scheduler, build_optimizer
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
+from gn_det.data.mapper import PictureMapper
 from gn_det.data.proposals import check_config_proposals
 from gn_det.data.train_loader import build_train_loader, set_up_worker
 from gn_det.engine.building import building
@@ -111,7 +113,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 class _Evaluation(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        loader = super().build_test_loader(cfg, dataset_name)
+        mapper = PictureMapper(cfg, is_train=False)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
         loader.worker_init_fn = set_up_worker
         return loader
 

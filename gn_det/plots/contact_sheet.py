@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data.detection_utils import read_image
-
 from gn_det.data.coco import read_coco
+from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
 from gn_det.plots.figures import new_figure, save_figure
 from gn_det.plots.overlay import draw_objects
@@ -23,6 +23,7 @@ def contact_sheet(
     png: str | Path,
     num_images: int = 6,
     score_threshold: float = 0.5,
+    value_range: Sequence[float] = (),
 ) -> None:
     """Draw some images of a split twice: with their annotations and with the predictions.
 
@@ -33,6 +34,7 @@ def contact_sheet(
         png: file to write.
         num_images: how many, evenly spaced over the split.
         score_threshold: predictions below are left out.
+        value_range: see :func:`gn_det.data.pictures.read_picture`.
 
     Raises:
         InputError: a file that cannot be read.
@@ -58,7 +60,8 @@ def contact_sheet(
     for axes in grid.ravel():
         axes.axis("off")
     for image, (left, right) in zip(chosen, grid, strict=False):
-        pixels = read_image(str(Path(image_root) / image["file_name"]), format="RGB")
+        size = (image["width"], image["height"])
+        pixels = read_picture(Path(image_root) / image["file_name"], "RGB", value_range, size)
         left.imshow(draw_objects(pixels, truths[image["id"]], names))
         left.set_title(f"{image['file_name']}: ground truth", fontsize=9)
         right.imshow(draw_objects(pixels, predictions[image["id"]], names))

@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader
 from gn_det.engine.step import AccumulatingTrainer
 from gn_det.errors import InputError
@@ -60,8 +60,8 @@ def training_pairs(
     cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 2, 0
 
     def batches(*resizing: T.Augmentation) -> list[Pair]:
-        augmentations = DatasetMapper.from_config(cfg, is_train=True)["augmentations"]
-        mapper = DatasetMapper(cfg, is_train=True, augmentations=[*augmentations, *resizing])
+        augmentations = PictureMapper.from_config(cfg, is_train=True)["augmentations"]
+        mapper = PictureMapper(cfg, is_train=True, augmentations=[*augmentations, *resizing])
         return list(itertools.islice(build_train_loader(cfg, mapper=mapper), _CANDIDATES))
 
     pairs = batches()

@@ -92,5 +92,5 @@ def test_what_is_no_set_is_an_error(folder: Path, tmp_path: Path) -> None:
 def test_a_file_that_is_no_picture_is_named(folder: Path) -> None:
     (folder / "val" / "cat" / "0.png").write_text("text")
     _, val = load_images(str(folder))
-    with pytest.raises(InputError, match=r"val/cat/0\.png is no image"):
+    with pytest.raises(InputError, match=r"val/cat/0\.png is not an image"):
         val[0]

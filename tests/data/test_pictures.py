@@ -1,90 +1,300 @@
-"""Images that training would fail on are found before it, and told."""
+"""Every kind of picture is read as a person sees it, or refused by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import warnings
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from gn_det import InputError
-from gn_det.data.pictures import find_bad_images, image_problem, picture_size
+from gn_det.data.bad_images import image_problem
+from gn_det.data.pictures import PictureError, picture_size, read_picture
+
+WIDTH, HEIGHT = 64, 40
+RAMP = np.tile(np.linspace(0, 1, WIDTH), (HEIGHT, 1))
+GRAY = np.round(RAMP * 255).astype(np.uint8)
+RGB = np.stack([GRAY, GRAY[:, ::-1], np.full_like(GRAY, 77)], -1)
+COLOURS = Image.fromarray(RGB)
+GRAYS = np.repeat(GRAY[..., None], 3, -1)
+# Transparent to the left.
+SEEN_ON_WHITE = np.round(255 + (RGB.astype(float) - 255) * RAMP[..., None]).astype(np.uint8)
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Callable[..., Path]:
-    def write(suffix: str = ".jpg", size: tuple[int, int] = (20, 10), **options: object) -> Path:
-        noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
-        path = tmp_path / f"picture{suffix}"
-        Image.fromarray(noise).save(path, **options)
-        return path
-
-    return write
+def translucent() -> Image.Image:
+    image = COLOURS.convert("RGBA")
+    image.putalpha(Image.fromarray(GRAY))
+    return image
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff"])
-def test_a_sound_picture_passes(picture: Callable[..., Path], suffix: str) -> None:
-    assert image_problem(picture(suffix), 10, 20) is None
+def pillow(image: Image.Image, **options: object):
+    return lambda path: image.save(path, **options)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-@pytest.mark.parametrize("kept", [0.98, 0.5])
-def test_a_truncated_picture_is_found(
-    picture: Callable[..., Path], suffix: str, kept: float
+def opencv(values: np.ndarray):
+    return lambda path: path.write_bytes(cv2.imencode(path.suffix, values)[1].tobytes())
+
+
+def deep(values: np.ndarray):
+    return pillow(Image.fromarray(values))
+
+
+# Suffix, how it is written, what is seen, and by how much a value may differ.
+PICTURES = {
+    "gray": (".png", pillow(Image.fromarray(GRAY)), GRAYS, 0),
+    "gray JPEG": (".jpg", pillow(Image.fromarray(GRAY), quality=95), GRAYS, 4),
+    "colour": (".png", pillow(COLOURS), RGB, 0),
+    "colour JPEG": (".jpg", pillow(COLOURS, quality=98, subsampling=0), RGB, 8),
+    "progressive JPEG": (".jpg", pillow(COLOURS, quality=98, progressive=True), RGB, 30),
+    "BMP": (".bmp", pillow(COLOURS), RGB, 0),
+    "GIF": (".gif", pillow(Image.fromarray(GRAY)), GRAYS, 0),
+    "PPM": (".ppm", pillow(COLOURS), RGB, 0),
+    "TIFF": (".tif", pillow(COLOURS), RGB, 0),
+    "TIFF with LZW": (".tif", pillow(COLOURS, compression="tiff_lzw"), RGB, 0),
+    "WEBP": (".webp", pillow(COLOURS, lossless=True), RGB, 0),
+    "JPEG 2000": (".jp2", pillow(COLOURS), RGB, 1),
+    "AVIF": (".avif", pillow(COLOURS, quality=100), RGB, 12),
+    "TGA": (".tga", pillow(COLOURS), RGB, 0),
+    "palette": (".png", pillow(Image.fromarray(GRAY).convert("P")), GRAYS, 0),
+    "opaque alpha": (".png", pillow(COLOURS.convert("RGBA")), RGB, 0),
+    "alpha": (".png", pillow(translucent()), SEEN_ON_WHITE, 1),
+    "alpha WEBP": (".webp", pillow(translucent(), lossless=True, exact=True), SEEN_ON_WHITE, 1),
+    "alpha TIFF": (".tif", pillow(translucent()), SEEN_ON_WHITE, 1),
+    "gray and alpha": (".png", pillow(COLOURS.convert("L").convert("LA")), None, 0),
+    "transparent colour": (".png", pillow(Image.fromarray(GRAY), transparency=0), None, 0),
+    "transparent palette": (".png", pillow(COLOURS.quantize(16), transparency=0), None, 0),
+    "one bit": (
+        ".png",
+        pillow(Image.fromarray(GRAY > 127)),
+        np.repeat(((GRAY > 127) * 255).astype(np.uint8)[..., None], 3, -1),
+        0,
+    ),
+    "CMYK TIFF": (".tif", pillow(COLOURS.convert("CMYK")), RGB, 2),
+    "CMYK JPEG": (".jpg", pillow(COLOURS.convert("CMYK"), quality=98), RGB, 20),
+    "16 bits PNG": (".png", deep((RAMP * 65535).astype(np.uint16)), GRAYS, 1),
+    "16 bits TIFF": (".tif", deep((RAMP * 65535).astype(np.uint16)), GRAYS, 1),
+    "16 bits big-endian TIFF": (".tif", deep((RAMP * 65535).astype(">u2")), GRAYS, 1),
+    "16 bits PGM": (".pgm", opencv((RAMP * 65535).astype(np.uint16)), GRAYS, 1),
+    "16 bits JPEG 2000": (".jp2", deep((RAMP * 65535).astype(np.uint16)), GRAYS, 1),
+    "16 bits colour PNG": (".png", opencv(RGB[..., ::-1].astype(np.uint16) * 257), RGB, 0),
+    "16 bits colour TIFF": (".tif", opencv(RGB[..., ::-1].astype(np.uint16) * 257), RGB, 0),
+    "floats": (".tif", deep(RAMP.astype(np.float32)), GRAYS, 1),
+    "colour floats": (".tif", opencv((RGB[..., ::-1] / 255).astype(np.float32)), RGB, 1),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_picture_is_read_as_it_is_seen(kind: str, tmp_path: Path) -> None:
+    suffix, write, seen, tolerance = PICTURES[kind]
+    path = tmp_path / f"picture{suffix}"
+    write(path)
+    read = read_picture(path, "RGB")
+    assert read.dtype == np.uint8 and read.shape == (HEIGHT, WIDTH, 3)
+    if seen is not None:
+        assert np.abs(read.astype(int) - seen).max() <= tolerance
+    assert np.array_equal(read_picture(path), read[..., ::-1])
+    assert image_problem(path, HEIGHT, WIDTH) is None
+    assert picture_size(path) == (WIDTH, HEIGHT) if kind != "colour floats" else True
+
+
+TWELVE = (RAMP * 4095).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "values", "value_range"),
+    [
+        (".png", TWELVE, (0, 4095)),
+        (".tif", TWELVE, (0, 4095)),
+        (".tif", (RAMP * 100000).astype(np.int32), (0, 100000)),
+        (".tif", (RAMP * 255).astype(np.float32), (0, 255)),
+        (".tif", (RAMP * 2000 - 1000).astype(np.float32), (-1000, 1000)),
+        (".tif", np.repeat((RAMP * 4095).astype(np.uint16)[..., None], 3, -1), (0, 4095)),
+    ],
+)
+def test_a_range_scales_what_has_more_than_eight_bits(
+    suffix: str, values: np.ndarray, value_range: tuple, tmp_path: Path
 ) -> None:
-    path = picture(suffix, size=(200, 100))
-    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    assert image_problem(path, 100, 200) == "truncated"
+    path = tmp_path / f"picture{suffix}"
+    (opencv if values.ndim == 3 else deep)(values)(path)
+    read = read_picture(path, "RGB", value_range)
+    assert np.abs(read.astype(int) - GRAYS).max() <= 1
+    plain = tmp_path / "gray.png"
+    Image.fromarray(GRAY).save(plain)
+    assert np.array_equal(read_picture(plain, "RGB", value_range), GRAYS)
 
 
-def test_bytes_after_the_end_marker_are_no_fault(picture: Callable[..., Path]) -> None:
-    path = picture()
-    path.write_bytes(path.read_bytes() + b"\0" * 100)
-    assert image_problem(path, 10, 20) is None
-
-
-def test_missing_empty_and_foreign_files_are_found(tmp_path: Path) -> None:
-    (tmp_path / "empty.jpg").touch()
-    (tmp_path / "text.jpg").write_text("not a picture at all")
-    assert image_problem(tmp_path / "nowhere.jpg", 1, 1) == "missing"
-    assert image_problem(tmp_path / "empty.jpg", 1, 1) == "empty"
-    assert image_problem(tmp_path / "text.jpg", 1, 1) == "not an image"
-
-
-def test_a_file_in_place_of_the_folder_is_told(picture: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match=r"picture\.jpg is not a folder of images"):
-        find_bad_images([], picture())
-
-
-def test_a_picture_that_is_too_large_to_open_is_told(
-    picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((RAMP * 100000).astype(np.int32), "integers from 0 to 100000, .*INPUT.VALUE_RANGE"),
+        ((RAMP * 255).astype(np.float32), "values from 0 to 255, .*INPUT.VALUE_RANGE"),
+        (np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32), "values that are not finite"),
+    ],
+)
+def test_values_without_a_range_are_refused(
+    values: np.ndarray, message: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    assert image_problem(picture(), 10, 20) == "too large for Pillow to open"
+    path = tmp_path / "picture.tif"
+    deep(values)(path)
+    with pytest.raises(PictureError, match=f"picture.tif has {message}"):
+        read_picture(path)
+    assert image_problem(path, HEIGHT, WIDTH).startswith("has ")
 
 
-def test_a_size_other_than_the_jsons_is_found(picture: Callable[..., Path]) -> None:
-    assert image_problem(picture(), 20, 10) == "20x10 where the JSON says 10x20"
+STORE = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
-def test_a_picture_that_exif_turns_has_the_size_of_the_upright_one(
-    picture: Callable[..., Path],
-) -> None:
+@pytest.mark.parametrize("orientation", STORE)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_a_tag_turns_a_picture_once(suffix: str, orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / f"picture{suffix}"
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    path = picture(size=(20, 10), exif=exif)
-    assert image_problem(path, 20, 10) is None
-    assert image_problem(path, 10, 20) is not None
-    assert picture_size(path) == (10, 20)
+    exif[0x0112] = orientation
+    turn = STORE[orientation]
+    stored = COLOURS if turn is None else COLOURS.transpose(turn)
+    quality = {".jpg": {"quality": 98, "subsampling": 0}, ".webp": {"lossless": True}}
+    stored.save(path, exif=exif, **quality.get(suffix, {}))
+    assert np.abs(read_picture(path, "RGB").astype(int) - RGB).max() <= 8
+    assert picture_size(path) == (WIDTH, HEIGHT)
+    assert image_problem(path, HEIGHT, WIDTH) is None
+    if orientation >= 5:  # one that is wanted as it is stored
+        as_stored = read_picture(path, "RGB", size=(HEIGHT, WIDTH))
+        assert np.abs(as_stored.astype(int) - np.asarray(stored)).max() <= 8
+        assert image_problem(path, WIDTH, HEIGHT) == "64x40 where the JSON says 40x64"
 
 
-def test_all_bad_images_are_listed_in_order(picture: Callable[..., Path]) -> None:
-    path = picture()
-    images = [
-        {"id": i, "file_name": name, "height": 10, "width": 20}
-        for i, name in enumerate(["lost.jpg", path.name, "gone.jpg"])
-    ]
-    bad = find_bad_images(images, path.parent)
-    assert [(image["id"], problem) for image, problem in bad] == [(0, "missing"), (2, "missing")]
+@pytest.mark.parametrize("orientation", list(STORE)[1:])
+def test_a_tag_turns_a_tiff_of_several_deep_channels_once(orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / "picture.tif"
+    values = np.asarray(COLOURS.transpose(STORE[orientation])).astype(np.uint16)[..., ::-1] * 257
+    opencv(values)(path)
+    # OpenCV writes no orientation: take the place of the tag that says what is the default.
+    data, planar = bytearray(path.read_bytes()), b"\x1c\x01\x03\x00\x01\x00\x00\x00"
+    place = data.index(planar)
+    data[place : place + 2] = (274).to_bytes(2, "little")
+    data[place + 8 : place + 10] = orientation.to_bytes(2, "little")
+    path.write_bytes(data)
+    assert np.array_equal(read_picture(path, "RGB"), RGB)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".bmp", ".gif", ".jpg", ".jp2"])
+@pytest.mark.parametrize("kept", [0.9, 0.5, 0.1])
+def test_a_truncated_picture_is_found_before_training(
+    suffix: str, kept: float, tmp_path: Path
+) -> None:
+    path = tmp_path / f"picture{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    assert image_problem(path, HEIGHT, WIDTH) is not None
+    with pytest.raises(PictureError, match=f"picture{suffix} is "):
+        read_picture(path)
+
+
+def test_a_picture_that_is_damaged_in_the_middle_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 100] = bytes(100)
+    path.write_bytes(data)
+    assert image_problem(path, HEIGHT, WIDTH).startswith("damaged")
+
+
+@pytest.mark.parametrize("behind", [b"\0" * 9000, b"\0\0\0\x18ftypmp42" + bytes(range(255)) * 90])
+def test_what_phones_put_behind_a_whole_jpeg_is_no_fault(behind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    COLOURS.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + behind)
+    assert image_problem(path, HEIGHT, WIDTH) is None
+    path.write_bytes(whole[:-300] + behind.replace(b"\xff\xd9", b"\xff\x00"))
+    assert image_problem(path, HEIGHT, WIDTH) == "truncated"
+
+
+def test_a_thumbnails_end_is_not_that_of_the_picture(tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    COLOURS.resize((640, 400)).save(path, exif=b"Exif\0\0thumbnail\xff\xd8\xff\xd9")
+    assert image_problem(path, 400, 640) is None
+    path.write_bytes(path.read_bytes()[:-200])
+    assert image_problem(path, 400, 640) == "truncated"
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
+def test_the_first_picture_of_several_counts(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"picture{suffix}"
+    frames = [Image.fromarray(GRAY[:, ::-1]).convert("RGB")]
+    options = {"lossless": True} if suffix == ".webp" else {}
+    first = Image.fromarray(GRAY).convert("RGB")
+    first.save(path, save_all=True, append_images=frames, **options)
+    assert np.abs(read_picture(path, "RGB").astype(int) - GRAYS).max() <= 4
+
+
+FOREIGN = {
+    "paper.jpg": (b"%PDF-1.7 ...", "is a PDF; convert it to PNG or JPEG"),
+    "drawing.png": (b"<svg xmlns='...'></svg>", "is an SVG"),
+    "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0", "is an HEIC picture"),
+    "clip.jpg": (b"\0\0\0\x18ftypmp42\0\0\0\0", "is a video"),
+    "page.jpg": (b"<!DOCTYPE html>", "is an HTML page"),
+    "text.jpg": (b"nothing at all", "is not an image"),
+    "empty.jpg": (b"", "is empty"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_no_picture_is_named_for_what_it_is(name: str, tmp_path: Path) -> None:
+    content, message = FOREIGN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PictureError, match=f"{name} {message}"):
+        read_picture(tmp_path / name)
+
+
+def test_pipes_and_folders_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name in ("pipe.jpg", ""):
+        with pytest.raises(PictureError, match="is not a file"):
+            read_picture(tmp_path / name)
+    with pytest.raises(PictureError, match=r"gone\.jpg is missing"):
+        read_picture(tmp_path / "gone.jpg")
+
+
+def test_bands_that_are_no_colours_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bands.tif"
+    cv2.imwritemulti(str(path), [GRAY] * 5)  # pages: the first counts
+    assert np.array_equal(read_picture(path, "RGB"), GRAYS)
+
+
+def test_a_large_picture_is_read_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.png"
+    COLOURS.save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_picture(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(PictureError, match="is too large for Pillow to open"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("format", ["BGR", "RGB", "L", "YUV-BT.601"])
+def test_formats_are_detectron2s(format: str, tmp_path: Path) -> None:
+    from detectron2.data.detection_utils import read_image
+
+    path = tmp_path / "picture.png"
+    COLOURS.save(path)
+    assert np.array_equal(read_picture(path, format), read_image(str(path), format))

@@ -13,8 +13,8 @@ import pytest
 from pycocotools.coco import COCO
 
 from gn_det import InputError
+from gn_det.data.bad_images import find_bad_images
 from gn_det.data.coco import Findings, normalise, read_coco
-from gn_det.data.pictures import find_bad_images
 from gn_det.data.shapes import CATEGORIES, draw_image, generate_shapes
 
 

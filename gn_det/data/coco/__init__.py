@@ -5,12 +5,12 @@ form that pycocotools and Detectron2 read (:func:`normalise`). :class:`Findings`
 mended, dropped, suspicious or refused on the way.
 """
 
+from gn_det.data.bad_images import find_bad_images, image_problem
 from gn_det.data.coco.findings import Findings
 from gn_det.data.coco.images import other_sizes
 from gn_det.data.coco.keypoints import flip_pairs, keypoint_names
 from gn_det.data.coco.normalise import normalise
 from gn_det.data.coco.read import read_coco
-from gn_det.data.pictures import find_bad_images, image_problem
 
 __all__ = [
     "Findings",

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
+from gn_det.data.bad_images import find_bad_images
 from gn_det.data.coco.file_names import can_be_named, find_files, leaves_folder
 from gn_det.data.coco.findings import Findings, shown
 from gn_det.data.coco.values import whole_number
-from gn_det.data.pictures import find_bad_images, picture_size
+from gn_det.data.pictures import PictureError, picture_size
 from gn_det.errors import InputError
 
 __all__ = ["normalise_images", "other_sizes"]
 
 _LONGEST_SIDE = 200_000  # pixels; drawing polygons takes memory in proportion
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def normalise_images(
@@ -110,7 +109,7 @@ def _mend_size(image: dict[str, Any], root: str | Path, findings: Findings) -> N
     if None in size or min(size) < 1 or max(size) > _LONGEST_SIDE:
         try:
             size = picture_size(Path(root) / image["file_name"])
-        except _UNREADABLE:
+        except PictureError:
             image["width"] = image["height"] = None
             return
         what = "images without a possible width and height: those of the files"
@@ -121,13 +120,14 @@ def _mend_size(image: dict[str, Any], root: str | Path, findings: Findings) -> N
 
 
 def other_sizes(
-    bad: list[tuple[dict[str, Any], str]], root: str | Path
+    bad: list[tuple[dict[str, Any], str]], root: str | Path, value_range: Sequence[float] = ()
 ) -> dict[int, tuple[int, int]]:
     """Pictures with which nothing is wrong but that their size is another than the JSON says.
 
     Args:
         bad: (picture, what is wrong) as :func:`gn_det.data.pictures.find_bad_images` returned it.
         root: the folder.
+        value_range: see :func:`gn_det.data.pictures.read_picture`.
 
     Returns:
         (width, height) of their files by the id of the picture.
@@ -136,8 +136,8 @@ def other_sizes(
     for image, _ in bad:
         try:
             width, height = picture_size(Path(root) / image["file_name"])
-        except _UNREADABLE:
+        except PictureError:
             continue
         resized.append({**image, "width": width, "height": height})
-    still_bad = {image["id"] for image, _ in find_bad_images(resized, root)}
+    still_bad = {image["id"] for image, _ in find_bad_images(resized, root, value_range)}
     return {i["id"]: (i["width"], i["height"]) for i in resized if i["id"] not in still_bad}

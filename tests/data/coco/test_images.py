@@ -11,8 +11,8 @@ from PIL import Image
 from support.coco import HEIGHT, WIDTH, dataset
 
 from gn_det import InputError
+from gn_det.data.bad_images import find_bad_images
 from gn_det.data.coco import other_sizes
-from gn_det.data.pictures import find_bad_images
 
 Normalised = Callable[..., tuple[dict, Any]]
 
