@@ -28,6 +28,7 @@ from gn_det.data.datasets import register_folders
 from gn_det.engine.command import RunOptions
 from gn_det.engine.launch import check_processes
 from gn_det.engine.run_data import RunData, check_config_data, set_data, wrapped_model
+from gn_det.engine.terminal import PrintableFilter
 from gn_det.errors import InputError
 from gn_det.utils import PARTIAL, make_folder, reason_of, with_null, write_atomically
 
@@ -295,7 +296,9 @@ def set_up_process(
     """
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "gn_det"):
-        setup_logger(str(output_dir), distributed_rank=rank, name=name)
+        logger = setup_logger(str(output_dir), distributed_rank=rank, name=name)
+        for handler in logger.handlers:
+            handler.addFilter(PrintableFilter())
     seed = _run_seed(Path(output_dir), seed, resume)
     if comm.is_main_process():
         clear_half_written(Path(output_dir))

@@ -15,7 +15,7 @@ from gn_det.data.proposals import check_config_proposals, check_proposals
 from gn_det.engine.command import RunOptions
 from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
-from gn_det.utils import some
+from gn_det.utils import printable, some
 
 __all__ = ["RunData", "check_config_data", "check_data", "set_data", "wrapped_model"]
 
@@ -49,7 +49,8 @@ class RunData:
         for index, folder in enumerate(self.folders):
             if folder.name in self.bad_images:
                 dataset, bad = self.bad_images[folder.name]
-                print(f"{folder.json_file}: continuing without {_describe(bad, dataset)}")
+                without = _describe(bad, dataset)
+                print(printable(f"{folder.json_file}: continuing without {without}"))
                 images = [image for image, _ in bad]
                 self.folders[index] = without_images(
                     folder, dataset, images, output_dir / "datasets"
