@@ -26,7 +26,7 @@ from gn_det.config import load_config
 from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
 from gn_det.plots.overlay import draw_objects
-from gn_det.utils import check_regular_file, make_folder, some, write_atomically
+from gn_det.utils import check_regular_file, make_folder, printable, some, write_atomically
 
 IMAGE_SUFFIXES = {*Image.registered_extensions()} - {".pdf", ".mpg", ".mpeg"}
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -50,7 +50,7 @@ def main() -> int:
         try:
             demo.run(path, output, image_id)
         except UNREADABLE as error:
-            failures.append(f"{path}: {' '.join(str(error).split())}")
+            failures.append(printable(f"{path}: {' '.join(str(error).split())}"))
     print(f"{len(inputs) - len(failures)} of {len(inputs)} inputs drawn to {args.output}")
     if args.json:
         write_atomically(args.json, json.dumps(demo.results))
@@ -179,7 +179,9 @@ class Demo:
         fps = video.get(cv2.CAP_PROP_FPS) or 25.0
         total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
         writer = None
-        frames = tqdm(_frames(video), total=total, desc=path.name, unit="frame", leave=False)
+        frames = tqdm(
+            _frames(video), total=total, desc=printable(path.name), unit="frame", leave=False
+        )
         for number, frame in enumerate(frames):
             drawn = self._draw(frame, {**where, "frame": number})
             if writer is None:

@@ -6,6 +6,8 @@ __all__ = ["InputError"]
 class InputError(ValueError):
     """Input that the caller can correct. The message is one line: the values, and what to do.
 
+    Names and values in it may be foreign text: what is not printable becomes its escape.
+
     The programs in tools/ print it without a stack trace and exit with status 2. Any other
     exception is a defect, and keeps its trace.
 
@@ -18,8 +20,10 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
+        from gn_det.utils import printable  # whose functions raise this
+
         # PyTorch's DataLoader raises a worker's exception anew, with its trace as the message.
         name = type(self).__name__
         if message.startswith(f"Caught {name} in DataLoader worker"):
             message = message.strip().splitlines()[-1].partition(f"{name}: ")[2]
-        super().__init__(message)
+        super().__init__(printable(message))

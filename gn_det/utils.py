@@ -20,10 +20,12 @@ __all__ = [
     "PARTIAL",
     "check_regular_file",
     "make_folder",
+    "markdown",
     "nearest",
     "printable",
     "reason_of",
     "some",
+    "table",
     "unwritable",
     "whole_file",
     "with_null",
@@ -32,6 +34,12 @@ __all__ = [
 ]
 
 PARTIAL = ".partial"  # what is being written, beside what it will be
+
+# Not printable to Python, and part of emoji and of Persian and Indic words.
+_JOINERS = "\u200c\u200d"
+# What would end a cell, or be set as code or HTML, as entities: a backslash before it does not help
+# where another one precedes.
+_MARKDOWN = {ord(character): f"&#{ord(character)};" for character in "&<`|"}
 
 
 def check_regular_file(path: str | Path, what: str) -> None:
@@ -75,12 +83,51 @@ def nearest(name: str, candidates: Sequence[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
-def printable(text: object) -> str:
-    """A foreign text on one line: what cannot be printed becomes its escape."""
+def printable(text: object, keep: str = "") -> str:
+    """A foreign text as it can be shown: in one line, what is not printable as its escape.
+
+    Names that come from a file may hold escape sequences, line breaks and marks that turn the
+    direction of writing. Letters of all scripts and emoji stay.
+
+    Args:
+        text: of which str() is shown.
+        keep: characters to leave as they are, such as line breaks between lines of ours.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-        for c in str(text)
+        character
+        if character.isprintable() or character in _JOINERS or character in keep
+        else character.encode("unicode_escape").decode()
+        for character in text
     )
+
+
+def markdown(text: object) -> str:
+    """A foreign text for a Markdown page or table, :func:`printable` and without markup."""
+    return printable(text).translate(_MARKDOWN).replace("](", "]&#40;")  # of links and pictures
+
+
+def table(
+    rows: Iterable[Sequence[object]],
+    headers: Sequence[str] = (),
+    tablefmt: str = "simple",
+    **options: Any,
+) -> str:
+    """tabulate's table of cells that may hold foreign text.
+
+    Args:
+        rows, headers: texts in them become :func:`printable`, or :func:`markdown` for "github".
+        tablefmt, **options: of tabulate.
+    """
+    from tabulate import tabulate  # which `import gn_det` does without
+
+    shown = markdown if tablefmt == "github" else printable
+    cells = [
+        [shown(cell) if isinstance(cell, (str, Path)) else cell for cell in row] for row in rows
+    ]
+    return tabulate(cells, list(map(shown, headers)), tablefmt=tablefmt, **options)
 
 
 def some(items: Iterable[object], most: int) -> str:

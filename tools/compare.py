@@ -43,7 +43,7 @@ from gn_det.studies.comparison.report import (
     plot_curves_of,
     results_csv,
 )
-from gn_det.utils import write_atomically
+from gn_det.utils import markdown, write_atomically
 from gn_det.version import __version__
 
 
@@ -186,21 +186,23 @@ def report_text(
     costs: Sequence[Cost],
 ) -> str:
     """The report in Markdown."""
-    beside = [name for name in recipes if name not in compared]
+    names = markdown(", ".join(compared))
+    beside = markdown(", ".join(name for name in recipes if name not in compared))
     seeds = sorted({o.seed for o in results})
     first = next(iter(compared.values()))
     differing = "\n".join(
-        f"- `{key}`: " + ", ".join(f"{value!r} in {name}" for name, value in values.items())
+        f"- `{key}`: "
+        + ", ".join(markdown(f"{value!r} in {name}") for name, value in values.items())
         for key, values in differences(recipes).items()
     )
     failed = "".join(
-        f"- {o.recipe}, {o.ims_per_gpu} at a time, seed {o.seed}: {o.failure}\n"
+        f"- {markdown(o.recipe)}, {o.ims_per_gpu} at a time, seed {o.seed}: {markdown(o.failure)}\n"
         for o in results
         if o.failure
     )
-    return f"""# Comparison of {", ".join(compared)}
+    return f"""# Comparison of {names}
 
-COCO AP on {held_out} after training, mean ± sample standard deviation over
+COCO AP on {markdown(held_out)} after training, mean ± sample standard deviation over
 {len(seeds)} seed{"s" * (len(seeds) > 1)} ({", ".join(map(str, seeds))}), by images on a GPU.
 
 {ap_table(results)}
@@ -218,11 +220,11 @@ forward pass keeps for the backward pass, and the median time of both.
 
 ## What was held equal
 
-Every setting of {", ".join(compared)} but those below: model, heads, data, augmentation, optimizer
+Every setting of {names} but those below: model, heads, data, augmentation, optimizer
 and schedule ({first.SOLVER.MAX_ITER} iterations of {first.SOLVER.IMS_PER_BATCH} images at a
 learning rate of {first.SOLVER.BASE_LR:g}; for other numbers of images the learning rate follows in
 proportion, and all see as many images). Runs of one seed see the same images in the same order.
-{"Shown beside, and not equal: " + ", ".join(beside) + "." if beside else ""}
+{f"Shown beside, and not equal: {beside}." if beside else ""}
 
 {differing}
 {chr(10) + "## What did not finish" + chr(10) * 2 + failed if failed else ""}"""

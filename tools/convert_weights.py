@@ -13,13 +13,12 @@ from typing import Any
 
 from gn_det.engine.command import run_command
 
-from tabulate import tabulate
-
 from gn_det.checkpoint.backbone_file import check_backbone_file, write_backbone
 from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.resnet_layouts import ResNetWeights, resnet_weights, to_detectron
 from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
+from gn_det.utils import table
 
 # ImageNet's, from 0 to 255, in the order R, G, B.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -139,7 +138,7 @@ def summary(resnet: ResNetWeights, config: dict[str, Any], output: Path) -> str:
         ("fragment", fragment),
     ]  # fmt: skip
     use = f"A config takes both: _BASE_: [recipe.yaml, {fragment.name}]"
-    return f"{tabulate(rows, tablefmt='plain')}\n{use}"
+    return f"{table(rows, tablefmt='plain')}\n{use}"
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from gn_det.engine.command import run_command
 
-from tabulate import tabulate
-
 from gn_det.config import load_config
 from gn_det.errors import InputError
 from gn_det.plots.contact_sheet import contact_sheet
 from gn_det.plots.curves import plot_curves
+from gn_det.utils import table
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
             value_range=cfg.INPUT.VALUE_RANGE,
         )
     print("\n" + ap_table(results) + "\n")
-    print(tabulate(places.items(), tablefmt="plain"))
+    print(table(places.items(), tablefmt="plain"))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -72,7 +71,7 @@ def ap_table(results: dict[str, dict[str, float]]) -> str:
         [titles.get(task, task)] + [metrics.get(column) for column in columns]
         for task, metrics in results.items()
     ]
-    return tabulate(rows, headers=["", *columns], floatfmt=".1f", missingval="-")
+    return table(rows, headers=["", *columns], floatfmt=".1f", missingval="-")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def read_weights(file: str | Path, *, wrapped: bool = False) -> dict[str, Any]:
     ):
         found = type(model).__name__
         if isinstance(model, dict):
-            found = some((ascii(str(name))[1:-1] for name in model), 3)
+            found = some(model, 3)
         raise InputError(
             f"{file} holds no weights under 'model' nor at its top, but {found}; save the "
             "model's state_dict alone"
@@ -58,7 +58,7 @@ def read_weights(file: str | Path, *, wrapped: bool = False) -> dict[str, Any]:
     for name, value in model.items():
         if value.layout == torch.strided and value.nbytes > value.untyped_storage().nbytes():
             raise InputError(
-                f"{file} is refused: {name!a} is {tuple(value.shape)}, more than the file "
+                f"{file} is refused: {name!r} is {tuple(value.shape)}, more than the file "
                 "holds of it"
             )
     return loaded

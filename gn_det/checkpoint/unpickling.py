@@ -41,17 +41,12 @@ def unpickle(file: Path) -> Any:
         raise
     except _RefusedError as refused:
         raise InputError(
-            f"{file} is refused: it asks for {_printable(refused)}, and pickles are read that hold "
+            f"{file} is refused: it asks for {refused}, and pickles are read that hold "
             "arrays and plain containers only"
         ) from refused
     except Exception as error:  # whatever operands out of place make of pickle and NumPy
-        reason = _printable(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         raise InputError(f"{file} cannot be read as a pickle: {reason}") from error
-
-
-def _printable(error: Exception) -> str:
-    """What it says, in one line whatever names the file made up."""
-    return ascii(str(error))[1:-1]
 
 
 class _RefusedError(Exception):

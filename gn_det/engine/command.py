@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from detectron2.engine import default_argument_parser
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
+from gn_det.engine.terminal import PrintableStream
 from gn_det.errors import InputError
 from gn_det.utils import unwritable
 
@@ -152,10 +153,12 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Call main and exit with its status (None is 0), 2 for an InputError or a fault of a disk, 130
     for Ctrl-C.
 
-    With ENDS_WITH_PARENT in the environment, the process gets SIGTERM when its parent ends.
+    Whatever is printed passes through a :class:`PrintableStream`. With ENDS_WITH_PARENT in the
+    environment, the process gets SIGTERM when its parent ends.
     """
     if os.environ.pop(ENDS_WITH_PARENT, None):
         _prctl_pr_set_pdeathsig(signal.SIGTERM)
+    sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     try:
         status = main()
     except InputError as error:

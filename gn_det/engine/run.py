@@ -33,6 +33,7 @@ from gn_det.data.datasets import register_folders
 from gn_det.engine.command import RunOptions
 from gn_det.engine.launch import check_processes
 from gn_det.engine.run_data import RunData, check_config_data, set_data, wrapped_model
+from gn_det.engine.terminal import PrintableFilter
 from gn_det.errors import InputError
 from gn_det.utils import (
     PARTIAL,
@@ -335,6 +336,7 @@ def set_up_process(
     for name in ("fvcore", "detectron2", "gn_det"):
         logger = setup_logger(str(output_dir), distributed_rank=rank, name=name)
         for handler in logger.handlers:
+            handler.addFilter(PrintableFilter())
             if isinstance(handler, logging.StreamHandler):
                 handler.handleError = partial(_go_on_without, handler)
     seed = _run_seed(Path(output_dir), seed, resume)

@@ -69,13 +69,13 @@ class RunData:
 def _say(checked: CheckedFolder, place: CocoFolder) -> None:
     file, table = checked.folder.json_file, checked.findings.table()
     if checked.bad_images:
-        print(f"{file}: {_describe(checked)}; the run continues without these")
+        print(printable(f"{file}: {_describe(checked)}; the run continues without these"))
     if checked.needs_copy:
-        print(f"{file} stays as it is; the run uses {place.json_file}")
+        print(printable(f"{file} stays as it is; the run uses {place.json_file}"))
     if table:
         images, annotations = (len(checked.dataset[key]) for key in ("images", "annotations"))
         used = f"{images} images and {annotations} annotations are left"
-        print(f"\nFound in {file}, of which {used}:\n\n{table}\n")
+        print(f"\nFound in {printable(file)}, of which {used}:\n\n{table}\n")
 
 
 def check_data(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
 from omegaconf import DictConfig, OmegaConf
-from tabulate import tabulate
 
 from gn_det.errors import InputError
+from gn_det.utils import table
 
 __all__ = ["Schedule", "resolve_lazy_schedule", "resolve_schedule", "schedule_table"]
 
@@ -189,7 +189,7 @@ def schedule_table(
         "gradients clipped at": _clipping,
     }.items():
         rows.append([title, value(before), value(after)])
-    return tabulate(rows, ["", "reference", "this run"], disable_numparse=True)
+    return table(rows, ["", "reference", "this run"], disable_numparse=True)
 
 
 def _clipping(schedule: Schedule) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tabulate import tabulate
 from torch import nn
 
 from gn_det.injection.fuse import fused_forms
@@ -14,6 +13,7 @@ from gn_det.injection.report import Report
 from gn_det.injection.sites import DEFAULT_SITES, SITES, Slot, find_owners, find_slots
 from gn_det.injection.standardize import why_not_standardizable
 from gn_det.layers import WeightStandardized, default_num_groups
+from gn_det.utils import table
 
 __all__ = ["Audit", "LeftAlone", "NormRow", "audit"]
 
@@ -83,14 +83,14 @@ class Audit(Report):
         ]
         parameters = sum(row.parameters for row in self.rows)
         rows.append(["", f"{self.num_norms} in all", "", "", parameters, "", ""])
-        text = tabulate(
+        text = table(
             rows, headers, tablefmt=style, colalign=["left"] * 2 + ["right"] * 3 + ["left"] * 2
         )
         if any(map(_is_reduced, self.rows)):
             text += "\n\n* the largest divisor of the channels below 32"
         if self.left_alone:
             left = [[each.site, _shortened(each.modules), each.reason] for each in self.left_alone]
-            text += "\n\n" + tabulate(left, ["site", "left alone", "why"], tablefmt=style)
+            text += "\n\n" + table(left, ["site", "left alone", "why"], tablefmt=style)
         return text
 
 

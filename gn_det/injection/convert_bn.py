@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
@@ -20,6 +19,7 @@ from gn_det.injection.least_squares import ChannelFit
 from gn_det.injection.report import Report
 from gn_det.injection.sites import SITES, Layer, Slot, find_slots
 from gn_det.layers import Groups
+from gn_det.utils import markdown, printable, table
 
 __all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn"]
 
@@ -93,13 +93,14 @@ class Calibration(Report):
             for row in self.rows
         ]
         rows.append(["mean", "", "", "", "", self.pass_errors[0], min(self.pass_errors)])
-        text = tabulate(rows, headers, tablefmt=style, floatfmt=".3f", missingval="-")
+        text = table(rows, headers, tablefmt=style, floatfmt=".3f", missingval="-")
         if any(row.constant_channels for row in self.rows):
             text += "\n\nconstant: channels whose normalized input does not vary, with the BN's γ"
         if self.not_reached:
+            shown = markdown if style == "github" else printable
             text += (
                 f"\n\nNot reached by the calibration set, γ and β of the BN kept: "
-                f"{', '.join(self.not_reached)}"
+                f"{', '.join(map(shown, self.not_reached))}"
             )
         return text
 

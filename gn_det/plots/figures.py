@@ -12,9 +12,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from gn_det.errors import InputError
-from gn_det.utils import make_folder, whole_file
+from gn_det.utils import make_folder, printable, whole_file
 
 __all__ = [
     "check_new_png",
@@ -50,7 +51,20 @@ def check_new_png(path: Path) -> None:
 
 
 def save_figure(figure: Figure, png: str | Path, dpi: int = 110) -> None:
-    """Write a figure as a PNG that is complete or not there at all; dpi is pixels per inch."""
+    """Write a figure as a PNG that is complete or not there at all.
+
+    Texts may be names from files: what is not printable is shown as its escape, and dollar signs
+    begin no mathematics.
+
+    Args:
+        figure: from :func:`new_figure`.
+        png: file to write.
+        dpi: pixels per inch.
+    """
+    for text in figure.findobj(Text):
+        if text.get_text():  # the numbers at an axis come later, and may be mathematics
+            text.set_text(printable(text.get_text(), keep="\n"))
+            text.set_parse_math(False)
     with whole_file(Path(png)) as file:
         figure.savefig(file, dpi=dpi, format="png")
 

@@ -10,6 +10,8 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
 
+from gn_det.utils import printable
+
 __all__ = ["draw_objects"]
 
 
@@ -55,7 +57,7 @@ def draw_objects(
 
 def _label(entry: Mapping[str, Any], names: Mapping[int, str]) -> str:
     # matplotlib would set what stands between dollar signs as mathematics.
-    name = names[entry["category_id"]].replace("$", r"\$") if len(names) > 1 else ""
+    name = printable(names[entry["category_id"]]).replace("$", r"\$") if len(names) > 1 else ""
     if "score" in entry:
         return f"{name} {entry['score']:.0%}".strip()
     return f"{name} (crowd)".strip() if entry.get("iscrowd") else name

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tabulate import tabulate
-
 from gn_det.plots.figures import (
     csv_text,
     deviation,
@@ -18,6 +16,7 @@ from gn_det.plots.figures import (
     save_figure,
     set_log2_places,
 )
+from gn_det.utils import printable, table
 
 __all__ = [
     "Cost",
@@ -82,7 +81,7 @@ def ap_table(results: Sequence[RunResult], tablefmt: str = "github") -> str:
         [recipe] + [_cell(_of(results, recipe, n), metric) for metric in metrics for n in numbers]
         for recipe in _recipes(results)
     ]
-    return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True)
+    return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
 
 
 def cost_table(costs: Sequence[Cost], tablefmt: str = "github") -> str:
@@ -100,7 +99,7 @@ def cost_table(costs: Sequence[Cost], tablefmt: str = "github") -> str:
         ]
         for recipe in dict.fromkeys(cost.recipe for cost in costs)
     ]
-    return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True)
+    return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
 
 
 def results_csv(results: Sequence[RunResult]) -> str:
@@ -196,7 +195,7 @@ def plot_cost(costs: Sequence[Cost], png: Path) -> None:
                 label=f"{n} at a time",
             )
             axes.bar_label(bars, fmt="%.0f", fontsize=8)
-        axes.set_xticks(range(len(recipes)), recipes, rotation=20, ha="right")
+        axes.set_xticks(range(len(recipes)), list(map(printable, recipes)), rotation=20, ha="right")
         axes.set(ylabel=title)
         axes.grid(alpha=0.3, axis="y")
     if costs:

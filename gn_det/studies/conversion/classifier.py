@@ -27,7 +27,7 @@ from gn_det.studies.conversion.stages import (
     convert_in_stages,
     write_weights,
 )
-from gn_det.utils import make_folder
+from gn_det.utils import make_folder, markdown
 
 __all__ = ["METRIC", "convert_classifier"]
 
@@ -70,10 +70,10 @@ def convert_classifier(
 
     def report(conversion: Conversion) -> None:
         how = (
-            f"γ, β were fitted on {calibration_images} training images of {recipe.data} (seed "
-            f"{recipe.seed}) to the BN layers of {source}. The error is that of the held-out "
-            "images. [backbone.yaml](backbone.yaml) is for detectors that start from the "
-            "calibrated weights."
+            f"γ, β were fitted on {calibration_images} training images of "
+            f"{markdown(recipe.data)} (seed {recipe.seed}) to the BN layers of {markdown(source)}. "
+            "The error is that of the held-out images. [backbone.yaml](backbone.yaml) is for "
+            "detectors that start from the calibrated weights."
         )
         if fine_tune:
             how += (

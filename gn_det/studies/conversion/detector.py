@@ -29,7 +29,7 @@ from gn_det.studies.conversion.stages import (
     convert_in_stages,
     write_weights,
 )
-from gn_det.utils import write_atomically
+from gn_det.utils import markdown, write_atomically
 
 __all__ = [
     "DetectorBatch",
@@ -101,8 +101,8 @@ def convert_detector(
     def report(conversion: Conversion) -> None:
         how = (
             f"γ, β were fitted on {calibration_images} training images (seed {cfg.SEED}) to the "
-            f"BN layers of {cfg.MODEL.WEIGHTS}. [config.yaml](config.yaml) loads the weights, "
-            f"{WEIGHTS}. It is the config of the model with BN, except for "
+            f"BN layers of {markdown(cfg.MODEL.WEIGHTS)}. [config.yaml](config.yaml) loads the "
+            f"weights, {WEIGHTS}. It is the config of the model with BN, except for "
             f"MODEL.META_ARCHITECTURE {gn_cfg.MODEL.META_ARCHITECTURE}, MODEL.GN.SITES "
             f"{gn_cfg.MODEL.GN.SITES} and MODEL.WEIGHTS. Layers that FREEZE_AT froze stay frozen."
         )

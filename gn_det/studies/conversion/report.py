@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from tabulate import tabulate
 
 from gn_det.injection.convert_bn import Calibration
 from gn_det.plots.figures import new_figure, save_figure
 from gn_det.studies.conversion.stages import Conversion
-from gn_det.utils import with_null, write_atomically
+from gn_det.utils import markdown, table, with_null, write_atomically
 from gn_det.version import __version__
 
 __all__ = ["conversion_report", "plot_conversion", "stage_table", "write_report"]
@@ -61,7 +60,7 @@ def stage_table(metric: str, values: Mapping[str, float], tablefmt: str = "githu
         tablefmt: of tabulate.
     """
     rows = [[stage, f"{value:.4g}"] for stage, value in values.items()]
-    return tabulate(rows, ["", metric], tablefmt=tablefmt, disable_numparse=True)
+    return table(rows, ["", metric], tablefmt=tablefmt, disable_numparse=True)
 
 
 def conversion_report(
@@ -83,7 +82,7 @@ def conversion_report(
     """
     stages = f"## By stage\n\n{stage_table(metric, values)}\n\n" if values else ""
     passes = ", ".join(f"{error:.3f}" for error in calibration.pass_errors)
-    return f"""# {source} from BN to GN
+    return f"""# {markdown(source)} from BN to GN
 
 {how}
 

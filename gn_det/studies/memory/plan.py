@@ -9,12 +9,12 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from matplotlib.ticker import MaxNLocator
-from tabulate import tabulate
 from tqdm import tqdm
 
 from gn_det.errors import InputError
 from gn_det.plots.figures import new_figure, save_figure
 from gn_det.studies.memory.step import VARIANTS, StepMemory, count_step
+from gn_det.utils import table
 
 __all__ = ["MARGIN", "Card", "Step", "advice", "fixed_table", "plan", "plan_table", "plot_plan"]
 
@@ -108,7 +108,7 @@ def plan_table(steps: dict[Step, StepMemory], card: Card, tablefmt: str = "simpl
         ]
         for step, memory in steps.items()
     ]
-    return tabulate(rows, headers, tablefmt=tablefmt, maxheadercolwidths=11)
+    return table(rows, headers, tablefmt=tablefmt, maxheadercolwidths=11)
 
 
 def fixed_table(memory: StepMemory, tablefmt: str = "simple") -> str:
@@ -117,7 +117,7 @@ def fixed_table(memory: StepMemory, tablefmt: str = "simple") -> str:
     rows = [[part, *(_mib(kind.get(part, 0)) for kind in kinds)] for part in memory.parameters]
     rows.append(["in all", *(_mib(sum(kind.values())) for kind in kinds)])
     headers = ["", "parameters", "gradients", "momentum"]
-    return tabulate(rows, headers, tablefmt=tablefmt)
+    return table(rows, headers, tablefmt=tablefmt)
 
 
 def advice(cfg: CfgNode, step: Step, card: Card, sizes: Sequence[tuple[int, int]]) -> str:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from gn_det.plots.figures import (
     csv_text,
     deviation,
@@ -19,6 +17,7 @@ from gn_det.plots.figures import (
     save_figure,
     set_log2_places,
 )
+from gn_det.utils import table
 
 __all__ = [
     "ClassifierResult",
@@ -83,7 +82,7 @@ def error_table(
         rows.append(
             [name, *(mean_and_deviation(_errors(cell, metric), len(cell)) for cell in cells)]
         )
-    return tabulate(rows, [corner, *columns], tablefmt=tablefmt, disable_numparse=True)
+    return table(rows, [corner, *columns], tablefmt=tablefmt, disable_numparse=True)
 
 
 def describe_degradation(trained: Sequence[ClassifierResult]) -> str:

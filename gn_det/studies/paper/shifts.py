@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from gn_det.classification.networks import Classifier, stacked
 from gn_det.plots.figures import csv_text, new_figure, save_figure, set_log2_places
+from gn_det.utils import table
 
 __all__ = [
     "SHIFTS",
@@ -131,7 +131,7 @@ def gap_table(errors: Mapping[str, Errors], tablefmt: str = "github") -> str:
         for shift in SHIFTS
     ]
     headers = ["", "shift", *(_AVERAGES if n is None else f"batches of {n}" for n in sizes)]
-    return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True)
+    return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
 
 
 def plot_gap(errors: Mapping[str, Errors], png: Path) -> None:
