@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 
 from detectron2.engine import default_argument_parser
-from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
+from gn_det.engine.faults import check_open_files, telling_faults
+from gn_det.engine.termination import INTERRUPTED, catch_ending, end, end_loading_processes
 from gn_det.errors import InputError
 
 __all__ = [
-    "ENDS_WITH_PARENT",
     "RunOptions",
     "add_data_arguments",
     "add_overrides",
@@ -23,7 +23,7 @@ __all__ = [
     "training_parser",
 ]
 
-ENDS_WITH_PARENT = "GN_DET_ENDS_WITH_PARENT"
+_SECONDS_TO_END = 5
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,24 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Call main and exit with its status (None is 0), 2 for an InputError, 130 for Ctrl-C.
+    """Call main and exit with its status: None is 0, 2 for an InputError, 143 for SIGTERM.
 
-    With ENDS_WITH_PARENT in the environment, the process gets SIGTERM when its parent ends.
+    Ctrl-C is 130. See :mod:`gn_det.engine.termination` for these signals.
     """
-    if os.environ.pop(ENDS_WITH_PARENT, None):
-        _prctl_pr_set_pdeathsig(signal.SIGTERM)
+    before = catch_ending(partial(end, within=_SECONDS_TO_END))
     try:
-        status = main()
+        with telling_faults():
+            check_open_files()
+            status = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
+        status = INTERRUPTED
+    finally:
+        # In the end of the interpreter there is nothing left to save.
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        end_loading_processes()
     sys.exit(status)
