@@ -37,7 +37,7 @@ from gn_det.classification.networks import (
     check_network,
     stacked,
 )
-from gn_det.data.train_loader import TrainLoader
+from gn_det.data.train_loader import TrainLoader, set_up_worker
 from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.termination import TerminationHook
@@ -251,6 +251,7 @@ def error_rate(
         sampler=InferenceSampler(len(images)),
         num_workers=num_workers,
         collate_fn=list,
+        worker_init_fn=set_up_worker,
     )
     with inference_context(classifier):
         for samples in loader:

@@ -206,9 +206,12 @@ def build_train_loader(
 
 
 def set_up_worker(worker: int) -> None:
-    """Let a loading process outlive SIGTERM for a while, but not the process that it loads for."""
-    # Schedulers send SIGTERM to every process of a job, and the trainer still needs its batches.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
+    """Let a loading process outlive signals for a while, but not the process that it loads for."""
+    # Schedulers and terminals send signals to every process of a job, and the trainer still needs
+    # its batches.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
     # Where the trainer is killed, a worker may wait forever for it to empty a pipe.
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     if os.getppid() != multiprocessing.parent_process().pid:  # killed before this line

@@ -20,3 +20,13 @@ for _name in (
     "torch.multiprocessing.spawn",
 ):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+def _is_defect(record: logging.LogRecord) -> bool:
+    from gn_det.engine.faults import fault_of
+
+    return not (record.exc_info and fault_of(record.exc_info[1]))
+
+
+# Its trace of what ends a training, which is raised and said as well.
+logging.getLogger("detectron2.engine.train_loop").addFilter(_is_defect)

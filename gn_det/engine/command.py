@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 
 from detectron2.engine import default_argument_parser
-from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
+from gn_det.engine.faults import check_encoding, check_open_files, telling_faults
 from gn_det.engine.terminal import PrintableStream
+from gn_det.engine.termination import INTERRUPTED, catch_ending, end, end_loading_processes
 from gn_det.errors import InputError
-from gn_det.utils import unwritable
 
 __all__ = [
-    "ENDS_WITH_PARENT",
     "RunOptions",
     "add_data_arguments",
     "add_overrides",
@@ -27,14 +25,7 @@ __all__ = [
     "training_parser",
 ]
 
-ENDS_WITH_PARENT = "GN_DET_ENDS_WITH_PARENT"
-
-
-# Faults of disks, permissions and limits, of which no program is the cause.
-_OF_THE_MACHINE = {
-    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC,
-    errno.EPERM, errno.EROFS, errno.ESTALE,
-}  # fmt: skip
+_SECONDS_TO_END = 5
 
 
 @dataclass(frozen=True)
@@ -150,26 +141,27 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Call main and exit with its status (None is 0), 2 for an InputError or a fault of a disk, 130
-    for Ctrl-C.
+    """Call main and exit with its status: None is 0, 2 for an InputError or a fault of a disk.
 
-    Whatever is printed passes through a :class:`PrintableStream`. With ENDS_WITH_PARENT in the
-    environment, the process gets SIGTERM when its parent ends.
+    Whatever is printed passes through a :class:`PrintableStream`. Ctrl-C is 130, SIGTERM 143; see
+    :mod:`gn_det.engine.termination` for these signals.
     """
-    if os.environ.pop(ENDS_WITH_PARENT, None):
-        _prctl_pr_set_pdeathsig(signal.SIGTERM)
+    before = catch_ending(partial(end, within=_SECONDS_TO_END))
     sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     try:
-        status = main()
+        with telling_faults():
+            check_encoding()
+            check_open_files()
+            status = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    except OSError as error:
-        if error.errno not in _OF_THE_MACHINE:
-            raise
-        print(f"error: {unwritable(error.filename or 'a file', error)}", file=sys.stderr)
-        status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
+        status = INTERRUPTED
+    finally:
+        # In the end of the interpreter there is nothing left to save.
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        end_loading_processes()
     sys.exit(status)

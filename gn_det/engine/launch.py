@@ -9,21 +9,30 @@ import multiprocessing
 import os
 import secrets
 import signal
+import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import detectron2.engine
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from gn_det.engine.command import RunOptions
-from gn_det.engine.termination import TERMINATED, catch_ending, release_ending
+from gn_det.engine.faults import telling_faults
+from gn_det.engine.termination import (
+    TERMINATED,
+    catch_ending,
+    end_loading_processes,
+    end_with_parent,
+    release_ending,
+    say_ending,
+    starting_processes,
+)
 from gn_det.errors import InputError
 
 __all__ = [
@@ -35,6 +44,7 @@ __all__ = [
     "with_torchrun",
 ]
 
+_SECONDS_TO_SAVE = 600
 _CPU = "MODEL.DEVICE cpu (train.device=cpu for a LazyConfig)"
 
 
@@ -125,9 +135,9 @@ def with_torchrun(options: RunOptions) -> RunOptions:
 def launch(main: Callable[..., Any], device: str, options: RunOptions, *main_args: Any) -> None:
     """Run main(*main_args) in options.num_gpus processes on this machine.
 
-    On the CPU the processes talk over gloo and share the cores. SIGTERM and SIGHUP are passed on to
-    all of them, and the status of one that they ended becomes this one's. Under torchrun the
-    processes exist already, and wait in :func:`follow`.
+    On the CPU the processes talk over gloo and share the cores. A signal that ends this process is
+    passed on to all of them as SIGTERM, and where this process is killed, so are they. Under
+    torchrun the processes exist already, and wait in :func:`follow`.
 
     Raises:
         InputError: raised by main in any process, a process was killed, or the CPU is asked for
@@ -153,16 +163,11 @@ def launch(main: Callable[..., Any], device: str, options: RunOptions, *main_arg
     if parsed.type == "cuda" and parsed.index is not None:
         torch.cuda.set_device(parsed)
     threads = max(1, torch.get_num_threads() // options.num_gpus) if on_cpu else None
+    if not several:
+        _in_process(main, main_args, threads)
+        return
     try:
-        with _ending_children() if several else nullcontext():
-            detectron2.engine.launch(
-                _in_process,
-                options.num_gpus,
-                num_machines=options.num_machines,
-                machine_rank=options.machine_rank,
-                dist_url=options.dist_url,
-                args=(main, main_args, threads, token),
-            )
+        _launch_several(options, (main, main_args, threads, token))
     except ProcessRaisedException as raised:
         # All that comes back from a process is its traceback, as text.
         last_line = str(raised).strip().splitlines()[-1]
@@ -179,41 +184,87 @@ def launch(main: Callable[..., Any], device: str, options: RunOptions, *main_arg
         ) from None
 
 
+def _launch_several(options: RunOptions, work: tuple[Any, ...]) -> None:
+    """Run work in processes, and wait for all of them; see :func:`_in_process`."""
+    context: mp.ProcessContext | None = None
+    status = 0
+
+    def pass_on() -> None:
+        for process in context.processes if context else ():
+            process.terminate()
+
+    def on_ending(ending: int) -> None:
+        nonlocal status
+        status = ending
+        say_ending(status)
+        pass_on()
+
+    before = catch_ending(on_ending)
+    try:
+        url = f"tcp://127.0.0.1:{_free_port()}" if options.dist_url == "auto" else options.dist_url
+        with starting_processes():
+            context = mp.start_processes(
+                _work_as_rank, (os.getpid(), options, url, work), options.num_gpus, join=False
+            )
+        if status:
+            pass_on()
+        # Each has a checkpoint to finish, but where one fails by itself the others wait for it.
+        while not context.join(1, grace_period=_SECONDS_TO_SAVE if status else None):
+            pass
+    except (ProcessExitedException, ProcessRaisedException):
+        if not status:
+            raise
+    finally:
+        for process in context.processes if context else ():
+            process.kill()
+        release_ending(before)
+    if status:
+        sys.exit(status)
+
+
+def _work_as_rank(
+    local_rank: int, parent: int, options: RunOptions, url: str, work: tuple[Any, ...]
+) -> None:
+    end_with_parent(parent)
+    # A loading process that is forked takes little memory and time; here the default is to spawn.
+    multiprocessing.set_start_method("fork", force=True)
+    rank = options.machine_rank * options.num_gpus + local_rank
+    _join(local_rank, options.num_gpus, init_method=url, rank=rank, world_size=options.world_size)
+    _in_process(*work)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def follow() -> None:
     """Under torchrun, run what rank 0 launches, in a process of another rank."""
-    _join()
+    _join_torchrun()
     work: list[Any] = [None, None]
     dist.broadcast_object_list(work)
     _in_process(*work)
 
 
 def _lead(main: Callable[..., Any], main_args: tuple[Any, ...]) -> None:
-    _join()
+    _join_torchrun()
     dist.broadcast_object_list([main, main_args])
     _in_process(main, main_args)
 
 
-def _join() -> None:
-    """Enter torchrun's process group, and Detectron2's of the machine."""
+def _join_torchrun() -> None:
+    _join(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def _join(local_rank: int, local_world_size: int, **kwargs: Any) -> None:
+    """Enter the process group of the run, and Detectron2's of the machine."""
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT, **kwargs)
+    comm.create_local_process_group(local_world_size)
     comm.synchronize()
-
-
-@contextmanager
-def _ending_children() -> Iterator[None]:
-    def pass_on(number: int, frame: Any) -> None:
-        for process in multiprocessing.active_children():
-            process.terminate()
-
-    before = catch_ending(pass_on)
-    try:
-        yield
-    finally:
-        release_ending(before)
 
 
 def _in_process(
@@ -236,6 +287,10 @@ def _in_process(
             "processes of two runs have met at one address; start them again, each with a "
             "--dist-url of its own, or without"
         )
-    main(*main_args)
+    try:
+        with telling_faults():
+            main(*main_args)
+    finally:
+        end_loading_processes()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,16 @@ from tqdm import tqdm
 
 from gn_det.config import dump_config
 from gn_det.config.differences import differences, told
-from gn_det.engine.command import ENDS_WITH_PARENT
 from gn_det.engine.run import check_same_settings
-from gn_det.engine.termination import TERMINATED, catch_ending, release_ending
+from gn_det.engine.termination import (
+    ENDS_WITH_PARENT,
+    INTERRUPTED,
+    TERMINATED,
+    catch_ending,
+    end,
+    end_with_parent,
+    release_ending,
+)
 from gn_det.errors import InputError
 from gn_det.utils import make_folder, write_atomically
 
@@ -129,7 +137,7 @@ def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> d
     """
     waiting = [run for run in runs if not run.finished]
     working: dict[subprocess.Popen, Run] = {}
-    before = catch_ending(lambda *_: sys.exit(TERMINATED))
+    before = catch_ending(end)
     failures: dict[str, str] = {}
     total = sum(run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH for run in runs)
     with tqdm(total=total, unit="image", desc="comparison", smoothing=0.05) as progress:
@@ -142,8 +150,8 @@ def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> d
                 time.sleep(1)
                 for process in [p for p in working if p.poll() is not None]:
                     run = working.pop(process)
-                    if process.returncode == TERMINATED:  # whoever ends one run ends them all
-                        sys.exit(TERMINATED)
+                    if process.returncode in (INTERRUPTED, TERMINATED, -signal.SIGTERM):
+                        sys.exit(TERMINATED)  # whoever ends one run ends them all
                     if not run.finished:
                         failures[run.name] = run.failure
                         progress.write(f"{run.name} failed: {run.failure}")
@@ -175,6 +183,7 @@ def _start(run: Run, train_net: Path, jobs: int, num_gpus: int) -> subprocess.Po
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), ENDS_WITH_PARENT: "1"},
             start_new_session=True,  # Ctrl-C reaches this process, which ends the others in peace
+            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
         )  # fmt: skip
 
 

@@ -11,20 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import HookBase
-from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from tqdm import tqdm
 
 from gn_det.classification.command import CPU
 from gn_det.classification.datasets import load_images
 from gn_det.classification.training import ClassifierRecipe, finished_results, train_classifier
+from gn_det.engine.faults import fault_of
 from gn_det.engine.launch import check_device
 from gn_det.engine.run import clear_half_written, study_folder
+from gn_det.engine.termination import (
+    catch_ending,
+    end,
+    end_with_parent,
+    release_ending,
+    starting_processes,
+)
 from gn_det.errors import InputError
 from gn_det.studies.paper.report import ClassifierResult
 from gn_det.utils import make_folder
@@ -92,14 +99,24 @@ def run_sweep(
             else:
                 waiting.append((name, recipe))
         # Fresh processes, as one that has used a GPU or many threads cannot be forked.
-        with ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_the_sweep) as pool:
-            futures = {
-                pool.submit(
-                    _train, recipe, output / "runs" / name, device, threads, num_workers, hooks_of
-                ): name
-                for name, recipe in waiting
-            }
+        with ProcessPoolExecutor(
+            jobs, get_context("spawn"), end_with_parent, (os.getpid(), signal.SIGTERM)
+        ) as pool:
+            before = catch_ending(end)
             try:
+                with starting_processes():
+                    futures = {
+                        pool.submit(
+                            _train,
+                            recipe,
+                            output / "runs" / name,
+                            device,
+                            threads,
+                            num_workers,
+                            hooks_of,
+                        ): name
+                        for name, recipe in waiting
+                    }
                 for future in as_completed(futures):
                     name = futures[future]
                     outcomes[name] = future.result()
@@ -112,18 +129,13 @@ def run_sweep(
                     "on where it was interrupted"
                 ) from error
             except BaseException:  # Ctrl-C: each saves a checkpoint
-                processes = [*pool._processes.values()]
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in processes:
+                for process in active_children():
                     process.terminate()
                 raise
+            finally:
+                release_ending(before)
     return [_trained(recipe, outcomes[name]) for name, recipe in recipes.items()]
-
-
-def _end_with_the_sweep() -> None:
-    """Let a process save a checkpoint and end where the one that has started it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep sends SIGTERM
-    _prctl_pr_set_pdeathsig(signal.SIGTERM)
 
 
 def _train(
@@ -148,8 +160,11 @@ def _train(
             quiet=True,
             more_hooks=hooks_of(folder),
         )
-    except InputError as error:
-        return str(error)
+    except (InputError, OSError, RuntimeError) as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        return str(fault)
     except SystemExit as ended:  # by SIGTERM; the pool would keep the process for more
         os._exit(ended.code)
 
