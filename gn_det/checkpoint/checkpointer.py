@@ -30,8 +30,12 @@ _CLASS_LAYERS = re.compile(r"predictor|cls_score|bbox_pred|score_lowres")
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints in the folder of a run, the newest last."""
-    found = [path for path in folder.glob("model_*.pth") if _CHECKPOINT.fullmatch(path.name)]
-    return sorted(found, key=lambda path: path.name)  # a final one comes after numbers
+    try:
+        names = os.listdir(folder)
+    except OSError:  # it is not there, or may not be read
+        return []
+    # A final one comes after numbers.
+    return [folder / name for name in sorted(names) if _CHECKPOINT.fullmatch(name)]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
