@@ -90,7 +90,7 @@ def _increasing(values: Any) -> str:
 def _value_range(values: Any) -> str:
     is_range = len(values) in (0, 2) and all(map(_is_number, values))
     rises = is_range and (not values or values[0] < values[1])
-    return "" if rises else "(low, high), or ()"
+    return "" if rises else "[low, high], or []"
 
 
 def _registered(registry: str, *others: str) -> Rule:

@@ -57,9 +57,9 @@ def add_gn_config(cfg: CfgNode) -> None:
     # Batches whose gradients make one step.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
 
-    # (low, high) that become 0 and 255 in pictures of more than 8 bits; () for the range of their
+    # [low, high] that become 0 and 255 in pictures of more than 8 bits; [] for the range of their
     # type, 0 to 65535 or, of floats, 0 to 1.
-    cfg.INPUT.VALUE_RANGE = ()
+    cfg.INPUT.VALUE_RANGE = []
     # Whether training goes on without pictures that break after the check; --skip-bad-images.
     cfg.DATALOADER.SKIP_BAD_IMAGES = False
 
