@@ -7,6 +7,7 @@ the weights a config fragment with what a detector has to share with them.
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from gn_det.utils import table
 # ImageNet's, from 0 to 255, in the order R, G, B.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NO_STD = (1.0, 1.0, 1.0)
+# timm's names of ResNets whose anti-aliasing has no weights.
+VARIANTS = re.compile(r"resnet(blur|aa)|antialias|_lpf\d", re.IGNORECASE)
 
 
 def main() -> None:
@@ -31,7 +34,13 @@ def main() -> None:
     if args.layout == "detectron" and args.output.suffix != ".pkl":
         raise InputError(f"Detectron's layout is one of .pkl files, and {args.output} is none")
     file, _ = find_weights(args.input)
-    checkpoint = read_weights(file, wrapped=True)
+    variant = VARIANTS.search(Path(file).name)
+    if variant:
+        raise InputError(
+            f"{file} is refused: {variant[0]!r} in its name is of a ResNet that smooths what it "
+            "strides over, which no tensor shows and Detectron2's does not do"
+        )
+    checkpoint = read_weights(file, wrapped=True, key=args.key)
     resnet = resnet_weights(checkpoint, args.prefix)
     config = shared_config(resnet, checkpoint, args)
     weights = to_detectron(resnet.weights) if args.layout == "detectron" else resnet.weights
@@ -57,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
         default="detectron2",
         help="names to write; default: %(default)s",
     )
+    add("--key", help="of the weights, where the file has several, such as averages (EMA)")
     add("--prefix", help="of the names to take, where the file has several ResNets")
     what = "of the images that it was trained on, from 0 to 255, in the order of INPUT.FORMAT"
     for flag in ("--pixel-mean", "--pixel-std"):
@@ -82,7 +92,10 @@ def shared_config(
     """
     resnets = resnet.resnets
     order, stride, mean, std = None, None, None, None
-    if resnet.layout == "torchvision" or checkpoint.get("__author__") == "torchvision":
+    of_detector = resnet.prefix.endswith("backbone.")
+    if resnet.layout == "torchvision" and of_detector:  # mmdetection's, in one of two orders
+        order, stride, mean, std = mmdetection_input(checkpoint)
+    elif resnet.layout == "torchvision" or checkpoint.get("__author__") == "torchvision":
         order, stride, mean, std = "RGB", False, MEAN, STD
     elif resnet.layout == "Detectron":  # as detectron2.checkpoint.catalog has it of FAIR's files
         order, mean = "BGR", MEAN[::-1]
@@ -112,6 +125,35 @@ def shared_config(
     if 0 < max(config["MODEL.PIXEL_MEAN"]) < 1 or max(config["MODEL.PIXEL_STD"]) < 1:
         raise InputError("--pixel-mean and --pixel-std are for pixels from 0 to 255, not to 1")
     return {**{f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}, **config}
+
+
+def mmdetection_input(
+    checkpoint: dict[str, Any],
+) -> tuple[str | None, bool | None, tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Order of colours, stride in 1x1, mean and std of the config in an mmdetection checkpoint.
+
+    What it does not say, or says in two ways, is None.
+    """
+    meta = checkpoint.get("meta")
+    texts = [meta.get(key) for key in ("config", "cfg")] if isinstance(meta, dict) else []
+    text = next((each for each in texts if isinstance(each, str)), "")
+
+    def only(pattern: str) -> str | None:
+        found = set(re.findall(pattern, text))
+        return found.pop() if len(found) == 1 else None
+
+    def numbers(name: str) -> tuple[float, ...] | None:
+        found = only(rf"\b{name}\s*=\s*[\[(]([\d., e+-]+)[\])]")
+        return tuple(float(n) for n in found.split(",") if n.strip()) if found else None
+
+    to_rgb = only(r"\b(?:bgr_)?to_rgb\s*=\s*(True|False)")
+    style = only(r"\bstyle\s*=\s*['\"](pytorch|caffe)['\"]")
+    return (
+        {"True": "RGB", "False": "BGR", None: None}[to_rgb],
+        {"caffe": True, "pytorch": False, None: None}[style],
+        numbers("mean"),
+        numbers("std"),
+    )
 
 
 def summary(resnet: ResNetWeights, config: dict[str, Any], output: Path) -> str:

@@ -12,26 +12,31 @@ import torch
 from safetensors import safe_open
 
 from gn_det.checkpoint.budget import check_archive
-from gn_det.checkpoint.unpickling import unpickle
+from gn_det.checkpoint.unpickling import RECORDS, unpickle
 from gn_det.errors import InputError
 from gn_det.utils import some
 
 __all__ = ["read_weights"]
 
 
-def read_weights(file: str | Path, *, wrapped: bool = False) -> dict[str, Any]:
+def read_weights(
+    file: str | Path, *, wrapped: bool = False, key: str | None = None
+) -> dict[str, Any]:
     """Read a weights file as Detectron2's checkpointer does, but for that nothing in it can run.
 
     ``.pkl`` is a file of Detectron2's model zoo, or of Detectron's (Caffe2), ``.pyth`` one of
     pycls, ``.safetensors`` that format, and anything else is read by torch.load with
-    ``weights_only=True``, onto the CPU.
+    ``weights_only=True``, onto the CPU; of arguments, configs and logs that programs keep beside
+    the weights (:data:`gn_det.checkpoint.unpickling.RECORDS`) nothing but their places is read.
 
     Args:
         file: a local file.
         wrapped: whether weights may also lie under "state_dict", where other programs put them.
+        key: under which the weights lie, where a wrapped file has several.
 
     Returns:
-        ``"model"``: tensors by name; ``"matching_heuristics"``: True where
+        ``"model"``: tensors by name; of a wrapped file, ``"meta"`` beside them or None;
+        ``"matching_heuristics"``: True where
         Detectron2 is to find their places by the ends of the names; ``"__author__"``: "Caffe2" for
         Detectron's names; and whatever else the file holds.
 
@@ -43,8 +48,11 @@ def read_weights(file: str | Path, *, wrapped: bool = False) -> dict[str, Any]:
     read = {".pkl": _read_pkl, ".pyth": _read_pyth, ".safetensors": _read_safetensors}
     loaded = read.get(file.suffix, _read_pth)(file)
     model = loaded["model"]
-    if wrapped and isinstance(model, dict) and "state_dict" in model:
-        model = loaded["model"] = model["state_dict"]
+    if wrapped and isinstance(model, dict):
+        content = model if loaded.keys() == {"model"} else loaded
+        chosen = _chosen(content, key, file)
+        model = loaded["model"] = _tensors(model if chosen is None else chosen, file)
+        loaded["meta"] = content.get("meta")
     if not isinstance(model, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()
     ):
@@ -61,7 +69,52 @@ def read_weights(file: str | Path, *, wrapped: bool = False) -> dict[str, Any]:
                 f"{file} is refused: {name!r} is {tuple(value.shape)}, more than the file "
                 "holds of it"
             )
+        if value.is_floating_point() and value.layout == torch.strided:
+            broken = value.numel() - int(value.isfinite().sum())
+            if broken:
+                raise InputError(
+                    f"{file} is refused: {broken} of the {value.numel()} values of {name!r} are "
+                    "infinite or no numbers; take a checkpoint from before the training diverged"
+                )
     return loaded
+
+
+def _chosen(content: dict[str, Any], key: str | None, file: Path) -> Any:
+    """What lies under a key, or the usual one; None for content itself.
+
+    Averages of the weights (EMA) beside them have to be chosen.
+    """
+    sets = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and _is_state(value) and not name.startswith("optim")
+    }
+    for name, value in list(sets.items()):
+        if not any(isinstance(each, torch.Tensor) for each in value.values()):
+            sets[name] = next(value[w] for w in _WRAPPERS if _is_state(value.get(w)))
+    if key is not None:
+        if key not in sets:
+            raise InputError(f"{file} has no weights under {key!r}, but under {some(sets, 10)}")
+        return sets[key]
+    averaged = [name for name in sets if re.search(r"ema|averag|swa", name, re.IGNORECASE)]
+    plain = [name for name in ("state_dict", "model_state", "model") if name in sets]
+    if averaged:
+        names = ", ".join(map(repr, dict.fromkeys([*plain, *averaged])))
+        raise InputError(
+            f"{file} has several weights, of which {some(map(repr, averaged), 3)} are averages of "
+            f"the training (EMA); choose with --key: {names}"
+        )
+    return sets[plain[0]] if plain else None
+
+
+_WRAPPERS = ("state_dict", "module", "model", "ema_state", "shadow")
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and (
+        any(isinstance(name, str) and isinstance(v, torch.Tensor) for name, v in value.items())
+        or any(_is_state(value.get(wrapper)) for wrapper in _WRAPPERS)
+    )
 
 
 def _read_pkl(file: Path) -> dict[str, Any]:
@@ -104,7 +157,8 @@ def _torch_load(file: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # of TorchScript archives, which are then refused
             warnings.simplefilter("ignore")
-            return _as_dict(torch.load(file, map_location="cpu", weights_only=True), file)
+            with torch.serialization.safe_globals(RECORDS):
+                return _as_dict(torch.load(file, map_location="cpu", weights_only=True), file)
     except InputError:
         raise
     except Exception as error:  # whatever torch makes of foreign files; it advises to load unsafely

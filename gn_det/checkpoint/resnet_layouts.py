@@ -44,12 +44,14 @@ class ResNetWeights:
         resnets: by keys below MODEL.RESNETS, all that follows from names and shapes: the stride's
             place in a bottleneck and the groups of GN do not.
         dropped: names of the file that the ResNet has no use for.
+        prefix: of the ResNet's names in the file.
     """
 
     layout: str
     weights: dict[str, Tensor]
     resnets: dict[str, Any]
     dropped: list[str]
+    prefix: str = ""
 
 
 def resnet_weights(checkpoint: Mapping[str, Any], prefix: str | None = None) -> ResNetWeights:
@@ -84,7 +86,7 @@ def resnet_weights(checkpoint: Mapping[str, Any], prefix: str | None = None) -> 
         _add_statistics(resnet)
     resnets = _inferred(resnet)
     _check(resnet, resnets)
-    return ResNetWeights("Detectron" if detectron else layout, resnet, resnets, dropped)
+    return ResNetWeights("Detectron" if detectron else layout, resnet, resnets, dropped, prefix)
 
 
 def build_resnet(resnets: Mapping[str, Any]) -> ResNet:

@@ -13,7 +13,7 @@ import numpy as np
 from gn_det.checkpoint.budget import check_pickle
 from gn_det.errors import InputError
 
-__all__ = ["unpickle"]
+__all__ = ["RECORDS", "unpickle"]
 
 _KINDS = "?biufcSU"
 
@@ -147,3 +147,66 @@ for _core in ("numpy.core", "numpy._core"):
         (f"{_core}.multiarray", "scalar"): _Function(_scalar),
         (f"{_core}.numeric", "_frombuffer"): _Function(_frombuffer),
     }
+
+
+class _Record(dict):
+    """In place of what programs keep beside the weights: nothing runs, and its content is lost."""
+
+    def __new__(cls, *args: Any) -> _Record:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __hash__(self) -> int:  # where one is the key of a dict
+        return id(self)
+
+
+# Arguments, configs and logs as programs write them into checkpoints, for torch.load's safe_globals
+# by the names that the files ask for; getattr stands in those of mmengine's HistoryBuffer.
+RECORDS = [
+    (kind, ".".join(name)) for name, kind in _ADMITTED.items() if name[0].startswith("numpy")
+] + [
+    (type(name.rsplit(".", 1)[1], (_Record,), {}), name)
+    for name in (
+        "addict.addict.Dict",
+        "argparse.Namespace",
+        "builtins.dict",
+        "builtins.float",
+        "builtins.getattr",
+        "builtins.int",
+        "builtins.list",
+        "builtins.str",
+        "builtins.tuple",
+        "collections.defaultdict",
+        "fvcore.common.config.CfgNode",
+        "detectron2.config.config.CfgNode",
+        "yacs.config.CfgNode",
+        "mmcv.utils.config.Config",
+        "mmcv.utils.config.ConfigDict",
+        "mmengine.config.config.Config",
+        "mmengine.config.config.ConfigDict",
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "omegaconf.base.ContainerMetadata",
+        "omegaconf.base.Metadata",
+        "omegaconf.dictconfig.DictConfig",
+        "omegaconf.listconfig.ListConfig",
+        "omegaconf.nodes.AnyNode",
+        "omegaconf.nodes.BooleanNode",
+        "omegaconf.nodes.FloatNode",
+        "omegaconf.nodes.IntegerNode",
+        "omegaconf.nodes.StringNode",
+        "pathlib.Path",
+        "pathlib.PosixPath",
+        "pathlib.PurePosixPath",
+        "pathlib.WindowsPath",
+        "types.SimpleNamespace",
+        "typing.Any",
+    )
+]

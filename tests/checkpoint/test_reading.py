@@ -175,3 +175,43 @@ def test_pyth_files_of_others_are_told_apart(tmp_path: Path) -> None:
     torch.save({"model": {"w": CONV}}, tmp_path / "w.pyth")
     with pytest.raises(InputError, match=r"w\.pyth has no 'model_state'"):
         read_weights(tmp_path / "w.pyth")
+
+
+def records() -> dict[str, object]:
+    """What programs keep beside the weights, by where it comes from."""
+    import argparse
+    import collections
+    import types
+
+    from mmengine.config import Config, ConfigDict
+    from mmengine.logging import HistoryBuffer
+    from omegaconf import OmegaConf
+    from yacs.config import CfgNode
+
+    counts = collections.defaultdict(list)
+    counts["loss"].append(1.5)
+    return {
+        "numpy scalar": np.float64(0.5),
+        "numpy integer": np.int64(5),
+        "numpy array": np.ones(3),
+        "Namespace": argparse.Namespace(lr=0.1, names=["a"], folder=Path("x")),
+        "SimpleNamespace": types.SimpleNamespace(lr=0.1),
+        "path": Path("some/where"),
+        "defaultdict": counts,
+        "OrderedDict": collections.OrderedDict(a=1),
+        "OmegaConf": OmegaConf.create({"lr": 0.1, "steps": [1, 2], "name": "x", "on": True}),
+        "yacs": CfgNode({"A": {"B": 1}}),
+        "mmengine config": Config({"a": {"b": [1, 2]}}),
+        "mmengine dict": ConfigDict({"a": {"b": [1, 2]}}),
+        "mmengine log": {"train/loss": HistoryBuffer([1.0, 2.0], [1, 1])},
+    }
+
+
+@pytest.mark.parametrize("kind", list(records()))
+def test_records_beside_the_weights_are_no_hindrance(kind: str, tmp_path: Path) -> None:
+    content = {"model": {"a.weight": torch.ones(2)}, "epoch": 3, "record": records()[kind]}
+    torch.save(content, tmp_path / "theirs.pth")
+    for wrapped in (False, True):
+        loaded = read_weights(tmp_path / "theirs.pth", wrapped=wrapped)
+        assert loaded["model"].keys() == {"a.weight"}
+        assert torch.equal(loaded["model"]["a.weight"], torch.ones(2))

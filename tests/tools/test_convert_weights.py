@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -171,6 +172,10 @@ def test_a_detector_trains_from_what_was_converted(
     assert (tmp_path / "run" / "model_final.pth").exists()
 
 
+RGB_CONFIG = """
+model = dict(backbone=dict(type='ResNet', depth=18, style='pytorch'))
+img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+"""
 WRAPPED = {
     "state_dict": lambda s: {"state_dict": s, "epoch": 3, "arch": "resnet18"},
     "model": lambda s: {"model": s, "iteration": 3},
@@ -179,10 +184,11 @@ WRAPPED = {
         "state_dict": {f"module.encoder_q.{key}": value for key, value in s.items()}
         | {"module.queue": torch.ones(2)}
     },
-    "detector": lambda s: (
-        {f"backbone.{key}": value for key, value in s.items()}
-        | {"neck.conv1.weight": torch.ones(2)}
-    ),
+    "mmdetection": lambda s: {
+        "meta": {"config": RGB_CONFIG},
+        "state_dict": {f"backbone.{key}": value for key, value in s.items()}
+        | {"neck.conv1.weight": torch.ones(2)},
+    },
 }
 
 
@@ -195,6 +201,102 @@ def test_wrappers_and_prefixes_are_seen_through(
     torch.save(WRAPPED[way](source.state_dict()), tmp_path / "theirs.pt")
     call_main(PROGRAM, tmp_path / "theirs.pt", "--output", tmp_path / "ours.pth")
     assert same(their_features(source, x), our_features(tmp_path / "ours.yaml", x))
+
+
+BGR = "mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0]"
+DETECTORS = {
+    "BGR, std 1": (
+        {"config": f"img_norm_cfg = dict({BGR}, to_rgb=False)\nstyle='pytorch'"},
+        ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]),
+    ),
+    "mmengine's": (
+        {"cfg": f"data_preprocessor=dict({BGR}, bgr_to_rgb=False)\nstyle='pytorch'"},
+        ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]),
+    ),
+    "two orders": ({"config": f"dict({BGR}, to_rgb=False), dict(to_rgb=True)"}, "--input-format"),
+    "no config": ({}, "--input-format, --pixel-mean, --pixel-std"),
+    "no meta": (None, "--input-format, --pixel-mean, --pixel-std"),
+}
+
+
+@pytest.mark.parametrize("case", DETECTORS)
+def test_colours_of_a_detector_are_read_or_asked_for(
+    case: str, tmp_path: Path, call_main: Callable
+) -> None:
+    meta, expected = DETECTORS[case]
+    state = randomized(SOURCES["torchvision resnet18"]()).state_dict()
+    content = {"meta": meta, "state_dict": {f"backbone.{k}": v for k, v in state.items()}}
+    torch.save(content, tmp_path / "theirs.pth")
+    flags = (PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "ours.pth")
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=f"give {expected}"):
+            call_main(*flags)
+        return
+    call_main(*flags)
+    fragment = yaml.safe_load((tmp_path / "ours.yaml").read_text())
+    order, mean, std = expected
+    assert fragment["INPUT"]["FORMAT"] == order
+    assert fragment["MODEL"]["PIXEL_MEAN"] == mean and fragment["MODEL"]["PIXEL_STD"] == std
+
+
+@pytest.mark.parametrize(
+    ("plain", "averaged"),
+    [
+        ("state_dict", "state_dict_ema"),
+        ("state_dict", "ema_state_dict"),
+        ("model", "ema_state"),
+        ("model", "model_ema"),
+        ("state_dict", "averaged_model"),
+    ],
+)
+@torch.no_grad()
+def test_averaged_weights_are_named_and_chosen(
+    plain: str, averaged: str, x: Tensor, tmp_path: Path, call_main: Callable
+) -> None:
+    source, other = (randomized(SOURCES["torchvision resnet18"]()) for _ in range(2))
+    content = {plain: other.state_dict(), averaged: source.state_dict(), "epoch": 3}
+    torch.save(content, tmp_path / "theirs.pth")
+    flags = (PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "ours.pth")
+    with pytest.raises(InputError, match=f"choose with --key: '{plain}', '{averaged}'"):
+        call_main(*flags)
+    with pytest.raises(InputError, match="no weights under 'other'"):
+        call_main(*flags, "--key", "other")
+    call_main(*flags, "--key", averaged)
+    assert same(their_features(source, x), our_features(tmp_path / "ours.yaml", x))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    value: float, tmp_path: Path, call_main: Callable
+) -> None:
+    state = SOURCES["torchvision resnet18"]().state_dict()
+    state["layer2.0.conv1.weight"][0, 0] = value
+    torch.save(state, tmp_path / "theirs.pth")
+    with pytest.raises(InputError, match="9 of the .* values of 'layer2.0.conv1.weight' are inf"):
+        call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "ours.pth")
+    assert not (tmp_path / "ours.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "message"),
+    [
+        ("resnetblur18-84f4.pth", None, "'resnetblur' in its name is of a ResNet that smooths"),
+        ("resnetaa18.pth", None, "'resnetaa' in its name"),
+        ("resnet18_lpf4.pth", None, "'_lpf4' in its name"),
+        ("antialiased.pth", "layer2.0.conv2.1.filt", "Antialias|antialias"),
+        ("theirs.pth", "layer2.0.conv2.1.filt", r"it has layer2\.0\.conv2\.1\.filt"),
+        ("theirs.pth", "layer1.0.se.fc1.weight", r"it has layer1\.0\.se\.fc1\.weight"),
+    ],
+)
+def test_resnets_that_compute_something_else_are_refused(
+    name: str, extra: str | None, message: str, tmp_path: Path, call_main: Callable
+) -> None:
+    state = SOURCES["torchvision resnet18"]().state_dict()
+    if extra:
+        state[extra] = torch.ones(2)
+    torch.save(state, tmp_path / name)
+    with pytest.raises(InputError, match=message):
+        call_main(PROGRAM, tmp_path / name, "--output", tmp_path / "ours.pth")
 
 
 @torch.no_grad()
