@@ -149,7 +149,7 @@ for _core in ("numpy.core", "numpy._core"):
     }
 
 
-class _Record(dict):
+class _Record:
     """In place of what programs keep beside the weights: nothing runs, and its content is lost."""
 
     def __new__(cls, *args: Any) -> _Record:
@@ -161,52 +161,59 @@ class _Record(dict):
     def __setstate__(self, state: Any) -> None:
         pass
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
 
-    def __hash__(self) -> int:  # where one is the key of a dict
-        return id(self)
+class _Mapping:
+    """In place of a subclass of dict: the one of Python's that torch.load lets have a state."""
+
+    def __new__(cls, *args: Any) -> OrderedDict:
+        return OrderedDict()
+
+
+_MAPPINGS = (
+    "addict.addict.Dict",
+    "collections.defaultdict",
+    "detectron2.config.config.CfgNode",
+    "fvcore.common.config.CfgNode",
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+    "yacs.config.CfgNode",
+)
 
 
 # Arguments, configs and logs as programs write them into checkpoints, for torch.load's safe_globals
 # by the names that the files ask for; getattr stands in those of mmengine's HistoryBuffer.
-RECORDS = [
-    (kind, ".".join(name)) for name, kind in _ADMITTED.items() if name[0].startswith("numpy")
-] + [
-    (type(name.rsplit(".", 1)[1], (_Record,), {}), name)
-    for name in (
-        "addict.addict.Dict",
-        "argparse.Namespace",
-        "builtins.dict",
-        "builtins.float",
-        "builtins.getattr",
-        "builtins.int",
-        "builtins.list",
-        "builtins.str",
-        "builtins.tuple",
-        "collections.defaultdict",
-        "fvcore.common.config.CfgNode",
-        "detectron2.config.config.CfgNode",
-        "yacs.config.CfgNode",
-        "mmcv.utils.config.Config",
-        "mmcv.utils.config.ConfigDict",
-        "mmengine.config.config.Config",
-        "mmengine.config.config.ConfigDict",
-        "mmengine.logging.history_buffer.HistoryBuffer",
-        "omegaconf.base.ContainerMetadata",
-        "omegaconf.base.Metadata",
-        "omegaconf.dictconfig.DictConfig",
-        "omegaconf.listconfig.ListConfig",
-        "omegaconf.nodes.AnyNode",
-        "omegaconf.nodes.BooleanNode",
-        "omegaconf.nodes.FloatNode",
-        "omegaconf.nodes.IntegerNode",
-        "omegaconf.nodes.StringNode",
-        "pathlib.Path",
-        "pathlib.PosixPath",
-        "pathlib.PurePosixPath",
-        "pathlib.WindowsPath",
-        "types.SimpleNamespace",
-        "typing.Any",
-    )
-]
+RECORDS = (
+    [(kind, ".".join(name)) for name, kind in _ADMITTED.items() if name[0].startswith("numpy")]
+    + [(type(name.rsplit(".", 1)[1], (_Mapping,), {}), name) for name in _MAPPINGS]
+    + [
+        (type(name.rsplit(".", 1)[1], (_Record,), {}), name)
+        for name in (
+            "argparse.Namespace",
+            "builtins.dict",
+            "builtins.float",
+            "builtins.getattr",
+            "builtins.int",
+            "builtins.list",
+            "builtins.str",
+            "builtins.tuple",
+            "mmcv.utils.config.Config",
+            "mmengine.config.config.Config",
+            "mmengine.logging.history_buffer.HistoryBuffer",
+            "omegaconf.base.ContainerMetadata",
+            "omegaconf.base.Metadata",
+            "omegaconf.dictconfig.DictConfig",
+            "omegaconf.listconfig.ListConfig",
+            "omegaconf.nodes.AnyNode",
+            "omegaconf.nodes.BooleanNode",
+            "omegaconf.nodes.FloatNode",
+            "omegaconf.nodes.IntegerNode",
+            "omegaconf.nodes.StringNode",
+            "pathlib.Path",
+            "pathlib.PosixPath",
+            "pathlib.PurePosixPath",
+            "pathlib.WindowsPath",
+            "types.SimpleNamespace",
+            "typing.Any",
+        )
+    ]
+)

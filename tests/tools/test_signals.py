@@ -92,12 +92,14 @@ def begin(preloaded: Any, tmp_path: Path) -> Iterator[Begin]:
         )
         process.start()
         begun.append(process)
+        wait_for((tmp_path / "said.txt").exists)
         return process
 
     yield begin
     for process in begun:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, KILL)
+        process.kill()
         process.join()
 
 
@@ -143,3 +145,135 @@ def test_a_training_ends_in_good_order(
     assert "Traceback" not in said and "Exception" not in said
     assert (output / "last_checkpoint").exists() == (moment in WITH_CHECKPOINT)
     wait_for(lambda: not group_of(process), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=lambda number: number.name)
+def test_an_evaluation_alone_ends_at_once(
+    number: signal.Signals, begin: Begin, shapes: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "run"
+    begin("tools/train_net.py", *training(shapes, weights, **{"SOLVER.MAX_ITER": 1})).join(SECONDS)
+    resumed = ["--eval-only", "--resume", *training(shapes, weights)]
+    process = begin("tools/train_net.py", *resumed, where=MOMENTS["an evaluation"])
+    wait_for((tmp_path / "there").exists)
+    os.killpg(process.pid, number)
+    process.join(SECONDS)
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == STATUS[number] and "Traceback" not in said
+    assert said.splitlines()[-1] == ("interrupted" if number == INT else "terminated")
+    wait_for(lambda: not group_of(process), 10)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(begin: Begin, shapes: Path, tmp_path: Path) -> None:
+    arguments = training(shapes, tmp_path / "run")
+    process = begin("tools/train_net.py", *arguments, where=MOMENTS["a step"])
+    wait_for((tmp_path / "there").exists)
+    os.kill(process.pid, TERM)
+    process.join(0.5)
+    assert process.is_alive()
+    os.kill(process.pid, TERM)
+    process.join(SECONDS)
+    assert process.exitcode == -TERM
+    wait_for(lambda: not group_of(process), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["a step", "an evaluation"])
+def test_a_killed_loading_process_is_one_line(
+    moment: str, begin: Begin, shapes: Path, tmp_path: Path
+) -> None:
+    arguments = training(shapes, tmp_path / "run")
+    process = begin("tools/train_net.py", *arguments, where=MOMENTS[moment])
+    wait_for((tmp_path / "there").exists)
+    for worker in group_of(process):
+        if worker != str(process.pid):
+            os.kill(int(worker), KILL)
+    (tmp_path / "go").touch()
+    process.join(SECONDS)
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == 2 and "Traceback" not in said, said
+    assert said.splitlines()[-1].startswith("error: a loading process ended")
+
+
+# What the program does, when it has come far enough, the signal, and to whom.
+TWO = [
+    ("starting", INT, os.kill),
+    ("starting", KILL, os.kill),
+    ("training", INT, os.kill),
+    ("training", TERM, os.killpg),
+    ("training", KILL, os.kill),
+    ("evaluating", TERM, os.killpg),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "number", "send"), TWO)
+def test_two_processes_end_with_the_one_that_started_them(
+    moment: str, number: signal.Signals, send: Callable, begin: Begin, shapes: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    endless = {"SOLVER.MAX_ITER": 1000, "TEST.EVAL_PERIOD": 4 if moment == "evaluating" else 0}
+    arguments = ["--num-gpus", 2, *training(shapes, output, **endless)]
+    process = begin("tools/train_net.py", *arguments)
+    said = tmp_path / "said.txt"
+    if moment == "starting":
+        wait_for(lambda: len(group_of(process)) > 2)
+    elif moment == "training":
+        wait_for((output / "model_0000001.pth").exists)
+    else:
+        wait_for(lambda: "Start inference" in said.read_text())
+    send(process.pid, number)
+    process.join(SECONDS)
+    assert process.exitcode == STATUS.get(number, -number), said.read_text()
+    # One that still imports its modules ends when it has done so.
+    wait_for(lambda: not group_of(process), SECONDS if moment == "starting" else 10)
+    assert "Traceback" not in said.read_text()
+    assert (output / "last_checkpoint").exists() == (moment != "starting")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [INT, TERM, KILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("program", ["compare", "batch_size_sweep"])
+def test_a_study_takes_its_runs_along_and_goes_on_with_them(
+    program: str, number: signal.Signals, begin: Begin, shapes: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "study"
+    if program == "compare":
+        recipe = ROOT / "configs/small/quickstart.yaml"
+        settings = training(shapes, tmp_path / "unused", **{"SOLVER.MAX_ITER": 1000})[2:]
+        flags = ["--recipes", recipe, "--seeds", 0, "--ims-per-gpu", 2, *settings]
+        begun = "runs/*/model_*.pth"
+    else:
+        flags = ["--norms", "GN", "--ims-per-gpu", 128, "--seeds", 0, "--data", "digits"]
+        flags += ["--network", "resnet10", "--epochs", 1000]
+        begun = "runs/*/model_*.pth"
+    process = begin(f"tools/{program}.py", "--output", output, *flags)
+    wait_for(lambda: bool([*output.glob(begun)]))
+    started = processes_below(process)
+    assert started
+    os.kill(process.pid, number)
+    process.join(SECONDS)
+    said = (tmp_path / "said.txt").read_text()
+    assert process.exitcode == STATUS.get(number, -number) and "Traceback" not in said, said
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 10)
+    assert [*output.glob("runs/*/last_checkpoint")]
+
+
+def processes_below(process: multiprocessing.Process) -> list[str]:
+    """Children of a process that are no helpers of Python's."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    return [
+        pid
+        for pid in found.stdout.split()
+        if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def test_too_few_open_files_are_said_as_they_are() -> None:
+    command = f"ulimit -n 16; {sys.executable} {ROOT}/tools/train_net.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: this process may have 16 files open, and needs")
