@@ -21,6 +21,7 @@ from support.programs import ROOT, folder_flags
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 STATUS = {INT: 130, TERM: 143, HUP: 143}
 SECONDS = 60  # a bound on hanging
+LONG = 60  # steps, which take longer than a test; each second one writes a checkpoint of 100 MB
 
 # A function of ours or of a library that is running at a moment of a training.
 MOMENTS = {
@@ -38,6 +39,9 @@ WITH_CHECKPOINT = ("a step", "writing a checkpoint", "an evaluation", "COCO's nu
 def run_held_up(path: str, arguments: list[str], where: str, folder: Path) -> None:
     """Run a program in a process of its own, which waits at its first call of a function."""
     os.setsid()
+    # As from a terminal; what starts the tests may ignore them, as nohup does.
+    signal.signal(INT, signal.default_int_handler)
+    signal.signal(HUP, signal.SIG_DFL)
     multiprocessing.set_start_method("fork", force=True)  # as in a program that a user starts
     said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
@@ -126,8 +130,11 @@ def training(shapes: Path, output: Path, **settings: object) -> list[object]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["the process", "its group"])
-@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [(INT, "its group"), (TERM, "the process"), (TERM, "its group"), (HUP, "the process")],
+    ids=str,
+)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_training_ends_in_good_order(
     moment: str, number: signal.Signals, to: str, begin: Begin, shapes: Path, tmp_path: Path
@@ -214,8 +221,8 @@ def test_two_processes_end_with_the_one_that_started_them(
     moment: str, number: signal.Signals, send: Callable, begin: Begin, shapes: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    endless = {"SOLVER.MAX_ITER": 1000, "TEST.EVAL_PERIOD": 4 if moment == "evaluating" else 0}
-    arguments = ["--num-gpus", 2, *training(shapes, output, **endless)]
+    long = {"SOLVER.MAX_ITER": LONG, "TEST.EVAL_PERIOD": 4 if moment == "evaluating" else 0}
+    arguments = ["--num-gpus", 2, *training(shapes, output, **long)]
     process = begin("tools/train_net.py", *arguments)
     said = tmp_path / "said.txt"
     if moment == "starting":
@@ -236,21 +243,19 @@ def test_two_processes_end_with_the_one_that_started_them(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [INT, TERM, KILL], ids=lambda number: number.name)
 @pytest.mark.parametrize("program", ["compare", "batch_size_sweep"])
-def test_a_study_takes_its_runs_along_and_goes_on_with_them(
+def test_a_study_takes_its_runs_along(
     program: str, number: signal.Signals, begin: Begin, shapes: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "study"
     if program == "compare":
         recipe = ROOT / "configs/small/quickstart.yaml"
-        settings = training(shapes, tmp_path / "unused", **{"SOLVER.MAX_ITER": 1000})[2:]
+        settings = training(shapes, tmp_path / "unused", **{"SOLVER.MAX_ITER": LONG})[2:]
         flags = ["--recipes", recipe, "--seeds", 0, "--ims-per-gpu", 2, *settings]
-        begun = "runs/*/model_*.pth"
     else:
         flags = ["--norms", "GN", "--ims-per-gpu", 128, "--seeds", 0, "--data", "digits"]
         flags += ["--network", "resnet10", "--epochs", 1000]
-        begun = "runs/*/model_*.pth"
     process = begin(f"tools/{program}.py", "--output", output, *flags)
-    wait_for(lambda: bool([*output.glob(begun)]))
+    wait_for(lambda: bool([*output.glob("runs/*/model_*.pth")]))
     started = processes_below(process)
     assert started
     os.kill(process.pid, number)
