@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import multiprocessing
+import multiprocessing.queues
 import os
 import random
 import signal
@@ -207,6 +209,7 @@ def build_train_loader(
 
 def set_up_worker(worker: int) -> None:
     """Let a loading process outlive signals for a while, but not the process that it loads for."""
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_without_memory)
     # Schedulers and terminals send signals to every process of a job, and the trainer still needs
     # its batches.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -216,3 +219,11 @@ def set_up_worker(worker: int) -> None:
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     if os.getppid() != multiprocessing.parent_process().pid:  # killed before this line
         os._exit(1)
+
+
+def _end_without_memory(error: Exception, sample: Any) -> None:
+    """End a loading process whose sample finds no shared memory; the trainer would wait for it."""
+    del sample
+    full = "shared memory" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+    # What the kernel does where the memory is found to be full later on.
+    os.kill(os.getpid(), signal.SIGBUS if full else signal.SIGABRT)

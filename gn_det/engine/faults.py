@@ -62,7 +62,9 @@ def fault_of(error: BaseException) -> InputError | None:
             "ulimit -n 4096, or use fewer loading processes (DATALOADER.NUM_WORKERS)"
         )
     if getattr(error, "errno", None) in _OF_DISKS:
-        return InputError(unwritable(error.filename or "a file", error))
+        return InputError(
+            unwritable(error.filename or "a file, or shared memory in /dev/shm,", error)
+        )
     worker = _WORKER.search(message)
     if worker and "Bus error" in message:
         return InputError(

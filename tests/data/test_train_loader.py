@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import multiprocessing
 import random
 import re
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch.utils.data import IterableDataset
 
 from gn_det import InputError
 from gn_det.config import get_config
+from gn_det.data import train_loader
 from gn_det.data.train_loader import TrainLoader, build_train_loader
 
 # Seven items, three of them upright.
@@ -151,3 +155,22 @@ def test_resuming_far_into_a_run_loads_nothing_on_the_way() -> None:
 
     first(loader(100_000, mapper=mapper), 3)
     assert len(loaded) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (RuntimeError("unable to allocate shared memory(shm) for file"), signal.SIGBUS),
+        (OSError(errno.ENOSPC, "No space left on device"), signal.SIGBUS),
+        (TypeError("cannot pickle"), signal.SIGABRT),
+    ],
+)
+def test_a_loading_process_without_shared_memory_ends(
+    error: Exception, number: signal.Signals
+) -> None:
+    process = multiprocessing.get_context("fork").Process(
+        target=train_loader._end_without_memory, args=(error, None)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -number
