@@ -144,12 +144,10 @@ def _from_config(cfg: CfgNode, **kwargs: Any) -> dict[str, Any]:
     check_config_proposals(cfg, "TRAIN", cfg.DATASETS.TRAIN)
     # TrainingSampler takes its seed from NumPy's generator.
     seed_generators(cfg.SEED)
-    kwargs.setdefault("mapper", PictureMapper(cfg, is_train=True))
-    return {
-        **_train_loader_from_config(cfg, **kwargs),
-        "seed": cfg.SEED,
-        "skip_bad_images": cfg.DATALOADER.SKIP_BAD_IMAGES,
-    }
+    given = _train_loader_from_config(cfg, **{"mapper": PictureMapper, **kwargs})
+    if given["mapper"] is PictureMapper:  # which needs what is known when the data are loaded
+        given["mapper"] = PictureMapper(cfg, is_train=True)
+    return {**given, "seed": cfg.SEED, "skip_bad_images": cfg.DATALOADER.SKIP_BAD_IMAGES}
 
 
 @configurable(from_config=_from_config)

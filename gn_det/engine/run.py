@@ -39,7 +39,6 @@ from gn_det.utils import (
     PARTIAL,
     make_folder,
     reason_of,
-    some,
     unwritable,
     with_null,
     write_atomically,
@@ -298,15 +297,12 @@ def study_folder(path: Path) -> Iterator[None]:
     What is there is continued.
 
     Raises:
-        InputError: another program is at work there, or it holds something else than such runs.
+        InputError: another program is at work there, or it is the folder of a run itself.
     """
-    if path.is_dir() and not (path / "runs").is_dir():
-        others = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
-        if others:
-            raise InputError(
-                f"{path} holds {some(others, 3)} and no runs of this program; name another folder "
-                "with --output"
-            )
+    if holds_run(path):
+        raise InputError(
+            f"{path} holds a run itself, not runs below it; name another folder with --output"
+        )
     with locked(path):
         yield
 

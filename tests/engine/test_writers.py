@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,18 @@ from gn_det.engine.run import set_up_process, write_results
 from gn_det.engine.writers import build_writers
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+
+
+@pytest.fixture(autouse=True)
+def _no_other_handlers() -> Iterator[None]:
+    """Detectron2 gives a logger its handlers once in a process; those of other tests go."""
+    names = ("fvcore", "detectron2", "gn_det")
+    before = {name: logging.getLogger(name).handlers[:] for name in names}
+    for name in names:
+        logging.getLogger(name).handlers.clear()
+    yield
+    for name, handlers in before.items():
+        logging.getLogger(name).handlers[:] = handlers
 
 
 def fill(file: Path) -> Path:
