@@ -115,8 +115,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
 
 
 def group_of(process: multiprocessing.Process) -> list[str]:
+    """The processes of a group that run; one that has ended may wait for somebody to notice."""
     found = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True)
-    return found.stdout.split()
+    return [pid for pid in found.stdout.split() if runs(pid)]
+
+
+def runs(pid: str) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
 
 
 def training(shapes: Path, output: Path, **settings: object) -> list[object]:
@@ -262,7 +271,7 @@ def test_a_study_takes_its_runs_along(
     process.join(SECONDS)
     said = (tmp_path / "said.txt").read_text()
     assert process.exitcode == STATUS.get(number, -number) and "Traceback" not in said, said
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 10)
+    wait_for(lambda: not any(map(runs, started)), 10)
     assert [*output.glob("runs/*/last_checkpoint")]
 
 
