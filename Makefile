@@ -76,7 +76,7 @@ test-kernels: install
 	TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests/studies/kernels
 
 fuzz: install
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(RUN) tests/fuzz/fuzz.py --output output/fuzz --seconds $(SECONDS)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(RUN) tests/support/fuzz.py --output output/fuzz --seconds $(SECONDS)
 
 lint: .lint/bin/ruff
 	.lint/bin/ruff check .
