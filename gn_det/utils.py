@@ -170,7 +170,7 @@ def writing(path: str | Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         # torch.save raises a RuntimeError while it handles the system's.
         cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
+        if not isinstance(cause, OSError) or isinstance(cause, ConnectionError):  # of a process
             raise
         raise InputError(unwritable(path, cause)) from error
 

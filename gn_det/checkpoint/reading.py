@@ -18,6 +18,9 @@ from gn_det.utils import some
 
 __all__ = ["read_weights"]
 
+# Where weights lie below a key that names them, such as "ema".
+_WRAPPERS = ("state_dict", "module", "model", "ema_state", "shadow")
+
 
 def read_weights(
     file: str | Path, *, wrapped: bool = False, key: str | None = None
@@ -105,9 +108,6 @@ def _chosen(content: dict[str, Any], key: str | None, file: Path) -> Any:
             f"the training (EMA); choose with --key: {names}"
         )
     return sets[plain[0]] if plain else None
-
-
-_WRAPPERS = ("state_dict", "module", "model", "ema_state", "shadow")
 
 
 def _is_state(value: Any) -> bool:

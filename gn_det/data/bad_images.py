@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from gn_det.data.pictures import PictureError, read_picture
+from gn_det.data.pictures import PictureError, read_picture, upright_size
 from gn_det.errors import InputError
 
 __all__ = ["find_bad_images", "image_problem"]
@@ -83,7 +83,7 @@ def _jpeg_size(path: Path) -> tuple[int, int] | None:
         with Image.open(path) as image:
             if image.format not in ("JPEG", "MPO"):
                 return None
-            size, turned = image.size, image.getexif().get(0x0112, 1) >= 5
+            size = upright_size(image)
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
             whole = _JPEG_END in file.read()
@@ -94,7 +94,7 @@ def _jpeg_size(path: Path) -> tuple[int, int] | None:
         return None  # the reader says what it is
     if not whole:
         raise PictureError(f"{path} is truncated")
-    return size[::-1] if turned else size
+    return size
 
 
 def _has_end(content: bytes) -> bool:

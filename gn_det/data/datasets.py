@@ -31,7 +31,7 @@ from gn_det.utils import nearest, whole_file, write_atomically
 __all__ = [
     "CheckedFolder",
     "CocoFolder",
-    "check_folder",
+    "check_objects",
     "check_registered",
     "read_folder",
     "register_folders",
@@ -115,40 +115,6 @@ def _json_parts(dataset: dict[str, Any], most: int = 1000) -> Iterator[bytes]:
     yield b"}\n"
 
 
-def check_folder(
-    folder: CocoFolder,
-    *,
-    masks: bool,
-    training: bool,
-    keypoints: bool = False,
-    known: Known = (),
-    crowds_as_objects: bool = False,
-    strict: bool = False,
-    value_range: Sequence[float] = (),
-) -> CheckedFolder:
-    """Read a folder and check that there is something to train or to evaluate on.
-
-    Args:
-        folder: what to check.
-        training: whether it is a training split, or one to evaluate on.
-        masks, keypoints, known, crowds_as_objects, strict, value_range: see :func:`read_folder`.
-
-    Raises:
-        InputError: see :func:`read_folder`; or there are no objects, or crowds alone.
-    """
-    checked = read_folder(
-        folder,
-        masks=masks,
-        keypoints=keypoints,
-        known=known,
-        crowds_as_objects=crowds_as_objects,
-        strict=strict,
-        value_range=value_range,
-    )
-    _check_objects(checked.dataset, checked.findings, training=training, keypoints=keypoints)
-    return checked
-
-
 def read_folder(
     folder: CocoFolder,
     *,
@@ -205,10 +171,18 @@ def read_folder(
     return CheckedFolder(folder, dataset, findings, bad)
 
 
-def _check_objects(
-    dataset: dict[str, Any], findings: Findings, *, training: bool, keypoints: bool
-) -> None:
-    """Refuse a split without objects, and warn of crowds."""
+def check_objects(checked: CheckedFolder, *, training: bool, keypoints: bool) -> None:
+    """Refuse a split in which there is nothing to train or to evaluate on, and warn of crowds.
+
+    Args:
+        checked: what :func:`read_folder` returned; its findings are told of crowds.
+        training: whether it is a training split, or one to evaluate on.
+        keypoints: whether the model learns such.
+
+    Raises:
+        InputError: there are no objects, or crowds alone, or no visible keypoint.
+    """
+    dataset, findings = checked.dataset, checked.findings
     total = len(dataset["annotations"])
     crowds = sum(a.get("iscrowd") == 1 for a in dataset["annotations"])
     use = "learnt" if training else "evaluated"

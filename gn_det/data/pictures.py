@@ -6,8 +6,10 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -15,8 +17,9 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image, ImageCms, ImageOps
 
 from gn_det.errors import InputError
+from gn_det.utils import reason_of
 
-__all__ = ["PictureError", "picture_size", "read_picture"]
+__all__ = ["PictureError", "picture_size", "read_picture", "upright_size"]
 
 _ORIENTATION = 0x0112
 # How an upright picture becomes the stored one again, for tags that turn it by a quarter.
@@ -74,7 +77,8 @@ def read_picture(
         PictureError: the file is missing or cannot be read, is damaged, or holds no picture of 1,
             3 or 4 channels; with the reason.
     """
-    content = _content(path)
+    with _file(path) as file:
+        content = file.read()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -97,36 +101,44 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     Raises:
         PictureError: it is missing, or no picture.
     """
-    with _opened(path, _content(path)) as image:
-        size = image.size
-        if image.format == "TIFF":  # newer Pillows turn it as they open
-            size = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
-        return size[::-1] if image.getexif().get(_ORIENTATION, 1) in _STORED else size
+    with _file(path) as file, _opened(path, file) as image:
+        return upright_size(image)
 
 
-def _content(path: str | Path) -> bytes:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an open picture when its orientation tag has turned it."""
+    size = image.size
+    if image.format == "TIFF":  # newer Pillows turn it as they open
+        size = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+    return size[::-1] if image.getexif().get(_ORIENTATION, 1) in _STORED else size
+
+
+@contextmanager
+def _file(path: str | Path) -> Iterator[IO[bytes]]:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise PictureError(f"{path} is not a file")
+        if not status.st_size:
+            raise PictureError(f"{path} is empty")
         with open(path, "rb") as file:
-            content = file.read()
+            yield file
     except FileNotFoundError as error:
         raise PictureError(f"{path} is missing") from error
     except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
-    if not content:
-        raise PictureError(f"{path} is empty")
-    return content
+        raise PictureError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
-def _opened(path: str | Path, content: bytes) -> Image.Image:
+def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(content))
+        return Image.open(file)
     except (OSError, SyntaxError, ValueError) as error:
-        start = content[:64].lstrip()
-        kind = next((what for head, what in _FOREIGN.items() if start.startswith(head)), "")
-        if content[4:8] == b"ftyp":
-            brand = content[8:12].decode("ascii", "replace").strip()
+        file.seek(0)
+        head = file.read(64)
+        start = head.lstrip()
+        kind = next((what for begin, what in _FOREIGN.items() if start.startswith(begin)), "")
+        if head[4:8] == b"ftyp":
+            brand = head[8:12].decode("ascii", "replace").strip()
             heic = brand.startswith(("hei", "hev", "mif"))
             kind = "an HEIC picture" if heic else f"a video ({brand})"
         raise PictureError(
@@ -139,7 +151,7 @@ def _decoded(
 ) -> tuple[Image.Image, int]:
     """An upright RGB picture, and the tag of its orientation."""
     try:
-        image = _opened(path, content)
+        image = _opened(path, io.BytesIO(content))
     except PictureError:
         if not content.startswith((b"II", b"MM")):  # Pillow does not know all TIFFs
             raise

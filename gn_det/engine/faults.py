@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gn_det.errors import InputError
-from gn_det.utils import unwritable
+from gn_det.utils import reason_of, unwritable
 
 __all__ = ["check_encoding", "check_open_files", "fault_of", "telling_faults"]
 
@@ -62,8 +62,10 @@ def fault_of(error: BaseException) -> InputError | None:
             "ulimit -n 4096, or use fewer loading processes (DATALOADER.NUM_WORKERS)"
         )
     if getattr(error, "errno", None) in _OF_DISKS:
+        if error.filename:
+            return InputError(unwritable(error.filename, error))
         return InputError(
-            unwritable(error.filename or "a file, or shared memory in /dev/shm,", error)
+            f"a file, or shared memory in /dev/shm, cannot be written: {reason_of(error)}"
         )
     worker = _WORKER.search(message)
     if worker and "Bus error" in message:
@@ -71,9 +73,10 @@ def fault_of(error: BaseException) -> InputError | None:
             f"a loading process ended ({worker[0].strip(' .')}): shared memory, /dev/shm, was "
             "full; make it larger, or set DATALOADER.NUM_WORKERS 0 (--num-workers 0)"
         )
-    if worker:
+    if worker or isinstance(error, ConnectionResetError):  # of the pipe to it
+        what = worker[0].strip(" .") if worker else message
         return InputError(
-            f"a loading process ended ({worker[0].strip(' .')}), often for want of memory: set "
+            f"a loading process ended ({what}), often for want of memory: set "
             "fewer of them, DATALOADER.NUM_WORKERS (--num-workers of the classifiers), or smaller "
             "images or batches; --resume goes on from the last checkpoint"
         )
@@ -82,7 +85,18 @@ def fault_of(error: BaseException) -> InputError | None:
 
 @contextmanager
 def telling_faults() -> Iterator[None]:
-    """Raise what :func:`fault_of` says of an exception in its place."""
+    """Raise what :func:`fault_of` says of an exception in its place.
+
+    From here on, Python is also silent about faults that come up where they cannot be raised: where
+    several loading processes are killed, all but the first do so as the loaders are deleted.
+    """
+    hook = sys.unraisablehook
+
+    def unless_fault(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_value is None or fault_of(unraisable.exc_value) is None:
+            hook(unraisable)
+
+    sys.unraisablehook = unless_fault
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -23,16 +23,6 @@ from gn_det.errors import InputError
 __all__ = ["fit"]
 
 
-class _WithoutTraces(logging.Filter):
-    """Lets out what Detectron2's loop logs of an InputError, whose one line the program prints."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], InputError))
-
-
-logging.getLogger("detectron2.engine.train_loop").addFilter(_WithoutTraces())
-
-
 def fit(
     trainer: AccumulatingTrainer,
     checkpointer: Checkpointer,

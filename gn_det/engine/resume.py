@@ -14,7 +14,6 @@ import yaml
 from detectron2.config import CfgNode, LazyConfig
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig
-from tabulate import tabulate
 
 from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.config import load_config
@@ -22,7 +21,7 @@ from gn_det.config.differences import differences, told
 from gn_det.engine.command import RunOptions
 from gn_det.engine.run_data import RunData
 from gn_det.errors import InputError
-from gn_det.utils import reason_of, write_atomically
+from gn_det.utils import reason_of, table, write_atomically
 
 __all__ = ["begin_or_resume"]
 
@@ -30,8 +29,9 @@ __all__ = ["begin_or_resume"]
 # and how the same is computed.
 _MAY_CHANGE = re.compile(
     r"SOLVER\.(?!IMS_PER_BATCH|IMS_PER_GPU|ACCUMULATE_STEPS|REFERENCE_WORLD_SIZE).*"
-    r"|TEST\..*|.*_TEST|DATASETS\.TEST|DATALOADER\.(NUM_WORKERS|SKIP_BAD_IMAGES)|MODEL\.DEVICE|MODEL\.CHANNELS_LAST"
-    r"|MODEL\.GN\.RECOMPUTE|MODEL\.BACKBONE\.COMPILE|CUDNN_BENCHMARK|FLOAT32_PRECISION|VIS_PERIOD"
+    r"|TEST\..*|.*_TEST|DATASETS\.TEST|DATALOADER\.(NUM_WORKERS|SKIP_BAD_IMAGES)"
+    r"|MODEL\.DEVICE|MODEL\.CHANNELS_LAST|MODEL\.GN\.RECOMPUTE"
+    r"|MODEL\.BACKBONE\.COMPILE|CUDNN_BENCHMARK|FLOAT32_PRECISION|VIS_PERIOD"
     r"|VERSION"
     r"|optimizer\.(?!_target_).*|lr_multiplier(\..*)?|dataloader\.(test|evaluator)\..*"
     r"|dataloader\.train\.num_workers"
@@ -124,8 +124,8 @@ def _check_settings(cfg: CfgNode | DictConfig, file: Path) -> None:
         )
     if found:
         rows = [[key, *map(_cell, values.values())] for key, values in found.items()]
-        table = tabulate(rows, ["from the next step on", "was", "is"], disable_numparse=True)
-        print(f"\n{table}\n")
+        headers = ["from the next step on", "was", "is"]
+        print(f"\n{table(rows, headers, disable_numparse=True)}\n")
 
 
 def _dump(cfg: DictConfig) -> str:

@@ -31,6 +31,7 @@ from gn_det.config.constraints import check_complete_config
 from gn_det.config.differences import differences, told
 from gn_det.data.datasets import register_folders
 from gn_det.engine.command import RunOptions
+from gn_det.engine.faults import fault_of
 from gn_det.engine.launch import check_processes
 from gn_det.engine.run_data import RunData, check_config_data, set_data, wrapped_model
 from gn_det.engine.terminal import PrintableFilter
@@ -349,7 +350,8 @@ def _go_on_without(handler: logging.StreamHandler, record: logging.LogRecord) ->
     """Let a run go on whose log cannot be written, and say so once."""
     error = sys.exc_info()[1]
     if not isinstance(error, OSError):
-        logging.Handler.handleError(handler, record)
+        if fault_of(error) is None:  # else a signal of a loading process came in the writing
+            logging.Handler.handleError(handler, record)
         return
     # What follows goes nowhere, also where the stream is closed in the end.
     nowhere = os.open(os.devnull, os.O_WRONLY)

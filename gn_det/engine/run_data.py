@@ -11,7 +11,13 @@ from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
 from gn_det.data.coco import flip_pairs, keypoint_names
-from gn_det.data.datasets import CheckedFolder, CocoFolder, check_folder, check_registered
+from gn_det.data.datasets import (
+    CheckedFolder,
+    CocoFolder,
+    check_objects,
+    check_registered,
+    read_folder,
+)
 from gn_det.data.proposals import check_config_proposals, check_proposals
 from gn_det.engine.command import RunOptions
 from gn_det.engine.evaluation import check_evaluator
@@ -132,16 +138,16 @@ def check_data(
             if name in test:
                 check_evaluator(name)
             continue
-        checked = check_folder(
+        checked = read_folder(
             by_name[name],
             masks=masks,
-            training=name in train,
             keypoints=keypoints,
             known=data.categories,
             crowds_as_objects=options.crowds_as_objects,
             strict=options.refuse_bad_annotations,
             value_range=value_range,
         )
+        check_objects(checked, training=name in train, keypoints=keypoints)
         dataset = checked.dataset
         data.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
         if keypoints:

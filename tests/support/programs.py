@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,22 @@ def run_program(path: str, *args: object, **kwargs: object) -> subprocess.Comple
     return subprocess.run(command, env=environment, capture_output=True, text=True, **kwargs)
 
 
+def preloaded_context() -> BaseContext:
+    """A context whose processes have imported what takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "support.programs",
+            "gn_det.engine.trainer",
+            "gn_det.engine.run",
+            "gn_det.plots.curves",
+            "torchvision",
+            "cv2",
+        ]
+    )
+    return context
+
+
 def run_forked(program: str, arguments: Sequence[str], output: Path, seconds: int = 60) -> int:
     """Run a program without its imports, which a process that is forked for it has done already.
 
@@ -57,11 +74,7 @@ def run_forked(program: str, arguments: Sequence[str], output: Path, seconds: in
     Returns:
         The exit status; that of a killed program is negative.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["support.programs", "gn_det.engine.trainer", "gn_det.engine.run", "torchvision", "cv2"]
-    )
-    process = context.Process(target=_run_as_main, args=(program, arguments, output))
+    process = preloaded_context().Process(target=_run_as_main, args=(program, arguments, output))
     process.start()
     process.join(seconds)
     process.kill()

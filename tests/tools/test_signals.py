@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.programs import ROOT, folder_flags
+from support.programs import ROOT, folder_flags, preloaded_context
 
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 STATUS = {INT: 130, TERM: 143, HUP: 143}
@@ -75,23 +75,13 @@ def _hold_up(where: str, folder: Path) -> None:
 Begin = Callable[..., multiprocessing.Process]
 
 
-@pytest.fixture(scope="module")
-def preloaded() -> Any:
-    """A context whose processes have imported what takes seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["gn_det.engine.trainer", "gn_det.engine.run", "gn_det.plots.curves", "support.programs"]
-    )
-    return context
-
-
 @pytest.fixture
-def begin(preloaded: Any, tmp_path: Path) -> Iterator[Begin]:
+def begin(tmp_path: Path) -> Iterator[Begin]:
     """Begin a program; what is left of it at the end is killed."""
     begun = []
 
     def begin(path: str, *arguments: object, where: str = "") -> multiprocessing.Process:
-        process = preloaded.Process(
+        process = preloaded_context().Process(
             target=run_held_up, args=(path, [*map(str, arguments)], where, tmp_path)
         )
         process.start()

@@ -125,7 +125,7 @@ def other_sizes(
     """Pictures with which nothing is wrong but that their size is another than the JSON says.
 
     Args:
-        bad: (picture, what is wrong) as :func:`gn_det.data.pictures.find_bad_images` returned it.
+        bad: (picture, what is wrong) as :func:`gn_det.data.bad_images.find_bad_images` returned it.
         root: the folder.
         value_range: see :func:`gn_det.data.pictures.read_picture`.
 
