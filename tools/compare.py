@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
-from gn_det.engine.run import begin_run, study_folder
+from gn_det.engine.folders import study_folder
+from gn_det.engine.run import check_run
 from gn_det.engine.run_data import RunData
 from gn_det.engine.schedule import resolve_schedule
 
@@ -60,9 +61,10 @@ def main() -> int:
     options = RunOptions.from_args(args)
     data = None
     for run in runs:
-        data = begin_run(run.cfg, options, args.output, data)
+        data = check_run(run.cfg, options, args.output, data)
     with study_folder(args.output):
         check_folders(runs)
+        data.write_copies()
         failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
         results = [result(run, failures.get(run.name, "")) for run in runs]
         costs = measure(runs)

@@ -16,8 +16,10 @@ from gn_det.engine.command import (
     reads_data,
     run_command,
 )
+from gn_det.engine.folders import new_folder
 from gn_det.engine.launch import check_device
-from gn_det.engine.run import begin_run, new_folder, set_up_process
+from gn_det.engine.process import set_up_process
+from gn_det.engine.run import check_run
 from gn_det.engine.schedule import resolve_schedule
 
 from gn_det.classification.command import CPU, default_device
@@ -56,7 +58,7 @@ def from_config(args: argparse.Namespace) -> tuple[Conversion, str]:
     cfg = resolve_schedule(load_config(args.config_file, args.opts), options.world_size)
     if not cfg.MODEL.WEIGHTS:
         raise InputError("there are no weights to convert: set MODEL.WEIGHTS")
-    begin_run(cfg, options, args.output)
+    check_run(cfg, options, args.output).write_copies()
     cfg.SEED = set_up_process(args.output, cfg.SEED, cfg.CUDNN_BENCHMARK)
     title = Path(args.config_file).name
     return convert_detector(cfg, title, args.output, args.calibration_images, args.fine_tune)

@@ -18,7 +18,8 @@ from gn_det.engine.command import (
     reads_data,
     run_command,
 )
-from gn_det.engine.run import begin_run, check_same_settings, clear_half_written, study_folder
+from gn_det.engine.folders import check_same_settings, clear_half_written, study_folder
+from gn_det.engine.run import check_run
 from gn_det.engine.schedule import resolve_schedule
 from gn_det.engine.trainer import build_model, train
 
@@ -99,12 +100,13 @@ def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, st
         cfg.OUTPUT_DIR = str(folder)
         if folder in configs:
             raise InputError(f"two recipes are called {folder.name}, and would share a folder")
-        data = begin_run(cfg, options, args.output, data)
+        data = check_run(cfg, options, args.output, data)
         find_module(build_model(cfg), args.module)
         configs[folder] = cfg
     with study_folder(args.output):
         for folder, cfg in configs.items():
             check_same_settings(folder, cfg)
+        data.write_copies()
         for name in ("detectron2", "gn_det"):
             setup_logger(name=name)
         for folder, cfg in configs.items():

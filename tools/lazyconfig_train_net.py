@@ -14,16 +14,12 @@ from typing import Any
 
 from gn_det.engine.building import building
 from gn_det.engine.command import RunOptions, run_command, training_parser
+from gn_det.engine.folders import run_folder, write_results, written_folder
 from gn_det.engine.launch import follow, launch, torchrun_rank, with_torchrun
 from gn_det.engine.loop import fit
+from gn_det.engine.process import set_up_process
 from gn_det.engine.resume import begin_or_resume
-from gn_det.engine.run import (
-    begin_run,
-    run_folder,
-    set_up_process,
-    write_results,
-    written_folder,
-)
+from gn_det.engine.run import check_run
 from gn_det.engine.run_data import RunData, set_data
 from gn_det.engine.schedule import resolve_lazy_schedule, schedule_table
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
@@ -54,8 +50,9 @@ def main() -> None:
     if cfg is not reference and not options.eval_only:
         print(f"\n{schedule_table(reference, cfg, options.world_size)}\n")
     with run_folder(cfg.train.output_dir, options) as folder:
-        data = begin_run(cfg, options, folder)
+        data = check_run(cfg, options, folder)
         begin_or_resume(cfg, folder, data, options)
+        data.write_copies(write=options.machine_rank == 0)
         launch(run, cfg.train.device, options, args.config_file, args.opts, options, data)
 
 

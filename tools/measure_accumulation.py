@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
-from gn_det.engine.run import begin_run, new_folder
+from gn_det.engine.folders import new_folder
+from gn_det.engine.run import check_run
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -37,7 +38,7 @@ def main() -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.SEED = max(cfg.SEED, 0)
     with new_folder(args.output):
-        begin_run(cfg, RunOptions.from_args(args), args.output)
+        check_run(cfg, RunOptions.from_args(args), args.output).write_copies()
         model = build(cfg)
         pairs, resized = training_pairs(cfg, model.backbone.size_divisibility)
         padded = sum(map(is_padded, pairs))

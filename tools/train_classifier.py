@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gn_det.engine.command import RunOptions, run_command
+from gn_det.engine.folders import run_folder
 from gn_det.engine.launch import check_processes, follow, launch, torchrun_rank, with_torchrun
-from gn_det.engine.run import run_folder, set_up_process
+from gn_det.engine.process import set_up_process
 
 from detectron2.utils import comm
 

@@ -9,15 +9,11 @@ import argparse
 from pathlib import Path
 
 from gn_det.engine.command import RunOptions, run_command, training_parser
+from gn_det.engine.folders import run_folder, write_results, written_folder
 from gn_det.engine.launch import follow, launch, torchrun_rank, with_torchrun
+from gn_det.engine.process import set_up_process
 from gn_det.engine.resume import begin_or_resume
-from gn_det.engine.run import (
-    begin_run,
-    run_folder,
-    set_up_process,
-    write_results,
-    written_folder,
-)
+from gn_det.engine.run import check_run
 from gn_det.engine.schedule import resolve_schedule, schedule_table
 from gn_det.engine.trainer import build_model, evaluate, train
 
@@ -38,8 +34,9 @@ def main() -> None:
     if cfg is not reference and not options.eval_only:
         print(f"\n{schedule_table(reference, cfg, options.world_size)}\n")
     with run_folder(cfg.OUTPUT_DIR, options) as folder:
-        data = begin_run(cfg, options, folder)
+        data = check_run(cfg, options, folder)
         begin_or_resume(cfg, folder, data, options)
+        data.write_copies(write=options.machine_rank == 0)
         cfg.freeze()
         launch(run, cfg.MODEL.DEVICE, options, cfg, options)
 

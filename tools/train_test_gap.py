@@ -7,17 +7,21 @@ the images shift, the two differ. GN computes the same in both (Wu & He 2018, se
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from gn_det.engine.command import run_command
+from gn_det.engine.folders import new_folder
 from gn_det.engine.launch import check_device
+
+import torch
 
 from gn_det.classification.command import CPU, add_device_argument
 from gn_det.classification.datasets import load_images
 from gn_det.classification.training import read_classifier
 from gn_det.errors import InputError
-from gn_det.studies.paper.shifts import gap_csv, gap_table, plot_gap, shifted_errors
-from gn_det.utils import make_folder, write_atomically
+from gn_det.studies.paper.shifts import Errors, gap_csv, gap_table, plot_gap, shifted_errors
+from gn_det.utils import write_atomically
 
 
 def main() -> None:
@@ -25,11 +29,20 @@ def main() -> None:
     if min(args.batch_sizes) < 1:
         raise InputError(f"--batch-sizes {args.batch_sizes}: at least 1")
     device = check_device(args.device, CPU)
-    if (args.output / "gap.csv").exists():
-        raise InputError(f"{args.output} holds a table already; name another folder")
+    with new_folder(args.output):
+        errors = errors_of(args.classifiers, args.batch_sizes, device)
+    write_atomically(args.output / "gap.csv", gap_csv(errors))
+    plot_gap(errors, args.output / "gap.png")
+    print(f"\nError in percent:\n\n{gap_table(errors)}\n\n{args.output}: gap.csv, gap.png")
+
+
+def errors_of(
+    classifiers: Sequence[Path], batch_sizes: Sequence[int], device: torch.device
+) -> dict[str, Errors]:
+    """Errors of each classifier by its network and norm, see :func:`shifted_errors`."""
     errors = {}
     sets = set()
-    for folder in args.classifiers:
+    for folder in classifiers:
         recipe, classifier = read_classifier(folder)
         name = f"{recipe.network} with {recipe.norm}"
         if name in errors:
@@ -39,11 +52,8 @@ def main() -> None:
         if len(sets) > 1:
             raise InputError(f"the classifiers learnt different images, (data, size): {sets}")
         _, held_out = load_images(recipe.data, recipe.size)
-        errors[name] = shifted_errors(classifier.to(device), held_out, args.batch_sizes)
-    make_folder(args.output)
-    write_atomically(args.output / "gap.csv", gap_csv(errors))
-    plot_gap(errors, args.output / "gap.png")
-    print(f"\nError in percent:\n\n{gap_table(errors)}\n\n{args.output}: gap.csv, gap.png")
+        errors[name] = shifted_errors(classifier.to(device), held_out, batch_sizes)
+    return errors
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -70,6 +70,18 @@ class CheckedFolder:
         """Whether a run cannot use the file as it is."""
         return self.findings.changed or bool(self.bad_images)
 
+    @property
+    def used(self) -> dict[str, Any]:
+        """The data set without the bad images."""
+        if not self.bad_images:
+            return self.dataset
+        bad_ids = {image["id"] for image, _ in self.bad_images}
+        return {
+            **self.dataset,
+            "images": [i for i in self.dataset["images"] if i["id"] not in bad_ids],
+            "annotations": [a for a in self.dataset["annotations"] if a["image_id"] not in bad_ids],
+        }
+
     def copy_in(self, output: Path) -> CocoFolder:
         """The folder with its JSON at output/NAME.json, which :meth:`write` writes."""
         name = re.sub(r"[^\w.-]", "_", self.folder.name)
@@ -83,16 +95,8 @@ class CheckedFolder:
         copy = Path(self.copy_in(output).json_file)
         output.mkdir(parents=True, exist_ok=True)
         if self.needs_copy:
-            bad_ids = {image["id"] for image, _ in self.bad_images}
-            kept = {
-                **self.dataset,
-                "images": [i for i in self.dataset["images"] if i["id"] not in bad_ids],
-                "annotations": [
-                    a for a in self.dataset["annotations"] if a["image_id"] not in bad_ids
-                ],
-            }
             with whole_file(copy) as file:
-                file.writelines(_json_parts(kept))
+                file.writelines(_json_parts(self.used))
         # A resumed run reads the copy, and the table tells how that came about.
         is_copy = Path(self.folder.json_file) == copy
         if self.findings.table() and not (is_copy and copy.with_suffix(".txt").exists()):

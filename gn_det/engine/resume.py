@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
@@ -12,7 +11,6 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, LazyConfig
-from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig
 
 from gn_det.checkpoint.checkpointer import last_checkpoint
@@ -64,7 +62,7 @@ def begin_or_resume(
         return
     began = {
         "processes": options.world_size,
-        "data": {name: _fingerprint(file) for name, file in _json_files(data).items()},
+        "data": data.fingerprints,
     }
     checkpoint = last_checkpoint(folder) if options.resume else None
     if checkpoint is None:
@@ -170,25 +168,3 @@ def _describe(fingerprint: dict[str, Any] | None) -> str:
         return "no such set"
     counts = (f"{fingerprint.get(key)} {key}" for key in ("images", "annotations", "categories"))
     return f"{', '.join(counts)} ({str(fingerprint.get('digest'))[:12]})"
-
-
-def _json_files(data: RunData) -> dict[str, str]:
-    """The JSON of each training set that has one."""
-    files = {name: MetadataCatalog.get(name).get("json_file") for name in data.train}
-    return {name: file for name, file in files.items() if file}
-
-
-def _fingerprint(json_file: str) -> dict[str, Any]:
-    """Counts of a COCO JSON, and a digest of what is learnt from, whatever its order."""
-    dataset = json.loads(Path(json_file).read_text(encoding="utf-8"))
-    keys = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd", "segmentation"),
-        "categories": ("id", "name"),
-    }
-    digest = hashlib.sha256()
-    for section, names in keys.items():
-        for line in sorted(json.dumps([e.get(n) for n in names]) for e in dataset.get(section, [])):
-            digest.update(line.encode())
-    counts = {section: len(dataset.get(section, [])) for section in keys}
-    return {**counts, "digest": digest.hexdigest()}

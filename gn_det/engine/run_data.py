@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
-from gn_det.data.coco import flip_pairs, keypoint_names
+from gn_det.data.coco import fingerprint, flip_pairs, keypoint_names
 from gn_det.data.datasets import (
     CheckedFolder,
     CocoFolder,
@@ -41,6 +41,7 @@ class RunData:
         keypoints: names of the keypoints of all categories, where the model learns such.
         has_rle_masks: whether objects (not only crowds) have RLE segmentations, which Detectron2
             reads as bitmasks only.
+        fingerprints: by name, what tells the training sets from others; of those that are JSON.
         checked: by name, the folders of which something has to be said, or a copy written.
     """
 
@@ -50,26 +51,35 @@ class RunData:
     categories: list[tuple[int, str]] = field(default_factory=list)
     keypoints: list[str] = field(default_factory=list)
     has_rle_masks: bool = False
+    fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
     checked: dict[str, CheckedFolder] = field(default_factory=dict)
+    copies: Path = Path()
 
-    def write_copies(self, output_dir: Path, *, write: bool = True) -> None:
-        """Say what was found in the folders, and replace those that need it by normalised copies.
+    def place_copies(self, copies: Path) -> None:
+        """Let normalised copies stand for the folders that need them; nothing is written yet.
 
         Args:
-            output_dir: for the copies and the tables of what was found.
+            copies: the folder for them, and for tables of what was found.
+        """
+        self.copies = copies.resolve()  # as the paths of the folders are
+        for index, folder in enumerate(self.folders):
+            checked = self.checked.get(folder.name)
+            if checked is not None and checked.needs_copy:
+                self.folders[index] = checked.copy_in(self.copies)
+
+    def write_copies(self, *, write: bool = True) -> None:
+        """Say what was found in the folders, and write the copies that have their place.
+
+        Args:
             write: whether this machine writes them, or another one of the run that shares the
                 folder.
         """
-        output_dir = output_dir.resolve()  # as the paths of the folders are
-        for index, folder in enumerate(self.folders):
+        for folder in self.folders:
             checked = self.checked.pop(folder.name, None)
-            if checked is None:
-                continue
-            if write:
-                checked.write(output_dir)
-            if checked.needs_copy:
-                self.folders[index] = checked.copy_in(output_dir)
-            _say(checked, self.folders[index])
+            if checked is not None:
+                if write:
+                    checked.write(self.copies)
+                _say(checked, folder)
 
 
 def _say(checked: CheckedFolder, place: CocoFolder) -> None:
@@ -134,7 +144,9 @@ def check_data(
     )
     for name in [*([] if options.eval_only else train), *test]:
         if name not in by_name:
-            _check_registered_images(name, value_range)
+            dataset = _check_registered_images(name, value_range)
+            if name in train and dataset:
+                data.fingerprints[name] = fingerprint(dataset)
             if name in test:
                 check_evaluator(name)
             continue
@@ -160,6 +172,8 @@ def check_data(
         if checked.bad_images and not (options.skip_bad_images and _has_objects_left(checked)):
             advice = "; --skip-bad-images leaves them out" if _has_objects_left(checked) else ""
             raise InputError(f"{by_name[name].json_file}: {_describe(checked)}{advice}")
+        if name in train:
+            data.fingerprints[name] = fingerprint(checked.used)
         if checked.needs_copy or checked.findings.table():
             data.checked[name] = checked
     return data
@@ -274,7 +288,7 @@ def _has_objects_left(checked: CheckedFolder) -> bool:
     )
 
 
-def _check_registered_images(name: str, value_range: Sequence[float]) -> None:
+def _check_registered_images(name: str, value_range: Sequence[float]) -> dict[str, Any]:
     dataset, bad = check_registered(name, value_range)
     if bad:
         named = _named(bad, 5)
@@ -282,6 +296,7 @@ def _check_registered_images(name: str, value_range: Sequence[float]) -> None:
             f"{name}: {len(bad)} of {len(dataset['images'])} images cannot be used: {named}; "
             "mend them, or hand the set over as --train"
         )
+    return dataset
 
 
 def _describe(checked: CheckedFolder) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from gn_det import InputError
 from gn_det.engine.faults import fault_of, telling_faults
-from gn_det.engine.run import _go_on_without
+from gn_det.engine.process import _go_on_without
 from gn_det.utils import writing
 
 KILLED = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")

@@ -16,11 +16,10 @@ from torch import nn
 from gn_det import InputError
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import dump_config, load_config, load_lazy_config
-from gn_det.data.datasets import CocoFolder, register_folders
 from gn_det.engine.command import RunOptions
 from gn_det.engine.loop import fit
 from gn_det.engine.resume import begin_or_resume
-from gn_det.engine.run_data import RunData
+from gn_det.engine.run_data import RunData, check_data
 from gn_det.engine.step import AccumulatingTrainer
 
 YAML = ROOT / "configs/small/quickstart.yaml"
@@ -28,16 +27,15 @@ LAZY = ROOT / "configs/small/quickstart.py"
 RESUMED = RunOptions(resume=True)
 
 
-def data_of(json_file: Path) -> RunData:
-    folder = CocoFolder("custom_train", str(json_file), str(json_file.parent / "images"))
-    register_folders([folder])
-    return RunData(["custom_train"], [], [folder])
+def data_of(folder: Path) -> RunData:
+    train = str(folder / "train.json"), str(folder / "images")
+    return check_data(RunOptions(train=train), [], [])
 
 
 @pytest.fixture
 def begun(edit_shapes: Callable, tmp_path: Path) -> tuple[Path, RunData]:
     """A run's folder with a checkpoint, and its data."""
-    data = data_of(edit_shapes(lambda dataset: None) / "train.json")
+    data = data_of(edit_shapes(lambda dataset: None))
     folder = tmp_path / "run"
     folder.mkdir()
     cfg = load_config(YAML)
@@ -171,10 +169,15 @@ def test_a_lazy_config_is_compared_alike(
 
 CHANGES = {
     "an object less": lambda dataset: dataset["annotations"].pop(),
-    "an image less": lambda dataset: dataset["images"].pop(),
+    "an image less": lambda dataset: dataset.update(
+        images=dataset["images"][1:],
+        annotations=[a for a in dataset["annotations"] if a["image_id"] != 1],
+    ),
     "another class": lambda dataset: dataset["categories"][0].update(name="other"),
     "a moved box": lambda dataset: dataset["annotations"][0]["bbox"].__setitem__(0, 3.5),
-    "another size": lambda dataset: dataset["images"][0].update(width=77),
+    "another file": lambda dataset: dataset["images"][0].update(
+        file_name=dataset["images"][1]["file_name"]
+    ),
 }
 
 
@@ -182,16 +185,16 @@ CHANGES = {
 def test_data_that_changed_are_refused_with_what_they_were(
     change: str, begun: tuple, edit_shapes: Callable
 ) -> None:
-    folder, data = begun
-    edit_shapes(CHANGES[change])
+    folder, _ = begun
+    data = data_of(edit_shapes(CHANGES[change]))
     with pytest.raises(InputError, match="6 images, .* then, [56] images, .* now"):
         begin_or_resume(load_config(YAML), folder, data, RESUMED)
 
 
 def test_data_in_another_order_are_the_same(begun: tuple, edit_shapes: Callable) -> None:
-    folder, data = begun
-    edit_shapes(lambda dataset: [dataset["images"].reverse(), dataset["annotations"].reverse()])
-    begin_or_resume(load_config(YAML), folder, data, RESUMED)
+    folder, _ = begun
+    in_reverse = edit_shapes(lambda d: [d["images"].reverse(), d["annotations"].reverse()])
+    begin_or_resume(load_config(YAML), folder, data_of(in_reverse), RESUMED)
 
 
 def test_another_number_of_processes_is_said(

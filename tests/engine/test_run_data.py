@@ -107,7 +107,8 @@ def test_what_needs_nothing_is_used_as_it_is_and_the_rest_is_copied(
     folder = edit_shapes(from_zero)
     before = (folder / "train.json").read_bytes()
     data = check(folder)
-    data.write_copies(tmp_path / "run")
+    data.place_copies(tmp_path / "run")
+    data.write_copies()
     printed = capsys.readouterr().out
     train, val = (Path(f.json_file) for f in data.folders)
     assert train == tmp_path / "run" / "custom_train.json" and val == folder / "val.json"
@@ -120,14 +121,16 @@ def test_what_needs_nothing_is_used_as_it_is_and_the_rest_is_copied(
     again = check(
         folders=[["custom_train", str(train), str(folder / "images")]], names=(["custom_train"], [])
     )
-    again.write_copies(tmp_path / "run")
+    again.place_copies(tmp_path / "run")
+    again.write_copies()
     assert again.folders[0].json_file == str(train)
     assert train.with_suffix(".txt").read_text() == table
 
 
 def test_a_second_machine_of_a_run_writes_nothing(edit_shapes: Callable, tmp_path: Path) -> None:
     data = check(edit_shapes(lambda d: [a.update(area=None) for a in d["annotations"]]))
-    data.write_copies(tmp_path / "run", write=False)
+    data.place_copies(tmp_path / "run")
+    data.write_copies(write=False)
     assert data.folders[0].json_file == str(tmp_path / "run" / "custom_train.json")
     assert not (tmp_path / "run").exists()
 
@@ -158,7 +161,8 @@ def test_missing_and_truncated_images_are_named_and_can_be_left_out(
         assert part in str(caught.value)
 
     data = check(folder, skip_bad_images=True)
-    data.write_copies(tmp_path / "run")
+    data.place_copies(tmp_path / "run")
+    data.write_copies()
     kept = json.loads(Path(data.folders[0].json_file).read_text())
     assert [image["id"] for image in kept["images"]] == [3, 4, 5, 6]
     assert {a["image_id"] for a in kept["annotations"]} <= {3, 4, 5, 6}
@@ -187,7 +191,8 @@ def test_images_under_another_form_of_their_name_are_found(
 
     folder = edit_shapes(rename)
     data = check(folder)
-    data.write_copies(tmp_path / "run")
+    data.place_copies(tmp_path / "run")
+    data.write_copies()
     kept = json.loads(Path(data.folders[0].json_file).read_text())
     assert kept["images"][0]["file_name"] == "000001.jpg"
     table = (tmp_path / "run" / "custom_train.txt").read_text()
@@ -260,7 +265,8 @@ def test_a_picture_without_a_size_that_cannot_be_read_is_left_out_with_its_annot
     (folder / "images" / "000001.jpg").unlink()
     (folder / "images" / "000001.jpg").write_text("no picture")
     data = check(folder, skip_bad_images=True)
-    data.write_copies(tmp_path)
+    data.place_copies(tmp_path)
+    data.write_copies()
     kept = json.loads((tmp_path / "custom_train.json").read_text())
     assert [image["id"] for image in kept["images"]] == [2, 3, 4, 5, 6]
     assert {a["iscrowd"] for a in kept["annotations"]} == {0}

@@ -11,7 +11,8 @@ import pytest
 from detectron2.utils.events import EventStorage
 
 from gn_det import InputError
-from gn_det.engine.run import set_up_process, write_results
+from gn_det.engine.folders import write_results
+from gn_det.engine.process import set_up_process
 from gn_det.engine.writers import build_writers
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")

@@ -7,6 +7,7 @@ mended, dropped, suspicious or refused on the way.
 
 from gn_det.data.bad_images import find_bad_images, image_problem
 from gn_det.data.coco.findings import Findings
+from gn_det.data.coco.fingerprint import fingerprint
 from gn_det.data.coco.images import other_sizes
 from gn_det.data.coco.keypoints import flip_pairs, keypoint_names
 from gn_det.data.coco.normalise import normalise
@@ -15,6 +16,7 @@ from gn_det.data.coco.read import read_coco
 __all__ = [
     "Findings",
     "find_bad_images",
+    "fingerprint",
     "flip_pairs",
     "image_problem",
     "keypoint_names",

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gn_det.config import dump_config
 from gn_det.config.differences import differences, told
-from gn_det.engine.run import check_same_settings
+from gn_det.engine.folders import check_same_settings
 from gn_det.engine.termination import (
     ENDS_WITH_PARENT,
     INTERRUPTED,

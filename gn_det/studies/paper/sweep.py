@@ -23,8 +23,8 @@ from gn_det.classification.command import CPU
 from gn_det.classification.datasets import load_images
 from gn_det.classification.training import ClassifierRecipe, finished_results, train_classifier
 from gn_det.engine.faults import fault_of
+from gn_det.engine.folders import clear_half_written, study_folder
 from gn_det.engine.launch import check_device
-from gn_det.engine.run import clear_half_written, study_folder
 from gn_det.engine.termination import (
     catch_ending,
     end,

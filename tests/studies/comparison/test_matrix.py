@@ -15,7 +15,7 @@ from support.programs import ROOT
 from gn_det import InputError
 from gn_det.config import dump_config, load_config
 from gn_det.config.differences import differences
-from gn_det.engine.run import locked
+from gn_det.engine.folders import locked
 from gn_det.studies.comparison.matrix import (
     Run,
     check_comparable,
