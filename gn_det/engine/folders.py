@@ -1,4 +1,4 @@
-"""The folders that programs write: created, kept from other programs, left as they were on errors."""
+"""The folders that programs write: created, kept from other programs, cleared on bad input."""
 
 from __future__ import annotations
 

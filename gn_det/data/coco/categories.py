@@ -100,6 +100,11 @@ def _well_formed(categories: list[dict[str, Any]], findings: Findings) -> list[d
         if type(name) in (int, float):
             findings.add("mended", "category names written as numbers", _place(category))
             category["name"] = name = str(name)
+        if isinstance(name, str) and printable(name) != name:
+            # Detectron2 prints names in tables, where a line break would begin a line of its own.
+            what = "category names with line breaks or characters that cannot be shown"
+            findings.add("mended", what, _place(category))
+            category["name"] = name = printable(" ".join(name.split()))
         if not isinstance(name, str):
             findings.add("refused", "categories have no name", _place(category), name)
         elif number not in by_id:

@@ -39,6 +39,25 @@ def test_ids_in_text_or_with_a_point_are_numbers(normalised: Normalised, kind: t
 
 
 @pytest.mark.parametrize(
+    ("name", "mended"),
+    [
+        ("box\n", "box"),
+        (" a\r\nbox ", "a box"),
+        ("box\x1b[2J", "box\\x1b[2J"),
+        ("\u202ebox", "\\u202ebox"),
+        ("a  box", "a  box"),
+        ("箱 \U0001f469\u200d\U0001f52c", "箱 \U0001f469\u200d\U0001f52c"),
+    ],
+)
+def test_a_name_that_would_break_a_table_is_one_line(
+    normalised: Normalised, name: str, mended: str
+) -> None:
+    data, findings = normalised(of_categories((1, name), (2, "disc")))
+    assert pairs(data) == [(1, mended), (2, "disc")]
+    assert findings.count("mended") == (name != mended)
+
+
+@pytest.mark.parametrize(
     ("categories", "kept"),
     [
         ([(0, "shapes", "none"), (1, "box", "shapes"), (2, "disc", "shapes")], KNOWN),
