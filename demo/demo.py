@@ -50,7 +50,8 @@ def main() -> int:
         try:
             demo.run(path, output, image_id)
         except UNREADABLE as error:
-            failures.append(printable(f"{path}: {' '.join(str(error).split())}"))
+            reason = " ".join(str(error).split()).removeprefix(f"{path} is ")
+            failures.append(printable(f"{path}: {reason}"))
     print(f"{len(inputs) - len(failures)} of {len(inputs)} inputs drawn to {args.output}")
     if args.json:
         write_atomically(args.json, json.dumps(demo.results))

@@ -10,12 +10,13 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from gn_det.data.pictures import PictureError, read_picture, upright_size
+from gn_det.data.pictures import PictureError, is_deep, read_picture, upright_size
 from gn_det.errors import InputError
 
-__all__ = ["find_bad_images", "image_problem"]
+__all__ = ["dark_images", "find_bad_images", "image_problem"]
 
 _JPEG_END = b"\xff\xd9"
+_DARK = 16  # of 255: what 12 bits in 16 become
 _TAIL_BYTES = 4096  # cameras and tools append a few bytes; phones a whole video
 
 
@@ -53,6 +54,28 @@ def find_bad_images(
             delay=2,
         )
         return [(image, p) for image, p in zip(images, problems, strict=True) if p]
+
+
+def dark_images(
+    images: Sequence[dict[str, Any]], image_root: str | Path, most: int = 32
+) -> list[dict[str, Any]]:
+    """Images of more than 8 bits that use under a sixteenth of their type's range, as 12 bits do.
+
+    Args:
+        images: sound ones.
+        image_root: the folder that their file_name is relative to.
+        most: how many to look at, from the first on.
+
+    Returns:
+        Those with more than 8 bits where all of them are dark; none where one of them is not.
+    """
+    paths = {image["id"]: Path(image_root) / image["file_name"] for image in images[:most]}
+    try:
+        deep = [image for image in images[:most] if is_deep(paths[image["id"]])]
+        dark = all(read_picture(paths[image["id"]], "L").max() <= _DARK for image in deep)
+    except PictureError:  # of a kind without a range, or unknown to Pillow
+        return []
+    return deep if dark else []
 
 
 def image_problem(

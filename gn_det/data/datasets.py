@@ -14,7 +14,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from gn_det.data.bad_images import find_bad_images
+from gn_det.data.bad_images import dark_images, find_bad_images
 from gn_det.data.coco import (
     Findings,
     flip_pairs,
@@ -172,6 +172,14 @@ def read_folder(
     if stored:
         what = "images are turned by a tag, and annotated as they are stored: they are not turned"
         findings.add("warned", what, f"image {next(iter(stored))}", count=len(stored))
+    if not value_range:
+        bad_ids = {image["id"] for image, _ in bad}
+        sound = [image for image in dataset["images"] if image["id"] not in bad_ids]
+        for image in dark_images(sound, folder.image_root):
+            what = (
+                "images of more than 8 bits are nearly black: set INPUT.VALUE_RANGE, as (0, 4095)"
+            )
+            findings.add("warned", what, f"image {image['id']}", image["file_name"])
     return CheckedFolder(folder, dataset, findings, bad)
 
 

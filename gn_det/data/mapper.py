@@ -14,6 +14,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 
 from gn_det.data.pictures import read_picture
+from gn_det.data.resize import for_thin_pictures
 
 __all__ = ["PictureMapper"]
 
@@ -32,6 +33,7 @@ class PictureMapper(DatasetMapper):
     @configurable
     def __init__(self, *, value_range: Sequence[float] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.augmentations = T.AugmentationList(for_thin_pictures(self.augmentations.augs))
         self.value_range = tuple(value_range)
 
     @classmethod

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageOps
 from gn_det.errors import InputError
 from gn_det.utils import reason_of
 
-__all__ = ["PictureError", "picture_size", "read_picture", "upright_size"]
+__all__ = ["PictureError", "is_deep", "picture_size", "read_picture", "upright_size"]
 
 _ORIENTATION = 0x0112
 # How an upright picture becomes the stored one again, for tags that turn it by a quarter.
@@ -113,6 +113,16 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return size[::-1] if image.getexif().get(_ORIENTATION, 1) in _STORED else size
 
 
+def is_deep(path: str | Path) -> bool:
+    """Whether a picture has values of more than 8 bits, from its header.
+
+    Raises:
+        PictureError: it is missing, or no picture that Pillow knows.
+    """
+    with _file(path) as file, _opened(path, file) as image:
+        return image.mode in _DEEP or _has_deep_tiles(image)
+
+
 @contextmanager
 def _file(path: str | Path) -> Iterator[IO[bytes]]:
     try:
@@ -156,7 +166,7 @@ def _decoded(
         if not content.startswith((b"II", b"MM")):  # Pillow does not know all TIFFs
             raise
         return _scaled(path, _by_opencv(path, content), value_range), 1
-    deep = any(";16" in str(tile[3]) for tile in image.tile)
+    deep = _has_deep_tiles(image)
     stored = image.getexif().get(_ORIENTATION, 1)
     image.load()  # raises where data are damaged; a conversion would go on with what is there
     left = image.getexif().get(_ORIENTATION, 1)  # Pillow turns a TIFF as it loads
@@ -171,6 +181,10 @@ def _decoded(
     exif[_ORIENTATION] = left
     picture.info["exif"] = exif.tobytes()
     return ImageOps.exif_transpose(picture), stored
+
+
+def _has_deep_tiles(image: Image.Image) -> bool:
+    return any(";16" in str(tile[3]) for tile in image.tile)
 
 
 def _values(image: Image.Image) -> np.ndarray:

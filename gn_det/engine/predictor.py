@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import detectron2.data.transforms as T
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
@@ -10,6 +9,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from gn_det.checkpoint import Checkpointer
+from gn_det.data.resize import ResizeShortestEdge
 
 __all__ = ["Predictor", "model_categories"]
 
@@ -31,7 +31,7 @@ class Predictor(DefaultPredictor):
         self.model = build_model(self.cfg).eval()
         Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
         size = cfg.INPUT.MIN_SIZE_TEST
-        self.aug = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
+        self.aug = ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
 
 

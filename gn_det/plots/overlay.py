@@ -29,12 +29,14 @@ def draw_objects(
         image: (H, W, 3) uint8 RGB.
         objects: with category_id, segmentation or bbox, and score or iscrowd, as in COCO.
         names: by category id.
-        short_side: pixels that a smaller image is enlarged to, so that labels can be read.
+        short_side: pixels that a smaller image is enlarged to, so that labels can be read; a long
+            and thin one only until its long side has four times as many.
 
     Returns:
         (H', W', 3) uint8 RGB.
     """
-    scale = max(1.0, short_side / min(image.shape[:2]))
+    short, long = sorted(image.shape[:2])
+    scale = max(1.0, min(short_side / short, 4 * short_side / long))
     visualizer = Visualizer(image, Metadata(), scale=scale)
     if not objects:
         return visualizer.output.get_image()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from gn_det import InputError
-from gn_det.data.bad_images import find_bad_images, image_problem
+from gn_det.data.bad_images import dark_images, find_bad_images, image_problem
 from gn_det.data.pictures import picture_size
 
 
@@ -89,3 +90,29 @@ def test_all_bad_images_are_listed_in_order(picture: Callable[..., Path]) -> Non
     ]
     bad = find_bad_images(images, path.parent)
     assert [(image["id"], problem) for image, problem in bad] == [(0, "missing"), (2, "missing")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "dark"),
+    [
+        (np.uint16, 4095, True),
+        (np.uint16, 255, True),
+        (np.uint16, 20000, False),
+        (np.uint8, 10, False),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_twelve_bits_in_sixteen_are_noticed(
+    tmp_path: Path, kind: type, most: int, dark: bool, channels: int
+) -> None:
+    values = np.linspace(0, most, 200 * channels).reshape(10, 20, channels).astype(kind)
+    cv2.imwrite(str(tmp_path / "a.png"), values)
+    images = [{"id": 1, "file_name": "a.png"}]
+    assert dark_images(images, tmp_path) == (images if dark else [])
+
+
+def test_one_bright_image_tells_that_the_range_is_used(tmp_path: Path) -> None:
+    for name, value in (("a.png", 900), ("b.png", 50_000)):
+        cv2.imwrite(str(tmp_path / name), np.full((5, 6), value, np.uint16))
+    images = [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate("ab")]
+    assert dark_images(images, tmp_path) == []

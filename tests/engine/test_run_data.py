@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from gn_det import InputError
@@ -197,6 +199,20 @@ def test_images_under_another_form_of_their_name_are_found(
     assert kept["images"][0]["file_name"] == "000001.jpg"
     table = (tmp_path / "run" / "custom_train.txt").read_text()
     assert "backslashes, a leading folder too many, another case" in table
+
+
+def test_images_that_would_be_nearly_black_are_warned_of(edit_shapes: Callable) -> None:
+    def twelve_bits(dataset: dict) -> None:
+        for image in dataset["images"]:
+            image["file_name"] = f"{image['id']}.png"
+
+    folder = edit_shapes(twelve_bits)
+    for image in json.loads((folder / "train.json").read_text())["images"]:
+        values = np.full((image["height"], image["width"]), 4095, np.uint16)
+        cv2.imwrite(str(folder / "images" / image["file_name"]), values)
+    findings = check(folder).checked["custom_train"].findings
+    assert "nearly black: set INPUT.VALUE_RANGE" in findings.table()
+    assert "custom_train" not in check(folder, value_range=(0, 4095)).checked
 
 
 def test_a_size_that_is_not_the_files_is_warned_of_and_mended(edit_shapes: Callable) -> None:

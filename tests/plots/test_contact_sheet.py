@@ -73,3 +73,6 @@ def test_small_pictures_are_enlarged_and_large_ones_kept() -> None:
     small, large = np.zeros((50, 100, 3), np.uint8), np.zeros((500, 600, 3), np.uint8)
     assert draw_objects(small, [], NAMES).shape == (480, 960, 3)
     assert draw_objects(large, [], NAMES).shape == (500, 600, 3)
+    thin = np.zeros((3, 3000, 3), np.uint8)
+    assert draw_objects(thin, [], NAMES).shape == (3, 3000, 3)
+    assert draw_objects(thin[:, :100], [], NAMES).shape[1] == 1920
