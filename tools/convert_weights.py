@@ -7,8 +7,10 @@ the weights a config fragment with what a detector has to share with them.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +36,27 @@ def main() -> None:
     if args.layout == "detectron" and args.output.suffix != ".pkl":
         raise InputError(f"Detectron's layout is one of .pkl files, and {args.output} is none")
     file, _ = find_weights(args.input)
-    variant = VARIANTS.search(Path(file).name)
+    checkpoint = read_weights(file, wrapped=True, key=args.key)
+    variant = VARIANTS.search(" ".join(names_of(Path(file), checkpoint)))
     if variant:
         raise InputError(
             f"{file} is refused: {variant[0]!r} in its name is of a ResNet that smooths what it "
             "strides over, which no tensor shows and Detectron2's does not do"
         )
-    checkpoint = read_weights(file, wrapped=True, key=args.key)
     resnet = resnet_weights(checkpoint, args.prefix)
     config = shared_config(resnet, checkpoint, args)
     weights = to_detectron(resnet.weights) if args.layout == "detectron" else resnet.weights
     write_backbone(args.output, weights, config)
     print(summary(resnet, config, args.output))
+
+
+def names_of(file: Path, checkpoint: dict[str, Any]) -> list[str]:
+    """What tells the network: the file's name and folder, its "arch", and timm's config.json."""
+    names = [file.name, file.absolute().parent.name, str(checkpoint.get("arch"))]
+    with suppress(OSError, ValueError, AttributeError):
+        config = json.loads(file.with_name("config.json").read_text(encoding="utf-8"))
+        names.append(str(config.get("architecture")))
+    return names
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -38,10 +38,10 @@ def read_weights(
         key: under which the weights lie, where a wrapped file has several.
 
     Returns:
-        ``"model"``: tensors by name; of a wrapped file, ``"meta"`` beside them or None;
-        ``"matching_heuristics"``: True where
-        Detectron2 is to find their places by the ends of the names; ``"__author__"``: "Caffe2" for
-        Detectron's names; and whatever else the file holds.
+        ``"model"``: tensors by name; of a wrapped file, ``"meta"`` and ``"arch"`` beside them or
+        None; ``"matching_heuristics"``: True where Detectron2 is to find their places by the ends
+        of the names; ``"__author__"``: "Caffe2" for Detectron's names; and whatever else the file
+        holds.
 
     Raises:
         InputError: the file asks for anything but tensors, arrays and plain containers (which is
@@ -55,7 +55,7 @@ def read_weights(
         content = model if loaded.keys() == {"model"} else loaded
         chosen = _chosen(content, key, file)
         model = loaded["model"] = _tensors(model if chosen is None else chosen, file)
-        loaded["meta"] = content.get("meta")
+        loaded |= {name: content.get(name) for name in ("meta", "arch")}
     if not isinstance(model, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()
     ):

@@ -299,6 +299,21 @@ def test_resnets_that_compute_something_else_are_refused(
         call_main(PROGRAM, tmp_path / name, "--output", tmp_path / "ours.pth")
 
 
+@pytest.mark.parametrize("told_by", ["arch", "folder", "config.json"])
+def test_a_network_that_smooths_is_known_from_what_lies_beside_the_weights(
+    told_by: str, tmp_path: Path, call_main: Callable
+) -> None:
+    folder = tmp_path / ("resnetaa50.d_in12k" if told_by == "folder" else "weights")
+    folder.mkdir()
+    state = SOURCES["torchvision resnet18"]().state_dict()
+    arch = {"arch": "resnetaa50"} if told_by == "arch" else {}
+    torch.save({"state_dict": state, **arch}, folder / "model.pth")
+    if told_by == "config.json":
+        (folder / "config.json").write_text('{"architecture": "resnetaa50"}')
+    with pytest.raises(InputError, match="'resnetaa' in its name"):
+        call_main(PROGRAM, folder / "model.pth", "--output", tmp_path / "ours.pth")
+
+
 @torch.no_grad()
 def test_of_several_resnets_one_has_to_be_named(
     x: Tensor, tmp_path: Path, call_main: Callable
