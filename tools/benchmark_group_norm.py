@@ -25,11 +25,12 @@ from tqdm import tqdm
 from gn_det.errors import InputError
 from gn_det.ops.form import FORMS
 from gn_det.studies.kernels import report as kernel_report
+from gn_det.studies.kernels.estimate import ASSUMPTIONS, CARDS, estimate_rows
 from gn_det.studies.kernels.peers import peer_rows
 from gn_det.studies.kernels.training_step import training_step_row
 from gn_det.studies.memory.step import memory_rows
 
-SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step")
+SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step", "estimate")
 
 
 def main() -> None:
@@ -44,6 +45,7 @@ def main() -> None:
         "peers": lambda: show("Peers: GN then ReLU on res2, 1×256×200×336, bf16", peer_rows()),
         "memory": lambda: memory(args),
         "step": lambda: show("A training step on the CPU", [training_step_row()]),
+        "estimate": lambda: estimate(args),
     }
     for name in args.sections:
         sections[name]()
@@ -102,6 +104,15 @@ def memory(args: argparse.Namespace) -> None:
     for images in args.ims_per_gpu:
         rows = memory_rows(images)
         show(f"Kept for backward: Mask R-CNN in bf16, {images} image(s) of 800×1333, MiB", rows)
+
+
+def estimate(args: argparse.Namespace) -> None:
+    for card in CARDS:
+        for images in args.ims_per_gpu:
+            cases = kernel_report.mask_rcnn_cases(images)
+            rows = estimate_rows(cases, args.form, "bf16", "contiguous", card)
+            show(f"Estimate, not measured: {args.form}, bf16, {card}, {images} image(s)", rows)
+    print(f"\n{ASSUMPTIONS}")
 
 
 def timings(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
