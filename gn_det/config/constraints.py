@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -247,6 +247,9 @@ _LAZY_RULES: dict[str, Rule] = {
 }
 
 
+_MAY_BE_NULL = ("SOLVER.WEIGHT_DECAY_BIAS",)
+
+
 def check_config(cfg: CfgNode) -> None:
     """Check the values of a YAML config, each by itself: a file may hold a part of one.
 
@@ -260,7 +263,18 @@ def check_config(cfg: CfgNode) -> None:
             node = node[part]
         return node
 
+    nulls = (key for key in _nulls(cfg) if key not in _MAY_BE_NULL)
+    _raise(f"{key} is null; leave it out, and it has its default" for key in nulls)
     _raise(_wrong(key, value_of(key), rule) for key, rule in _RULES.items())
+
+
+def _nulls(cfg: CfgNode) -> Iterator[str]:
+    """Keys without a value, which CfgNode takes in the place of any."""
+    for key, value in cfg.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{below}" for below in _nulls(value))
+        elif value is None:
+            yield key
 
 
 def check_complete_config(cfg: CfgNode) -> None:

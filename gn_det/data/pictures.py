@@ -7,7 +7,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -199,7 +199,9 @@ def _values(image: Image.Image) -> np.ndarray:
 
 def _by_opencv(path: str | Path, content: bytes) -> np.ndarray:
     """(H, W) or (H, W, 3) in the file's own type, RGB."""
-    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    values = None
+    with suppress(cv2.error):  # of sizes that are none
+        values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise PictureError(f"{path} is not an image that Pillow or OpenCV reads")
     if values.ndim == 3 and values.shape[2] not in (3, 4):

@@ -73,6 +73,9 @@ WRONG = [
     ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "5.0", "from 0 to 1"),
     ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator", "go together"),
     ("MODEL.GN.SITES", "[]", "a list of at least 1"),
+    ("SOLVER.STEPS", "None", "SOLVER.STEPS is null; leave it out"),
+    ("MODEL.RESNETS.DEPTH", "None", "DEPTH is null"),
+    ("MODEL.KEYPOINT_ON", "None", "KEYPOINT_ON is null"),
 ]
 CONFIG = ROOT / "configs/small/quickstart.yaml"
 

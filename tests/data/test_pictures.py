@@ -271,6 +271,21 @@ def test_pipes_and_folders_are_not_waited_for(tmp_path: Path) -> None:
         read_picture(tmp_path / "gone.jpg")
 
 
+def test_a_damaged_tiff_that_no_library_opens_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.tif"
+    Image.new("RGB", (32, 24)).save(path)
+    content = bytearray(path.read_bytes())
+    for tag, value in ((0x0101, 0x02000018), (0x0115, 7)):  # the height, and the bands
+        entry = next(
+            place for place in range(8, len(content), 2)
+            if content[place : place + 2] == tag.to_bytes(2, "little")
+        )  # fmt: skip
+        content[entry + 8 : entry + 12] = value.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(PictureError, match="not an image that Pillow or OpenCV reads"):
+        read_picture(path)
+
+
 def test_bands_that_are_no_colours_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bands.tif"
     cv2.imwritemulti(str(path), [GRAY] * 5)  # pages: the first counts
