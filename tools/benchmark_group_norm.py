@@ -25,11 +25,12 @@ from tqdm import tqdm
 from gn_det.errors import InputError
 from gn_det.ops.form import FORMS
 from gn_det.studies.kernels import report as kernel_report
+from gn_det.studies.kernels.host import call_rows
 from gn_det.studies.kernels.peers import peer_rows
 from gn_det.studies.kernels.training_step import training_step_row
 from gn_det.studies.memory.step import memory_rows
 
-SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step")
+SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step", "host")
 
 
 def main() -> None:
@@ -44,6 +45,7 @@ def main() -> None:
         "peers": lambda: show("Peers: GN then ReLU on res2, 1×256×200×336, bf16", peer_rows()),
         "memory": lambda: memory(args),
         "step": lambda: show("A training step on the CPU", [training_step_row()]),
+        "host": host,
     }
     for name in args.sections:
         sections[name]()
@@ -102,6 +104,14 @@ def memory(args: argparse.Namespace) -> None:
     for images in args.ims_per_gpu:
         rows = memory_rows(images)
         show(f"Kept for backward: Mask R-CNN in bf16, {images} image(s) of 800×1333, MiB", rows)
+
+
+def host() -> None:
+    show("Host: µs of a call of 1×64×4×4 on one thread, medians", call_rows())
+    print(
+        "\nATen's GN, then add, then ReLU do compute here. Ours is timed without its launches,\n"
+        "and with those up to the driver, in whose place is a stub."
+    )
 
 
 def timings(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:
