@@ -24,6 +24,7 @@ from triton.backends.driver import GPUDriver
 from triton.backends.nvidia import driver as nvidia
 
 from gn_det.ops import group_norm
+from gn_det.ops.backend import kernels_run_on
 from gn_det.ops.form import FORMS, Form
 from gn_det.ops.kernels import launch
 
@@ -111,7 +112,7 @@ def kernels_on_stub() -> Iterator[StubDriver]:
     configured.set_active(driver)
     try:
         with (
-            mock.patch.object(operator, "kernels_run_on", lambda device_type: True),
+            mock.patch.object(operator, "kernels_run_on", lambda _: kernels_run_on("cuda")),
             mock.patch.object(nvidia, "PyKernelArg", lambda **_: None, create=True),
         ):
             yield driver
