@@ -92,12 +92,10 @@ class Kind:
         self._launch = launch
         dense = self._dense(*tensors)
         self._is_dense = all(a is b for a, b in zip(dense, tensors, strict=True))
-        self._forward = launch.Forward(
-            launch.plan_of(dense[0], num_groups, backward=False), self.eps, form
-        )
-        self._backward = launch.Backward(
-            launch.plan_of(dense[0], num_groups, backward=True), form
-        )  # fmt: skip
+        plan = launch.plan_of(dense[0], num_groups, backward=False)
+        self._forward = launch.Forward(plan, self.eps, form, x.device)
+        plan = launch.plan_of(dense[0], num_groups, backward=True)
+        self._backward = launch.Backward(plan, form)
         self._dtypes = [
             None if p is None else p.dtype for p in (*tensors[1:3], *tensors[4:])
         ]  # fmt: skip
@@ -127,7 +125,12 @@ class Kind:
             return _GroupNorm.apply(
                 self, x, weight, bias, residual, residual_weight, residual_bias
             )  # fmt: skip
-        return self.forward(x, weight, bias, residual, residual_weight, residual_bias)[0]
+        tensors = x, weight, bias, residual, residual_weight, residual_bias
+        if not self._is_dense:
+            tensors = self._dense(*tensors)
+        y, _, launches = self._forward(*tensors)
+        self._launch.run(launches, self._device)
+        return y
 
     def forward(
         self,
@@ -138,7 +141,7 @@ class Kind:
         residual_weight: Tensor | None,
         residual_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """y and the statistics, those of fused_group_norm."""
+        """y and the statistics, as of fused_group_norm."""
         tensors = x, weight, bias, residual, residual_weight, residual_bias
         if not self._is_dense:
             tensors = self._dense(*tensors)
@@ -160,22 +163,23 @@ class Kind:
     ) -> tuple[Tensor | None, ...]:
         """The gradients of what :meth:`forward` takes, in its order."""
         layout = self._layout
-        dy = dy.contiguous(memory_format=layout)
+        dense_dy = dy.contiguous(memory_format=layout)
         if y is not None:
             y = y.contiguous(memory_format=layout)
         if not self._is_dense:
             x, weight, bias, residual, residual_weight, residual_bias = self._dense(
                 x, weight, bias, residual, residual_weight, residual_bias
             )
-        tensors = dy, x, y, statistics, weight, bias, residual, residual_weight, residual_bias
-        dx, dresidual, dparameters, launches = self._backward(*tensors)
+        dx, dresidual, dparameters, launches = self._backward(
+            dense_dy, x, y, statistics, weight, bias, residual, residual_weight, residual_bias
+        )
         self._launch.run(launches, self._device)
         found: list[Tensor | None] = [None] * 4
         for row, gradient in enumerate(dparameters.unbind()):
             dtype = self._dtypes[row]
             if dtype is not None:
                 found[row] = gradient if dtype == torch.float32 else gradient.to(dtype)
-        if dresidual is None and self.form.add:
+        if dresidual is None and self.form.add:  # without ReLU
             dresidual = dy
         return dx, found[0], found[1], dresidual, found[2], found[3]
 

@@ -25,6 +25,7 @@ from triton.backends.nvidia import driver as nvidia
 
 from gn_det.ops import group_norm
 from gn_det.ops.backend import kernels_run_on
+from gn_det.ops.eager import kinds
 from gn_det.ops.form import FORMS, Form
 from gn_det.ops.kernels import launch
 
@@ -39,7 +40,8 @@ class _Utils:
     """Triton's driver module, doing nothing."""
 
     def __init__(self) -> None:
-        self.launches = 0
+        self.recording = True
+        self.launches: list[tuple[Any, ...]] = []
 
     def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
         return 1, 1, 32, 0, 1024  # module, function, registers, spills, threads at most
@@ -53,8 +55,9 @@ class _Utils:
     def build_signature_metadata(self, signature: Any) -> bytes:
         return b""
 
-    def launch(self, *_: Any) -> None:
-        self.launches += 1
+    def launch(self, *arguments: Any) -> None:
+        if self.recording:
+            self.launches.append(arguments)
 
 
 class _Launcher:
@@ -63,15 +66,15 @@ class _Launcher:
     def __init__(self, *_: Any) -> None:
         pass
 
-    def __call__(self, *_: Any) -> None:
-        triton.runtime.driver.active.utils.launch()
+    def __call__(self, *arguments: Any) -> None:
+        triton.runtime.driver.active.utils.launch(*arguments)
 
 
 class StubDriver(GPUDriver):
     """The driver of one H100 that takes launches and runs none, behind Triton's own launcher.
 
     Attributes:
-        utils.launches: those that it has taken.
+        utils.launches: the arguments of those that it has taken, while utils.recording.
     """
 
     launcher_cls = nvidia.CudaLauncher if hasattr(nvidia, "PyKernelArg") else _Launcher
@@ -110,6 +113,7 @@ def kernels_on_stub() -> Iterator[StubDriver]:
     configured = triton.runtime.driver
     before = configured._active
     configured.set_active(driver)
+    kinds.clear()  # what was compiled for another driver
     try:
         with (
             mock.patch.object(operator, "kernels_run_on", lambda _: kernels_run_on("cuda")),
@@ -118,6 +122,7 @@ def kernels_on_stub() -> Iterator[StubDriver]:
             yield driver
     finally:
         configured._active = before
+        kinds.clear()
 
 
 def call_rows(
@@ -131,7 +136,8 @@ def call_rows(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with kernels_on_stub():
+        with kernels_on_stub() as driver:
+            driver.utils.recording = False
             for form in forms:
                 for name in PASSES:
                     rows.append({"form": form, "pass": name} | _times(FORMS[form], name, rounds))

@@ -2,20 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from support.kernels import make_inputs
+from torch import Tensor
+from triton.runtime.jit import JITFunction
 
 from gn_det.ops import group_norm
-from gn_det.studies.kernels.host import PASSES, call_rows, kernels_on_stub
+from gn_det.ops.form import FORMS
+from gn_det.ops.kernels import launch
+from gn_det.studies.kernels.host import PASSES, StubDriver, call_rows, kernels_on_stub
 
 
-def test_the_stub_takes_every_launch() -> None:
-    x = torch.randn(1, 64, 4, 4, requires_grad=True)
+@pytest.fixture
+def driver() -> Iterator[StubDriver]:
     with kernels_on_stub() as driver:
-        y = group_norm(x, 32, activation="relu")
-        forward = driver.utils.launches
-        y.sum().backward()
-    assert forward == 1 and driver.utils.launches > forward
+        yield driver
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that Triton was asked to find for a launch, or to compile."""
+    names = []
+    run = JITFunction.run
+
+    def counted(self: JITFunction, *args: object, **kwargs: object) -> object:
+        names.append(self.fn.__name__)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(JITFunction, "run", counted)
+    return names
+
+
+def passed(launches: list[tuple]) -> list[list]:
+    """What launches were given: tensors by their kinds, numbers, and the types of all else."""
+
+    def described(argument: object) -> object:
+        if isinstance(argument, (tuple, list)):
+            return [described(one) for one in argument]
+        if isinstance(argument, Tensor):
+            return argument.dtype, argument.shape, argument.stride()
+        return argument if isinstance(argument, (int, float)) else type(argument)
+
+    return [[described(argument) for argument in launch] for launch in launches]
+
+
+# One pass in one run, one pass and its sums, split.
+SHAPES = [(1, 64, 4, 4), (3, 64, 4, 4), (1, 64, 100, 80)]
+
+
+@pytest.mark.parametrize("form", ["GN+ReLU", "GN+GN+add+ReLU"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_second_call_launches_the_same_without_asking_triton(
+    shape: tuple, form: str, driver: StubDriver, asked: list[str]
+) -> None:
+    def call() -> list[list]:
+        driver.utils.launches.clear()
+        inputs = make_inputs(FORMS[form], shape, torch.device("cpu"))
+        leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+        y = group_norm(
+            **leaves, num_groups=32, activation="relu", normalize_residual=FORMS[form].normalize_add
+        )
+        torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
+        return passed(driver.utils.launches)
+
+    first = call()
+    assert len(asked) == len(first) >= 2
+    asked.clear()
+    assert call() == first and not asked
+
+
+def test_what_triton_would_compile_anew_is_left_to_triton(
+    driver: StubDriver, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (1, 64, 4, 4)
+    aligned = torch.randn(shape)
+    memory = torch.randn(aligned.numel() + 1)
+    misaligned = memory[1:].view(shape)
+    assert misaligned.data_ptr() % 16
+
+    def asks(x: Tensor) -> bool:
+        asked.clear()
+        group_norm(x, 32)
+        return bool(asked)
+
+    assert asks(misaligned) and asks(misaligned)
+    assert asks(aligned) and not asks(aligned)
+    assert asks(misaligned) and not asks(aligned)
+    assert asks(aligned.bfloat16()) and not asks(aligned.bfloat16())
+    monkeypatch.setattr(launch, "_DIRECT", False)  # a version of Triton that nobody has seen
+    assert asks(aligned.half()) and asks(aligned.half())
 
 
 def test_rows_hold_times_of_both_and_their_ratios() -> None:
