@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -27,7 +28,7 @@ from gn_det.ops import group_norm
 from gn_det.ops.backend import kernels_run_on
 from gn_det.ops.eager import kinds
 from gn_det.ops.form import FORMS, Form
-from gn_det.ops.kernels import launch
+from gn_det.ops.kernels import backward, forward, launch
 
 __all__ = ["call_rows", "kernels_on_stub"]
 
@@ -105,24 +106,30 @@ class StubDriver(GPUDriver):
 def kernels_on_stub() -> Iterator[StubDriver]:
     """Have tensors on the CPU go to the kernels, and their launches to a stub.
 
-    Needs a process in which kernels are not interpreted.
+    What was compiled before is put aside. Needs Triton 3.3 or newer, and a process in which kernels
+    are not interpreted.
     """
     driver = StubDriver()
     # The function hides its module of the same name from attribute access.
     operator = importlib.import_module("gn_det.ops.group_norm")
     configured = triton.runtime.driver
-    before = configured._active
-    configured.set_active(driver)
-    kinds.clear()  # what was compiled for another driver
-    try:
-        with (
+    compiled = [
+        mock.patch.object(kernel, "device_caches", defaultdict(kernel.create_binder))
+        for kernel in (
+            getattr(module, name) for module in (forward, backward) for name in module.__all__
+        )
+    ]
+    with ExitStack() as stack:
+        stack.callback(setattr, configured, "_active", configured._active)
+        configured.set_active(driver)
+        for patch in (
+            *compiled,
+            mock.patch.dict(kinds, clear=True),
             mock.patch.object(operator, "kernels_run_on", lambda _: kernels_run_on("cuda")),
             mock.patch.object(nvidia, "PyKernelArg", lambda **_: None, create=True),
         ):
-            yield driver
-    finally:
-        configured._active = before
-        kinds.clear()
+            stack.enter_context(patch)
+        yield driver
 
 
 def call_rows(
