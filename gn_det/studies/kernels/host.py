@@ -113,23 +113,32 @@ def kernels_on_stub() -> Iterator[StubDriver]:
     # The function hides its module of the same name from attribute access.
     operator = importlib.import_module("gn_det.ops.group_norm")
     configured = triton.runtime.driver
-    compiled = [
-        mock.patch.object(kernel, "device_caches", defaultdict(kernel.create_binder))
-        for kernel in (
-            getattr(module, name) for module in (forward, backward) for name in module.__all__
-        )
-    ]
+    names = [(module, name) for module in (forward, backward) for name in module.__all__]
+    kernels = [getattr(module, name) for module, name in names]
+    caches = [defaultdict(kernel.create_binder) for kernel in kernels]
     with ExitStack() as stack:
         stack.callback(setattr, configured, "_active", configured._active)
         configured.set_active(driver)
+        stack.callback(_forget, caches)
         for patch in (
-            *compiled,
+            *(
+                mock.patch.object(kernel, "device_caches", cache)
+                for kernel, cache in zip(kernels, caches, strict=True)
+            ),
             mock.patch.dict(kinds, clear=True),
             mock.patch.object(operator, "kernels_run_on", lambda _: kernels_run_on("cuda")),
             mock.patch.object(nvidia, "PyKernelArg", lambda **_: None, create=True),
         ):
             stack.enter_context(patch)
         yield driver
+
+
+def _forget(caches: list[Any]) -> None:
+    """Have compiled kernels not unload themselves from a driver that is gone."""
+    for cache in caches:
+        for compiled, *_ in cache.values():
+            for kernel in compiled.values():
+                kernel.module = None
 
 
 def call_rows(
