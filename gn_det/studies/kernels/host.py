@@ -7,6 +7,7 @@ which do compute, run beside ours in the same rounds.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import statistics
 import time
@@ -30,7 +31,7 @@ from gn_det.ops.eager import kinds
 from gn_det.ops.form import FORMS, Form
 from gn_det.ops.kernels import backward, forward, launch
 
-__all__ = ["call_rows", "kernels_on_stub"]
+__all__ = ["StubDriver", "backbone_rows", "call_rows", "kernels_on_stub"]
 
 SHAPE, NUM_GROUPS = (1, 64, 4, 4), 32
 PASSES = ("no_grad", "forward", "forward + backward")
@@ -208,3 +209,53 @@ def _aten(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _aten_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     return F.relu(F.group_norm(x, NUM_GROUPS, weight, bias) + residual)
+
+
+def backbone_rows(steps: int = 20) -> list[dict[str, Any]]:
+    """Milliseconds of a training step of R-50-FPN on one thread, with Detectron2's GN and ours.
+
+    All of its norms, blocks and FPN levels at an eighth of the width, on one picture of 64×64, so
+    that little but the host's work is left. Launches are up to the driver; the three take turns.
+    """
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_backbone
+
+    from gn_det.injection import fuse, inject, recompute
+
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "GN"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = cfg.MODEL.FPN.OUT_CHANNELS = 32
+    theirs = build_backbone(cfg).train()
+    ours = copy.deepcopy(theirs)
+    inject(ours)
+    fuse(ours)
+    models = {
+        "Detectron2's GN": theirs,
+        "ours": ours,
+        "ours, recompute": recompute(copy.deepcopy(ours)),
+    }
+    x = torch.randn(1, 3, 64, 64)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with kernels_on_stub() as driver:
+            driver.utils.recording = False
+            for _ in range(steps + 1):  # the first compiles
+                for name, model in models.items():
+                    start = time.perf_counter()
+                    sum(level.sum() for level in model(x).values()).backward()
+                    times[name].append(time.perf_counter() - start)
+                    model.zero_grad()
+    finally:
+        torch.set_num_threads(threads)
+    medians = {name: 1e3 * statistics.median(t[1:]) for name, t in times.items()}
+    return [
+        {"norm": name, "ms": ms, "of Detectron2's": ms / medians["Detectron2's GN"]}
+        for name, ms in medians.items()
+    ]
