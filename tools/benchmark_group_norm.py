@@ -25,7 +25,7 @@ from tqdm import tqdm
 from gn_det.errors import InputError
 from gn_det.ops.form import FORMS
 from gn_det.studies.kernels import report as kernel_report
-from gn_det.studies.kernels.host import call_rows
+from gn_det.studies.kernels.host import backbone_rows, call_rows
 from gn_det.studies.kernels.peers import peer_rows
 from gn_det.studies.kernels.training_step import training_step_row
 from gn_det.studies.memory.step import memory_rows
@@ -112,6 +112,7 @@ def host() -> None:
         "\nATen's GN, then add, then ReLU do compute here. Ours is timed without its launches,\n"
         "and with those up to the driver, in whose place is a stub."
     )
+    show("Host: a training step of a narrow R-50-FPN, 1×3×64×64, on one thread", backbone_rows())
 
 
 def timings(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:

@@ -215,7 +215,8 @@ def backbone_rows(steps: int = 20) -> list[dict[str, Any]]:
     """Milliseconds of a training step of R-50-FPN on one thread, with Detectron2's GN and ours.
 
     All of its norms, blocks and FPN levels at an eighth of the width, on one picture of 64×64, so
-    that little but the host's work is left. Launches are up to the driver; the three take turns.
+    that little but the host's work is left. Launches end at the driver, and what was in memory
+    stands for their results. The three take turns.
     """
     from detectron2.config import get_cfg
     from detectron2.modeling import build_backbone
@@ -243,6 +244,7 @@ def backbone_rows(steps: int = 20) -> list[dict[str, Any]]:
     times: dict[str, list[float]] = {name: [] for name in models}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # convolutions of those are slow
     try:
         with kernels_on_stub() as driver:
             driver.utils.recording = False
@@ -254,6 +256,7 @@ def backbone_rows(steps: int = 20) -> list[dict[str, Any]]:
                     model.zero_grad()
     finally:
         torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
     medians = {name: 1e3 * statistics.median(t[1:]) for name, t in times.items()}
     return [
         {"norm": name, "ms": ms, "of Detectron2's": ms / medians["Detectron2's GN"]}

@@ -96,6 +96,31 @@ def test_what_triton_would_compile_anew_is_left_to_triton(
     assert asks(aligned.half()) and asks(aligned.half())
 
 
+ALLOCATIONS_AND_VIEWS = {
+    *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"),
+    *("aten::unbind", "aten::select", "aten::as_strided", "aten::detach", "detach"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_known_call_reads_and_copies_nothing_and_can_be_captured_in_a_graph(
+    shape: tuple, driver: StubDriver
+) -> None:
+    inputs = make_inputs(FORMS["GN+GN+add+ReLU"], shape, torch.device("cpu"))
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    dy = torch.ones(shape)
+
+    def call() -> None:
+        y = group_norm(**leaves, num_groups=32, activation="relu", normalize_residual=True)
+        torch.autograd.grad(y, list(leaves.values()), dy)
+
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    names = {event.name for event in profile.events() if event.name.startswith("aten::")}
+    assert "aten::empty_like" in names and names <= ALLOCATIONS_AND_VIEWS
+
+
 def test_rows_hold_times_of_both_and_their_ratios() -> None:
     rows = call_rows(("GN+ReLU",), rounds=1)
     assert [row["pass"] for row in rows] == list(PASSES)
