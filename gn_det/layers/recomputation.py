@@ -128,6 +128,11 @@ class _Recipe:
         uses: operators that saved the tensor and have not asked for it yet.
     """
 
+    __slots__ = (
+        *("storage", "version", "dtype", "uses"),
+        *("_function", "_inputs", "_device_type", "_autocast", "_value"),
+    )
+
     def __init__(self, function: Callable, inputs: tuple, result: Tensor) -> None:
         self.storage = StorageWeakRef(result.untyped_storage())
         self.version = result._version
@@ -167,6 +172,8 @@ def _autocast(device_type: str) -> torch.dtype | None:
 
 class _Saved:
     """A tensor for later: itself, or a view of what a recipe gives."""
+
+    __slots__ = ("_for_backward", "_recipe", "_tensor", "_version", "_view")
 
     def __init__(self, tensor: Tensor, for_backward: bool = False) -> None:
         self._tensor: Tensor | None = tensor.detach()

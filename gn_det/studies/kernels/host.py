@@ -8,6 +8,7 @@ which do compute, run beside ours in the same rounds.
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import statistics
 import time
@@ -35,7 +36,7 @@ __all__ = ["StubDriver", "backbone_rows", "call_rows", "kernels_on_stub"]
 
 SHAPE, NUM_GROUPS = (1, 64, 4, 4), 32
 PASSES = ("no_grad", "forward", "forward + backward")
-ROUNDS, CALLS = 60, 50
+ROUNDS, CALLS = 400, 5
 
 
 class _Utils:
@@ -142,6 +143,22 @@ def _forget(caches: list[Any]) -> None:
                 kernel.module = None
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """One thread, no garbage collection, as timeit has it, and no denormals, which are slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+
+
 def call_rows(
     forms: tuple[str, ...] = ("GN+ReLU", "GN+add+ReLU"), rounds: int = ROUNDS
 ) -> list[dict[str, Any]]:
@@ -149,18 +166,13 @@ def call_rows(
 
     Medians over rounds, in which each of the three is called CALLS times.
     """
-    rows = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with kernels_on_stub() as driver:
-            driver.utils.recording = False
-            for form in forms:
-                for name in PASSES:
-                    rows.append({"form": form, "pass": name} | _times(FORMS[form], name, rounds))
-    finally:
-        torch.set_num_threads(threads)
-    return rows
+    with kernels_on_stub() as driver, _undisturbed():
+        driver.utils.recording = False
+        return [
+            {"form": form, "pass": name} | _times(FORMS[form], name, rounds)
+            for form in forms
+            for name in PASSES
+        ]
 
 
 def _times(form: Form, name: str, rounds: int) -> dict[str, float]:
@@ -211,7 +223,7 @@ def _aten_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tens
     return F.relu(F.group_norm(x, NUM_GROUPS, weight, bias) + residual)
 
 
-def backbone_rows(steps: int = 20) -> list[dict[str, Any]]:
+def backbone_rows(steps: int = 40) -> list[dict[str, Any]]:
     """Milliseconds of a training step of R-50-FPN on one thread, with Detectron2's GN and ours.
 
     All of its norms, blocks and FPN levels at an eighth of the width, on one picture of 64×64, so
@@ -242,21 +254,14 @@ def backbone_rows(steps: int = 20) -> list[dict[str, Any]]:
     }
     x = torch.randn(1, 3, 64, 64)
     times: dict[str, list[float]] = {name: [] for name in models}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # convolutions of those are slow
-    try:
-        with kernels_on_stub() as driver:
-            driver.utils.recording = False
-            for _ in range(steps + 1):  # the first compiles
-                for name, model in models.items():
-                    start = time.perf_counter()
-                    sum(level.sum() for level in model(x).values()).backward()
-                    times[name].append(time.perf_counter() - start)
-                    model.zero_grad()
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)
+    with kernels_on_stub() as driver, _undisturbed():
+        driver.utils.recording = False
+        for _ in range(steps + 1):  # the first compiles
+            for name, model in models.items():
+                start = time.perf_counter()
+                sum(level.sum() for level in model(x).values()).backward()
+                times[name].append(time.perf_counter() - start)
+                model.zero_grad()
     medians = {name: 1e3 * statistics.median(t[1:]) for name, t in times.items()}
     return [
         {"norm": name, "ms": ms, "of Detectron2's": ms / medians["Detectron2's GN"]}
