@@ -26,11 +26,12 @@ from gn_det.errors import InputError
 from gn_det.ops.form import FORMS
 from gn_det.studies.kernels import report as kernel_report
 from gn_det.studies.kernels.estimate import ASSUMPTIONS, CARDS, estimate_rows
+from gn_det.studies.kernels.host import backbone_rows, call_rows
 from gn_det.studies.kernels.peers import peer_rows
 from gn_det.studies.kernels.training_step import training_step_row
 from gn_det.studies.memory.step import memory_rows
 
-SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step", "estimate")
+SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step", "host", "estimate")
 
 
 def main() -> None:
@@ -46,6 +47,7 @@ def main() -> None:
         "memory": lambda: memory(args),
         "step": lambda: show("A training step on the CPU", [training_step_row()]),
         "estimate": lambda: estimate(args),
+        "host": host,
     }
     for name in args.sections:
         sections[name]()
@@ -113,6 +115,15 @@ def estimate(args: argparse.Namespace) -> None:
             rows = estimate_rows(cases, args.form, "bf16", "contiguous", card)
             show(f"Estimate, not measured: {args.form}, bf16, {card}, {images} image(s)", rows)
     print(f"\n{ASSUMPTIONS}")
+
+
+def host() -> None:
+    show("Host: µs of a call of 1×64×4×4 on one thread, medians", call_rows())
+    print(
+        "\nATen's GN, then add, then ReLU do compute here. Ours is timed without its launches,\n"
+        "and with those up to the driver, in whose place is a stub."
+    )
+    show("Host: a training step of a narrow R-50-FPN, 1×3×64×64, on one thread", backbone_rows())
 
 
 def timings(args: argparse.Namespace, variants: list[tuple[str, str]]) -> None:

@@ -87,7 +87,7 @@ def recomputation() -> Iterator[None]:
         return
     _current.recipes, _current.inside = {}, None
     try:
-        with saved_tensors_hooks(_save, _Saved.restored):
+        with saved_tensors_hooks(_save, _restored):
             yield
     finally:
         _current.recipes = None
@@ -128,6 +128,11 @@ class _Recipe:
         uses: operators that saved the tensor and have not asked for it yet.
     """
 
+    __slots__ = (
+        *("storage", "version", "dtype", "uses"),
+        *("_function", "_inputs", "_device_type", "_autocast", "_value"),
+    )
+
     def __init__(self, function: Callable, inputs: tuple, result: Tensor) -> None:
         self.storage = StorageWeakRef(result.untyped_storage())
         self.version = result._version
@@ -135,11 +140,8 @@ class _Recipe:
         self.uses = 0
         self._function = function
         self._inputs = [_Saved(i) if isinstance(i, Tensor) else i for i in inputs]
-        device = result.device.type
-        available = torch.amp.is_autocast_available(device)
-        self._autocast = available and (
-            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        )  # fmt: skip
+        self._device_type = result.device.type
+        self._autocast = _autocast(self._device_type)
         self._value: Tensor | None = None
 
     def value(self) -> Tensor:
@@ -147,15 +149,31 @@ class _Recipe:
         value = self._value
         if value is None:
             inputs = [i.tensor() if isinstance(i, _Saved) else i for i in self._inputs]
-            autocast = torch.autocast(*self._autocast) if self._autocast else nullcontext()
-            with torch.no_grad(), autocast:
+            with torch.no_grad(), self._same_autocast():
                 value = self._function(*inputs)
         self._value = value if self.uses > 0 else None
         return value
 
+    def _same_autocast(self) -> AbstractContextManager:
+        if _autocast(self._device_type) == self._autocast:
+            return nullcontext()
+        enabled = self._autocast is not None
+        return torch.autocast(self._device_type, self._autocast, enabled=enabled)
+
+
+def _autocast(device_type: str) -> torch.dtype | None:
+    """The dtype of autocast on a device, None where it is off or there is none."""
+    if not torch.amp.is_autocast_available(device_type):
+        return None
+    if not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
 
 class _Saved:
     """A tensor for later: itself, or a view of what a recipe gives."""
+
+    __slots__ = ("_for_backward", "_recipe", "_tensor", "_version", "_view")
 
     def __init__(self, tensor: Tensor, for_backward: bool = False) -> None:
         self._tensor: Tensor | None = tensor.detach()
@@ -179,13 +197,7 @@ class _Saved:
     def tensor(self) -> Tensor:
         if self._recipe is not None:
             return self._recipe.value().as_strided(*self._view)
-        # PyTorch's own check, which it leaves to those who save in its place.
-        if self._tensor._version != self._version:
-            raise RuntimeError(
-                f"a tensor {tuple(self._tensor.shape)} that is needed for a gradient was changed "
-                f"in place: it is at version {self._tensor._version}, expected {self._version}"
-            )
-        return self._tensor
+        return _unchanged(self._tensor, self._version)
 
     def restored(self) -> Tensor:
         """The tensor, for the operator that saved it."""
@@ -194,8 +206,29 @@ class _Saved:
         return self.tensor()
 
 
-def _save(tensor: Tensor) -> _Saved:
+def _save(tensor: Tensor) -> Any:
+    """What is kept of a tensor that an operator saves: most have no recipe and never will."""
+    if type(tensor) is nn.Parameter:
+        return tensor, tensor._version
+    if _current.inside is None and tensor.layout == torch.strided:
+        recipes = _current.recipes
+        if not recipes or tensor.untyped_storage()._cdata not in recipes:
+            return tensor.detach(), tensor._version  # an output would keep itself alive
     saved = _Saved(tensor, for_backward=True)
     if _current.inside is not None:
         _current.inside.append(saved)
     return saved
+
+
+def _restored(saved: Any) -> Tensor:
+    return saved.restored() if isinstance(saved, _Saved) else _unchanged(*saved)
+
+
+def _unchanged(tensor: Tensor, version: int) -> Tensor:
+    """PyTorch's own check, which it leaves to those who save in its place."""
+    if tensor._version != version:
+        raise RuntimeError(
+            f"a tensor {tuple(tensor.shape)} that is needed for a gradient was changed "
+            f"in place: it is at version {tensor._version}, expected {version}"
+        )
+    return tensor

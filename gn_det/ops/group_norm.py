@@ -7,6 +7,8 @@ from torch import Tensor
 
 from gn_det.ops.aten import group_norm_composed
 from gn_det.ops.backend import kernels_run_on, warn_once
+from gn_det.ops.eager import Kind, is_eager, key_of, kinds, remember
+from gn_det.ops.form import Form
 from gn_det.ops.reference import group_norm_reference
 from gn_det.ops.triton_op import fused_group_norm
 
@@ -69,6 +71,17 @@ def group_norm(
         x, shortcut = torch.randn(2, 2, 256, 50, 84)
         y = gn_det.group_norm(x, 32, residual=shortcut, activation="relu")
     """
+    if is_eager() and kinds:
+        # A call like this one was checked before.
+        kind = kinds.get(
+            key_of(
+                num_groups, eps, activation, normalize_residual,
+                x, weight, bias, residual, residual_weight, residual_bias,
+            )
+        )  # fmt: skip
+        if kind is not None and kernels_run_on(kind.device_type):
+            return kind(x, weight, bias, residual, residual_weight, residual_bias)
+
     _check_input(x, num_groups)
     _check_parameter("weight", weight, x)
     _check_parameter("bias", bias, x)
@@ -82,7 +95,12 @@ def group_norm(
         if residual.dtype != x.dtype:
             if not _autocasts(x.device.type):
                 raise TypeError(f"residual is {residual.dtype}, the input {x.dtype}")
-            residual = residual.to(x.dtype)
+            return group_norm(
+                x, num_groups, weight, bias, eps,
+                activation=activation, residual=residual.to(x.dtype),
+                normalize_residual=normalize_residual,
+                residual_weight=residual_weight, residual_bias=residual_bias,
+            )  # fmt: skip
     elif normalize_residual:
         raise ValueError("normalize_residual is set, but there is no residual")
     if not normalize_residual and (residual_weight is not None or residual_bias is not None):
@@ -104,6 +122,12 @@ def group_norm(
                 residual_weight=residual_weight, residual_bias=residual_bias,
             )  # fmt: skip
         if kernels_run_on(x.device.type) and not torch.onnx.is_in_onnx_export():
+            tensors = x, weight, bias, residual, residual_weight, residual_bias
+            if is_eager() and Kind.takes(tensors):
+                form = Form(relu, residual is not None, normalize_residual)
+                kind = Kind(tensors, num_groups, eps, form)
+                remember(key_of(num_groups, eps, activation, normalize_residual, *tensors), kind)
+                return kind(*tensors)
             return fused_group_norm(
                 x, num_groups, weight, bias, eps, relu,
                 residual, normalize_residual, residual_weight, residual_bias,

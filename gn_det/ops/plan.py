@@ -51,6 +51,11 @@ WAVE = 64
 GRADIENT_THREADS = 132 * 1024
 
 
+# Samples that are always one run: it leaves no partial sums, and the launch that would add them
+# costs more than a second sample of a small group.
+ONE_RUN = 2
+
+
 @dataclass(frozen=True)
 class Plan:
     """The cut of one (N, C, pixels) tensor.
@@ -147,7 +152,7 @@ def make_plan(
             vector=vector,
             split_blocks=1,
             num_threads=num_threads,
-            samples_per_run=max(1, num_samples // runs),
+            samples_per_run=max(1, num_samples if num_samples <= ONE_RUN else num_samples // runs),
         )
 
     for run_bytes in RUN_BYTES:

@@ -9,7 +9,7 @@ from torch import Tensor
 from gn_det.ops.aten import group_norm_composed
 from gn_det.ops.form import Form
 
-__all__ = ["fused_group_norm", "fused_group_norm_backward", "layout_of"]
+__all__ = ["fused_group_norm", "fused_group_norm_backward", "gradients", "layout_of"]
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
@@ -162,32 +162,57 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple:
-    x, y, statistics, weight, bias, residual, residual_weight, residual_bias = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        dx, dweight, dbias, dresidual, dresidual_weight, dresidual_bias = _composed_gradients(
-            ctx, dy, x, y, weight, bias, residual, residual_weight, residual_bias
-        )
-    else:
-        dx, dresidual, dparameters = fused_group_norm_backward(
-            dy, x, y, statistics, ctx.num_groups, weight, bias, ctx.form.relu,
-            residual, residual_weight, residual_bias,
-        )  # fmt: skip
-        parameters = (weight, bias, residual_weight, residual_bias)
-        dweight, dbias, dresidual_weight, dresidual_bias = (
-            None if parameter is None else dparameters[row].to(parameter.dtype)
-            for row, parameter in enumerate(parameters)
-        )
-        if not ctx.form.add:
-            dresidual = None
-        elif ctx.form == Form(add=True):
-            dresidual = dy
+    dx, dweight, dbias, dresidual, dresidual_weight, dresidual_bias = gradients(
+        ctx.num_groups, ctx.eps, ctx.form, dy, *ctx.saved_tensors
+    )
     return (
         dx, None, dweight, dbias, None, None, dresidual, None, dresidual_weight, dresidual_bias,
     )  # fmt: skip
 
 
+def gradients(
+    num_groups: int,
+    eps: float,
+    form: Form,
+    dy: Tensor,
+    x: Tensor,
+    y: Optional[Tensor],
+    statistics: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    residual: Optional[Tensor],
+    residual_weight: Optional[Tensor],
+    residual_bias: Optional[Tensor],
+) -> tuple[Optional[Tensor], ...]:
+    """The gradients of x, weight, bias, the residual, its weight and its bias, or None.
+
+    Args:
+        y, residual: as for :func:`fused_group_norm_backward`.
+    """
+    if torch.is_grad_enabled():
+        return _composed_gradients(
+            num_groups, eps, form, dy, x, y, weight, bias, residual, residual_weight, residual_bias
+        )
+    dx, dresidual, dparameters = fused_group_norm_backward(
+        dy, x, y, statistics, num_groups, weight, bias, form.relu,
+        residual, residual_weight, residual_bias,
+    )  # fmt: skip
+    parameters = (weight, bias, residual_weight, residual_bias)
+    dweight, dbias, dresidual_weight, dresidual_bias = (
+        None if parameter is None else dparameters[row].to(parameter.dtype)
+        for row, parameter in enumerate(parameters)
+    )
+    if not form.add:
+        dresidual = None
+    elif form == Form(add=True):
+        dresidual = dy
+    return dx, dweight, dbias, dresidual, dresidual_weight, dresidual_bias
+
+
 def _composed_gradients(
-    ctx: Any,
+    num_groups: int,
+    eps: float,
+    form: Form,
     dy: Tensor,
     x: Tensor,
     y: Optional[Tensor],
@@ -196,22 +221,22 @@ def _composed_gradients(
     residual: Optional[Tensor],
     residual_weight: Optional[Tensor],
     residual_bias: Optional[Tensor],
-) -> list[Optional[Tensor]]:
+) -> tuple[Optional[Tensor], ...]:
     """The same gradients by ATen operators, which have gradients of their own (create_graph)."""
     if y is not None:
         # The residual itself was not kept; its mask is all that is missing.
         dy = dy * (y > 0)
     inputs = [x, weight, bias, residual, residual_weight, residual_bias]
     z = group_norm_composed(
-        x, ctx.num_groups, weight, bias, ctx.eps, ctx.form.relu and y is None,
-        residual, ctx.form.normalize_add, residual_weight, residual_bias,
+        x, num_groups, weight, bias, eps, form.relu and y is None,
+        residual, form.normalize_add, residual_weight, residual_bias,
     )  # fmt: skip
     wanted = [i for i in inputs if i is not None and i.requires_grad]
-    gradients = iter(torch.autograd.grad(z, wanted, dy, create_graph=True))
-    found = [next(gradients) if i is not None and i.requires_grad else None for i in inputs]
-    if ctx.form.add and not ctx.form.normalize_add:
-        found[3] = dy
-    return found
+    found = iter(torch.autograd.grad(z, wanted, dy, create_graph=True))
+    results = [next(found) if i is not None and i.requires_grad else None for i in inputs]
+    if form.add and not form.normalize_add:
+        results[3] = dy
+    return tuple(results)
 
 
 fused_group_norm.register_autograd(_backward, setup_context=_setup_context)

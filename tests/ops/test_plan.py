@@ -44,7 +44,7 @@ def test_the_groups_of_roi_heads_stay_in_registers(
 
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(
-    num_samples=st.integers(1, 600),
+    num_samples=st.integers(0, 600),
     num_groups=st.integers(1, 64),
     channels_per_group=st.integers(1, 5000),
     num_pixels=st.integers(1, 2**28),
@@ -80,3 +80,13 @@ def test_any_shape_is_covered_within_the_kernels_limits(
 
 def test_one_pixel_is_read_along_channels() -> None:
     assert make_plan(4, 64, 1, 32, 4, channels_last=False, backward=False).channels_last
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_one_or_two_samples_leave_no_partial_sums_of_parameters(
+    num_samples: int, channels_last: bool
+) -> None:
+    for channels, pixels in ((64, 16), (256, 49), (256, 14 * 14), (2048, 9)):
+        plan = make_plan(num_samples, channels, pixels, 32, 4, channels_last, backward=True)
+        assert plan.one_pass and plan.num_runs == 1

@@ -1,4 +1,4 @@
-"""Backward kernels: one pass where a group fits into registers, else sums, coefficients, apply.
+"""Backward kernels: one pass where a group fits into registers, else sums, then apply.
 
 With dz the gradient of the output before ReLU and D the group's size, per sample
 
@@ -24,6 +24,7 @@ from gn_det.ops.kernels.tile import (
     program_position,
     spread,
     tile_channels,
+    tile_groups,
     tile_offsets,
     where_positive,
 )
@@ -34,6 +35,11 @@ __all__ = [
     "one_pass_gradients_kernel",
     "reduce_gradients_kernel",
 ]
+
+
+# Rows of partials that apply_gradients_kernel reads at once: as many as one or two images have, and
+# few enough to take no more registers than its loop over pixels.
+SUMMED_ROWS: tl.constexpr = tl.constexpr(16)
 
 
 @triton.jit
@@ -69,7 +75,7 @@ def one_pass_gradients_kernel(
     residual_weight_ptr,
     residual_bias_ptr,
     statistics_ptr,  # (2 or 4, N, G)
-    partials_ptr,  # (2 or 3, runs of samples, C): Σ dz, Σ dz x̂, then Σ dz x̂ of the residual
+    partials_ptr,  # (2 or 4, runs of samples, C): of dγ and dβ, then of the residual's
     num_samples,
     num_groups,
     num_channels,
@@ -148,10 +154,11 @@ def one_pass_gradients_kernel(
 
     partials = partials_ptr + run * num_channels + channel
     stride = num_runs * num_channels
-    tl.store(partials, dbias, valid)
-    tl.store(partials + stride, dweight, valid)
+    tl.store(partials, dweight, valid)
+    tl.store(partials + stride, dbias, valid)
     if residual_ptr is not None:
         tl.store(partials + 2 * stride, dresidual_weight, valid)
+        tl.store(partials + 3 * stride, dbias, valid)
 
 
 @triton.jit
@@ -184,7 +191,8 @@ def gradient_sums_kernel(
     residual_weight_ptr,
     residual_bias_ptr,
     statistics_ptr,  # (2 or 4, N, G)
-    partials_ptr,  # (2 or 3, N, splits, C): Σ dz, Σ dz x̂, then Σ dz x̂ of the residual
+    partials_ptr,  # (2 or 3, N * splits, C): of dγ and dβ, then of the residual's dγ
+    coefficients_ptr,  # (2 or 4, N, G, splits * PARTS): Σ γ dz, Σ γ dz x̂, then of the residual
     num_samples,
     num_groups,
     num_channels,
@@ -201,7 +209,7 @@ def gradient_sums_kernel(
     CHANNELS_LAST: tl.constexpr,
     RELU: tl.constexpr,
 ):
-    """Per-channel sums over one split of the pixels, in each lane first, then across lanes."""
+    """Sums over one split of the pixels, in each lane first, then across lanes and channels."""
     num_channels, num_pixels = marked_sizes(num_channels, num_pixels, VECTOR, CHANNELS_LAST)
     sample, split, tile = program_position(num_tiles, num_splits)
     channel, group, valid = tile_channels(
@@ -254,77 +262,46 @@ def gradient_sums_kernel(
 
     partials = partials_ptr + (sample * num_splits + split) * num_channels + channel
     partials_stride = num_samples * num_splits * num_channels
-    tl.store(partials, tl.sum(dz_sum, axis=1), valid)
-    tl.store(partials + partials_stride, rstd * tl.sum(dz_x_sum, axis=1), valid)
+    segment_group, segment_valid = tile_groups(tile, num_groups, SEGMENTS, PARTS)
+    entries = num_splits * PARTS
+    coefficients = coefficients_ptr + (sample * num_groups + segment_group) * entries
+    coefficients += split * PARTS + tile % PARTS
+    coefficients_stride = stride * entries
+    dbias = tl.sum(dz_sum, axis=1)
+    dweight = rstd * tl.sum(dz_x_sum, axis=1)
+    tl.store(partials, dweight, valid)
+    tl.store(partials + partials_stride, dbias, valid)
+    weight = load_parameter(weight_ptr, channel, valid, 1.0)
+    tl.store(coefficients, fold(weight * dbias, SEGMENTS, LANES), segment_valid)
+    coefficients += coefficients_stride
+    tl.store(coefficients, fold(weight * dweight, SEGMENTS, LANES), segment_valid)
     if residual_ptr is not None:
-        dz_x_sum = residual_rstd * tl.sum(dz_residual_sum, axis=1)
-        tl.store(partials + 2 * partials_stride, dz_x_sum, valid)
+        dweight = residual_rstd * tl.sum(dz_residual_sum, axis=1)
+        tl.store(partials + 2 * partials_stride, dweight, valid)
+        weight = load_parameter(residual_weight_ptr, channel, valid, 1.0)
+        coefficients += coefficients_stride
+        tl.store(coefficients, fold(weight * dbias, SEGMENTS, LANES), segment_valid)
+        coefficients += coefficients_stride
+        tl.store(coefficients, fold(weight * dweight, SEGMENTS, LANES), segment_valid)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def reduce_gradients_kernel(
-    partials_ptr,  # (2 or 3, N, rows, C): Σ dz, Σ dz x̂, then Σ dz x̂ of the residual
+    partials_ptr,  # (2 or 4, rows, C)
     dparameters_ptr,  # (2 or 4, C): dγ and dβ of x, then of the residual
-    coefficients_ptr,  # (2 or 4, N, G, PARTS): c1 and c2 of x, then of the residual; or None
-    weight_ptr,
-    residual_weight_ptr,
-    num_samples,
-    num_groups,
     num_channels,
-    num_pixels,
     num_rows,
-    CHANNELS_PER_GROUP: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    LANES: tl.constexpr,
-    PARTS: tl.constexpr,
+    num_tiles,
+    BLOCK_CHANNELS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    NORMALIZE_RESIDUAL: tl.constexpr,
 ):
-    """Sum the partials of a tile's channels in a fixed order, without atomics."""
-    tile = tl.program_id(0)
-    channel, _, valid = tile_channels(
-        tile, num_channels, CHANNELS_PER_GROUP, SEGMENTS, LANES, PARTS
-    )
-    segment = tile * SEGMENTS + tl.arange(0, SEGMENTS)
-    stride = num_samples * num_rows * num_channels
-    coefficient_stride = num_samples * num_groups * PARTS
-    inverse_size = 1.0 / (CHANNELS_PER_GROUP * num_pixels.to(tl.float32))
-    weight = load_parameter(weight_ptr, channel, valid, 1.0)
-    dweight = tl.zeros_like(weight)
-    dbias = tl.zeros_like(weight)
-    if NORMALIZE_RESIDUAL:
-        residual_weight = load_parameter(residual_weight_ptr, channel, valid, 1.0)
-        dresidual_weight = tl.zeros_like(weight)
-
-    for sample in range(num_samples):
-        partials = partials_ptr + sample * num_rows * num_channels
-        dz_sum = sum_rows(partials, channel, valid, num_rows, num_channels, BLOCK_ROWS)
-        dz_x_sum = sum_rows(partials + stride, channel, valid, num_rows, num_channels, BLOCK_ROWS)
-        dbias += dz_sum
-        dweight += dz_x_sum
-        if NORMALIZE_RESIDUAL:
-            dz_residual_sum = sum_rows(
-                partials + 2 * stride, channel, valid, num_rows, num_channels, BLOCK_ROWS
-            )
-            dresidual_weight += dz_residual_sum
-        if coefficients_ptr is not None:
-            coefficients = coefficients_ptr + sample * num_groups * PARTS + segment
-            segment_valid = segment < num_groups * PARTS
-            c1 = fold(weight * dz_sum, SEGMENTS, LANES) * inverse_size
-            c2 = fold(weight * dz_x_sum, SEGMENTS, LANES) * inverse_size
-            tl.store(coefficients, c1, segment_valid)
-            tl.store(coefficients + coefficient_stride, c2, segment_valid)
-            if NORMALIZE_RESIDUAL:
-                c1 = fold(residual_weight * dz_sum, SEGMENTS, LANES) * inverse_size
-                c2 = fold(residual_weight * dz_residual_sum, SEGMENTS, LANES) * inverse_size
-                tl.store(coefficients + 2 * coefficient_stride, c1, segment_valid)
-                tl.store(coefficients + 3 * coefficient_stride, c2, segment_valid)
-
-    tl.store(dparameters_ptr + channel, dweight, valid)
-    tl.store(dparameters_ptr + num_channels + channel, dbias, valid)
-    if NORMALIZE_RESIDUAL:
-        tl.store(dparameters_ptr + 2 * num_channels + channel, dresidual_weight, valid)
-        tl.store(dparameters_ptr + 3 * num_channels + channel, dbias, valid)
+    """Sum the partials of one-pass programs in a fixed order, without atomics."""
+    plane, _, tile = program_position(num_tiles, 1)
+    channel = tile * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    valid = channel < num_channels
+    partials = partials_ptr + plane.to(tl.int64) * num_rows * num_channels
+    total = sum_rows(partials, channel, valid, num_rows, num_channels, BLOCK_ROWS)
+    tl.store(dparameters_ptr + plane * num_channels + channel, total, valid)
 
 
 @triton.jit
@@ -339,22 +316,32 @@ def sum_rows(ptr, channel, valid, num_rows, num_channels, BLOCK_ROWS: tl.constex
 
 
 @triton.jit
-def load_coefficients(ptr, stride, tile, group, valid, SEGMENTS: tl.constexpr, PARTS: tl.constexpr):
-    """c1 and c2 of each lane's group, the sum of those of its parts."""
-    c1 = tl.zeros(group.shape, tl.float32)
-    c2 = tl.zeros(group.shape, tl.float32)
-    for part in range(PARTS):
-        # The entries of a part are PARTS apart: those of its groups.
-        c1 += load_per_group(ptr + part, tile // PARTS * PARTS, group * PARTS, valid, SEGMENTS, 1)
-        c2 += load_per_group(
-            ptr + stride + part, tile // PARTS * PARTS, group * PARTS, valid, SEGMENTS, 1
-        )
-    return c1, c2
+def merge_coefficients(
+    ptr,
+    stride,
+    group,
+    group_valid,
+    entries,
+    inverse_size,
+    SEGMENTS: tl.constexpr,
+    LANES: tl.constexpr,
+    MAX_ENTRIES: tl.constexpr,
+):
+    """c1 and c2 of each lane's group, from the sums of its splits and parts in a fixed order.
+
+    ptr is that of the sample, (G, entries); the sums for c2 lie stride behind.
+    """
+    entry = tl.arange(0, MAX_ENTRIES)
+    mask = group_valid[:, None] & (entry < entries)[None, :]
+    ptrs = ptr + group[:, None] * entries + entry[None, :]
+    c1 = tl.sum(tl.load(ptrs, mask, other=0.0), axis=1) * inverse_size
+    c2 = tl.sum(tl.load(ptrs + stride, mask, other=0.0), axis=1) * inverse_size
+    return spread(c1, SEGMENTS, LANES), spread(c2, SEGMENTS, LANES)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def apply_gradients_kernel(
-    dy_ptr,  # (N, C, pixels), as are all but parameters, statistics and coefficients; may be dz
+    dy_ptr,  # (N, C, pixels), as are x, the residual and their gradients; may be dz
     x_ptr,
     dx_ptr,
     residual_ptr,  # normalized too, and its gradient; or None
@@ -364,7 +351,9 @@ def apply_gradients_kernel(
     residual_weight_ptr,
     residual_bias_ptr,
     statistics_ptr,  # (2 or 4, N, G)
-    coefficients_ptr,  # (2 or 4, N, G, PARTS)
+    partials_ptr,  # of gradient_sums_kernel, as are the coefficients
+    coefficients_ptr,
+    dparameters_ptr,  # (2 or 4, C): dγ and dβ of x, then of the residual
     num_samples,
     num_groups,
     num_channels,
@@ -377,34 +366,62 @@ def apply_gradients_kernel(
     LANES: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
+    MAX_ENTRIES: tl.constexpr,
     VECTOR: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     RELU: tl.constexpr,
 ):
-    """Write the gradients of x, and of a normalized residual, for one split of the pixels."""
+    """Write the gradients of x, and of a normalized residual, for one split of the pixels.
+
+    Each program merges the sums of its groups; the first of each tile those of its channels as
+    well, which are the gradients of the parameters.
+    """
     num_channels, num_pixels = marked_sizes(num_channels, num_pixels, VECTOR, CHANNELS_LAST)
     sample, split, tile = program_position(num_tiles, num_splits)
     channel, group, valid = tile_channels(
         tile, num_channels, CHANNELS_PER_GROUP, SEGMENTS, LANES, PARTS
     )
+    if (sample == 0) & (split == 0):
+        num_rows = num_samples * num_splits
+        partials_stride = num_rows * num_channels
+        dweight = sum_rows(partials_ptr, channel, valid, num_rows, num_channels, SUMMED_ROWS)
+        tl.store(dparameters_ptr + channel, dweight, valid)
+        dbias = sum_rows(
+            partials_ptr + partials_stride, channel, valid, num_rows, num_channels, SUMMED_ROWS
+        )
+        tl.store(dparameters_ptr + num_channels + channel, dbias, valid)
+        if residual_ptr is not None:
+            dweight = sum_rows(
+                partials_ptr + 2 * partials_stride, channel, valid, num_rows, num_channels,
+                SUMMED_ROWS,
+            )  # fmt: skip
+            tl.store(dparameters_ptr + 2 * num_channels + channel, dweight, valid)
+            tl.store(dparameters_ptr + 3 * num_channels + channel, dbias, valid)
+
     base = sample.to(tl.int64) * num_channels * num_pixels
     statistics = statistics_ptr + sample * num_groups
     stride = num_samples * num_groups
-    coefficients = coefficients_ptr + sample * num_groups * PARTS
+    segment_group, segment_valid = tile_groups(tile, num_groups, SEGMENTS, PARTS)
+    entries = num_splits * PARTS
+    coefficients = coefficients_ptr + sample * num_groups * entries
+    inverse_size = 1.0 / (CHANNELS_PER_GROUP * num_pixels.to(tl.float32))
     mean = load_per_group(statistics, tile, group, valid, SEGMENTS, PARTS)
     rstd = load_per_group(statistics + stride, tile, group, valid, SEGMENTS, PARTS)
-    c1, c2 = load_coefficients(coefficients, stride * PARTS, tile, group, valid, SEGMENTS, PARTS)
+    c1, c2 = merge_coefficients(
+        coefficients, stride * entries, segment_group, segment_valid, entries, inverse_size,
+        SEGMENTS, LANES, MAX_ENTRIES,
+    )  # fmt: skip
     scale = rstd * load_parameter(weight_ptr, channel, valid, 1.0)
     if RELU:
         bias = load_parameter(bias_ptr, channel, valid, 0.0)
     if residual_ptr is not None:
         statistics += 2 * stride
-        coefficients += 2 * stride * PARTS
         residual_mean = load_per_group(statistics, tile, group, valid, SEGMENTS, PARTS)
         residual_rstd = load_per_group(statistics + stride, tile, group, valid, SEGMENTS, PARTS)
-        residual_c1, residual_c2 = load_coefficients(
-            coefficients, stride * PARTS, tile, group, valid, SEGMENTS, PARTS
-        )
+        residual_c1, residual_c2 = merge_coefficients(
+            coefficients + 2 * stride * entries, stride * entries, segment_group, segment_valid,
+            entries, inverse_size, SEGMENTS, LANES, MAX_ENTRIES,
+        )  # fmt: skip
         residual_scale = residual_rstd * load_parameter(residual_weight_ptr, channel, valid, 1.0)
         if RELU:
             bias += load_parameter(residual_bias_ptr, channel, valid, 0.0)

@@ -18,6 +18,7 @@ from gn_det.ops.kernels.tile import (
     relu,
     spread,
     tile_channels,
+    tile_groups,
     tile_offsets,
 )
 
@@ -48,13 +49,6 @@ def reciprocal_deviation(m2, group_size, eps):
     variance = m2 / group_size
     rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
     return tl.where(variance == float("inf"), float("nan"), rstd)
-
-
-@triton.jit
-def tile_groups(tile, num_groups, SEGMENTS: tl.constexpr, PARTS: tl.constexpr):
-    """The group of each segment of a tile, and whether there is such a group."""
-    group = (tile * SEGMENTS + tl.arange(0, SEGMENTS)) // PARTS
-    return group, group < num_groups
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -22,6 +22,7 @@ __all__ = [
     "relu",
     "spread",
     "tile_channels",
+    "tile_groups",
     "tile_offsets",
     "where_positive",
 ]
@@ -88,6 +89,13 @@ def tile_channels(
         channel = group * CHANNELS_PER_GROUP + channel_in_group
         valid = (channel_in_group < CHANNELS_PER_GROUP) & (channel < num_channels)
     return channel, group, valid
+
+
+@triton.jit
+def tile_groups(tile, num_groups, SEGMENTS: tl.constexpr, PARTS: tl.constexpr):
+    """The group of each segment of a tile, and whether there is such a group."""
+    group = (tile * SEGMENTS + tl.arange(0, SEGMENTS)) // PARTS
+    return group, group < num_groups
 
 
 @triton.jit

@@ -15,9 +15,8 @@ CASES = {case.name: case for case in mask_rcnn_cases(1)}
 # bfloat16 (4 in float32), or rows of several channels where the pixels of a row are odd in number,
 # each with its mean, scale, bias and sums; a second norm doubles them.
 REGISTERS = {
-    ("gradient_sums_kernel", False): 116,
+    ("gradient_sums_kernel", False): 128,  # as many programs fit as with 116
     ("gradient_sums_kernel", True): 168,
-    ("apply_gradients_kernel", False): 79,
     ("apply_gradients_kernel", True): 128,
     ("apply_kernel", True): 80,
     ("one_pass_gradients_kernel", True): 136,
@@ -52,7 +51,9 @@ def test_hot_loops_move_128_bits_at_a_time_and_nothing_spills(
         if kernel == "reduce_gradients_kernel":  # reads partial sums only
             continue
         assert widest in code.loads
-        if "one_pass" not in kernel:
+        if kernel == "apply_gradients_kernel":  # its loop over partial sums is narrower
+            assert code.loads[128] == 2 * code.stores[128] and set(code.stores) == {128}
+        elif "one_pass" not in kernel:
             assert set(code.loads) | set(code.stores) == {128}
         if "apply" in kernel or "one_pass" in kernel:
             assert widest in code.stores
