@@ -14,7 +14,14 @@ try:
 except ImportError:
     TRITON_VERSION = None
 
-__all__ = ["MIN_TORCH", "MIN_TRITON", "check_torch", "kernels_run_on", "warn_once"]
+__all__ = [
+    "MIN_TORCH",
+    "MIN_TRITON",
+    "check_torch",
+    "insists_on_kernels",
+    "kernels_run_on",
+    "warn_once",
+]
 
 MIN_TORCH = (2, 6)
 MIN_TRITON = (3, 2)  # the one that PyTorch 2.6 brings
@@ -62,6 +69,11 @@ def _obstacle(device_type: str) -> str | None:
     if _numbers(TRITON_VERSION) < MIN_TRITON:
         return f"Triton is {TRITON_VERSION}, older than {_dotted(MIN_TRITON)}"
     return None
+
+
+def insists_on_kernels() -> bool:
+    """Whether GN_DET_BACKEND=triton makes an error of what is a warning otherwise."""
+    return os.environ.get("GN_DET_BACKEND") == "triton"
 
 
 def warn_once(message: str) -> None:
