@@ -27,14 +27,13 @@ def group_norm_composed(
     residual_bias: Optional[Tensor],
 ) -> Tensor:
     """The five forms of :func:`gn_det.group_norm`, computed in float32 or wider, in x's dtype."""
-    # In place where it is ours alone: group_norm's backward needs its input, not its output.
     y = _normalize(x, num_groups, weight, bias, eps)
     if residual is not None:
         if normalize_residual:
             residual = _normalize(residual, num_groups, residual_weight, residual_bias, eps)
-        y += residual
+        y = y + residual  # not in place: vmap may have samples of the residual alone
     if relu:
-        y = torch.relu_(y)
+        y = torch.relu_(y)  # in place, as it is ours alone
     return y.to(x.dtype)
 
 
@@ -77,7 +76,7 @@ def backward(
         norms.append((residual, residual_weight, residual_bias, statistics[2:]))
     dz = dy.float()
     if form.relu:
-        z = y if form.keeps_output else sum(_from_statistics(*norm) for norm in norms)
+        z = sum((_from_statistics(*n) for n in norms), dz.new_zeros(())) if y is None else y
         dz = dz * (z > 0)
     gradients, parameters = [], []
     for tensor, gamma, _, (mean, rstd) in norms:
@@ -91,8 +90,8 @@ def backward(
         parameters += [dgamma, dbeta]
     if form.keeps_output:
         gradients.append(torch.empty_like(x).copy_(dz))
-    dx, dresidual = (*gradients, None)[:2]
-    return dx, dresidual, torch.stack(parameters)
+    dresidual = gradients[1] if len(gradients) > 1 else None
+    return gradients[0], dresidual, torch.stack(parameters)
 
 
 def _with_statistics(

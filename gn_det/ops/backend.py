@@ -6,6 +6,7 @@ import os
 import warnings
 
 import torch
+from torch.autograd import forward_ad
 
 from gn_det.errors import InputError
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_torch",
     "insists_on_kernels",
     "kernels_run_on",
+    "under_transform",
     "warn_once",
 ]
 
@@ -74,6 +76,14 @@ def _obstacle(device_type: str) -> str | None:
 def insists_on_kernels() -> bool:
     """Whether GN_DET_BACKEND=triton makes an error of what is a warning otherwise."""
     return os.environ.get("GN_DET_BACKEND") == "triton"
+
+
+def under_transform() -> bool:
+    """Whether torch.func's transforms or forward-mode differentiation are at work.
+
+    The kernels have no rules for these; ATen's operators do.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def warn_once(message: str) -> None:

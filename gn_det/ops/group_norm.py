@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gn_det.ops.aten import group_norm_composed
-from gn_det.ops.backend import kernels_run_on, warn_once
+from gn_det.ops.backend import kernels_run_on, under_transform, warn_once
 from gn_det.ops.reference import group_norm_reference
 from gn_det.ops.triton_op import fused_group_norm
 
@@ -103,7 +103,8 @@ def group_norm(
                 activation=activation, residual=residual, normalize_residual=normalize_residual,
                 residual_weight=residual_weight, residual_bias=residual_bias,
             )  # fmt: skip
-        if kernels_run_on(x.device.type) and not torch.onnx.is_in_onnx_export():
+        takes_aten = torch.onnx.is_in_onnx_export() or under_transform()
+        if kernels_run_on(x.device.type) and not takes_aten:
             return fused_group_norm(
                 x, num_groups, weight, bias, eps, relu,
                 residual, normalize_residual, residual_weight, residual_bias,

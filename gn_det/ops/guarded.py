@@ -56,9 +56,11 @@ def backward(
 
     x = inputs.x
     if kernels_work(x.device, x.dtype):
-        *gradients, launches = launch.backward_launches(inputs, y, statistics, dy, num_groups, form)
+        dx, dresidual, dparameters, launches = launch.backward_launches(
+            inputs, y, statistics, dy, num_groups, form
+        )
         if _ran(launches, x):
-            return tuple(gradients)
+            return dx, dresidual, dparameters
     return aten.backward(inputs, y, statistics, dy, num_groups, form)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def _by_reference(
     case: _Case, tensors: dict[str, Tensor], dy: Tensor, positive: Tensor
 ) -> dict[str, Tensor]:
     """ReLU's gradient passes where the tested output does: rounding decides the side of 0."""
-    leaves = {name: tensor.double().requires_grad_() for name, tensor in tensors.items()}
+    leaves: dict[str, Any] = {name: t.double().requires_grad_() for name, t in tensors.items()}
     z = group_norm_reference(
         **leaves, num_groups=case.num_groups, eps=_EPS, normalize_residual=case.form.normalize_add
     )
