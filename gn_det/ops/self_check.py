@@ -113,6 +113,8 @@ def _by_reference(
     z = group_norm_reference(
         **leaves, num_groups=case.num_groups, eps=_EPS, normalize_residual=case.form.normalize_add
     )
-    gradients = torch.autograd.grad(z, list(leaves.values()), dy.double() * positive)
+    # Of a number: for gradients of tensors PyTorch imports SymPy, which takes a second.
+    total = (z * dy.double() * positive).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()))
     names = [f"gradient of {name}" for name in leaves]
     return {"y": z.detach().relu(), **dict(zip(names, gradients, strict=True))}
