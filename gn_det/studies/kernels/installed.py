@@ -6,28 +6,36 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["PEERS", "installed_peers"]
 
 
-def _apex(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> Tensor:
+def _apex(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
     layer = importlib.import_module("apex.contrib.group_norm").GroupNorm
-    norm = layer(num_groups, x.size(1), device=x.device, dtype=weight.dtype)
-    norm.weight, norm.bias = weight, bias
-    return norm(x)
+    return _with_parameters(layer(num_groups, x.size(1), device=x.device), weight, bias)
 
 
-def _liger(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> Tensor:
+def _liger(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
     function = importlib.import_module("liger_kernel.ops.group_norm").LigerGroupNormFunction
-    return function.apply(x, weight, bias, x.size(1), num_groups, 1e-5)
+    return lambda x: function.apply(x, weight, bias, x.size(1), num_groups, 1e-5)
 
 
-def _torchnorm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor) -> Tensor:
-    norm = importlib.import_module("torchnorm").GroupNorm(num_groups, x.size(1)).to(x.device)
-    norm.weight, norm.bias = weight, bias
-    return norm(x)
+def _torchnorm(
+    x: Tensor, num_groups: int, weight: Tensor, bias: Tensor
+) -> Callable[[Tensor], Tensor]:
+    layer = importlib.import_module("torchnorm").GroupNorm
+    return _with_parameters(layer(num_groups, x.size(1)), weight, bias)
+
+
+def _with_parameters(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
+    """The layer with these tensors, which a module does not take in place of its own."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        delattr(layer, name)
+        setattr(layer, name, tensor)
+    return layer
 
 
 PEERS = {"apex": _apex, "Liger": _liger, "torchnorm": _torchnorm}
@@ -41,19 +49,19 @@ def installed_peers(arguments: dict[str, Any]) -> dict[str, Callable[..., Tensor
     if arguments.get("normalize_residual"):
         return {}
     found = {}
-    for name, norm in PEERS.items():
-
-        def function(norm: Callable = norm, **given: Any) -> Tensor:
-            y = norm(given["x"], given["num_groups"], given["weight"], given["bias"])
-            y = y if given.get("residual") is None else y + given["residual"]
-            return F.relu(y) if given["activation"] else y
-
+    wanted = [arguments[name] for name in ("x", "weight", "bias")]
+    for name, make in PEERS.items():
         try:
+            norm = make(wanted[0], arguments["num_groups"], *wanted[1:])
+
+            def function(norm: Callable = norm, **given: Any) -> Tensor:
+                y = norm(given["x"])
+                y = y if given.get("residual") is None else y + given["residual"]
+                return F.relu(y) if given["activation"] else y
+
             y = function(**arguments)
-            y.backward(y.detach(), inputs=[arguments["x"]])
+            torch.autograd.grad(y, wanted, torch.ones_like(y))
         except Exception:
             continue  # not installed, or not for this layout, dtype or device
-        finally:
-            arguments["x"].grad = None
         found[name] = function
     return found
