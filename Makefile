@@ -11,10 +11,13 @@ QUICK ?=   # --quick: one seed and a quarter of the steps
 TRITON_INTERPRET ?= 1
 JOBS ?= 2  # test processes
 SECONDS ?= 600  # of fuzzing, for each reader
+GPU ?= output/gpu
 RUN = $(VENV)/bin/python
+# For what also runs in an environment of the user's own: that of PYTHON=..., else the one made here.
+OWN = $(if $(filter file,$(origin PYTHON)),,$(PYTHON))
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: help install quickstart compare check test test-all test-kernels fuzz lint types
+.PHONY: help install quickstart compare check test test-all test-kernels gpu fuzz lint types
 
 help:
 	@echo "make quickstart    install, generate data, train, evaluate and plot (10 minutes)"
@@ -23,6 +26,7 @@ help:
 	@echo "make test          the fast tests, and those of the kernels (8 minutes)"
 	@echo "make test-all      every test (half an hour)"
 	@echo "make test-kernels  the tests of the kernels; TRITON_INTERPRET=0 runs them on a GPU"
+	@echo "make gpu           checks and times everything on a GPU, PYTHON=... with an environment of yours"
 	@echo "make fuzz          damaged files against the readers, SECONDS=600 for each of five"
 	@echo "make lint          ruff, in an environment of its own"
 	@echo "make types         mypy on gn_det/ops and gn_det/injection"
@@ -74,6 +78,9 @@ test-all: install test-kernels
 # In processes of their own: triton reads TRITON_INTERPRET when it is imported.
 test-kernels: install
 	TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests/studies/kernels
+
+gpu: $(if $(OWN),,install)
+	@PYTHONPATH=. $(or $(OWN),$(RUN)) tools/check_gpu.py --output $(GPU)
 
 fuzz: install
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(RUN) tests/support/fuzz.py --output output/fuzz --seconds $(SECONDS)

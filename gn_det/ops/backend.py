@@ -6,6 +6,7 @@ import os
 import warnings
 
 import torch
+from torch.autograd import forward_ad
 
 from gn_det.errors import InputError
 
@@ -14,7 +15,15 @@ try:
 except ImportError:
     TRITON_VERSION = None
 
-__all__ = ["MIN_TORCH", "MIN_TRITON", "check_torch", "kernels_run_on", "warn_once"]
+__all__ = [
+    "MIN_TORCH",
+    "MIN_TRITON",
+    "check_torch",
+    "insists_on_kernels",
+    "kernels_run_on",
+    "under_transform",
+    "warn_once",
+]
 
 MIN_TORCH = (2, 6)
 MIN_TRITON = (3, 2)  # the one that PyTorch 2.6 brings
@@ -62,6 +71,19 @@ def _obstacle(device_type: str) -> str | None:
     if _numbers(TRITON_VERSION) < MIN_TRITON:
         return f"Triton is {TRITON_VERSION}, older than {_dotted(MIN_TRITON)}"
     return None
+
+
+def insists_on_kernels() -> bool:
+    """Whether GN_DET_BACKEND=triton makes an error of what is a warning otherwise."""
+    return os.environ.get("GN_DET_BACKEND") == "triton"
+
+
+def under_transform() -> bool:
+    """Whether torch.func's transforms or forward-mode differentiation are at work.
+
+    The kernels have no rules for these; ATen's operators do.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def warn_once(message: str) -> None:

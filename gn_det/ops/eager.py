@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from gn_det.ops import aten
 from gn_det.ops.form import Form
+from gn_det.ops.guarded import give_up
 from gn_det.ops.triton_op import gradients, layout_of
 
 __all__ = ["Kind", "is_eager", "key_of", "kinds", "remember"]
@@ -88,6 +90,7 @@ class Kind:
         self.num_groups, self.eps, self.form = num_groups, float(eps), form
         self.device_type = x.device.type
         self._device = x.device
+        self._works = True
         self._layout = layout_of(x)
         self._launch = launch
         dense = self._dense(*tensors)
@@ -125,12 +128,7 @@ class Kind:
             return _GroupNorm.apply(
                 self, x, weight, bias, residual, residual_weight, residual_bias
             )  # fmt: skip
-        tensors = x, weight, bias, residual, residual_weight, residual_bias
-        if not self._is_dense:
-            tensors = self._dense(*tensors)
-        y, _, launches = self._forward(*tensors)
-        self._launch.run(launches, self._device)
-        return y
+        return self.forward(x, weight, bias, residual, residual_weight, residual_bias)[0]
 
     def forward(
         self,
@@ -146,7 +144,8 @@ class Kind:
         if not self._is_dense:
             tensors = self._dense(*tensors)
         y, statistics, launches = self._forward(*tensors)
-        self._launch.run(launches, self._device)
+        if not self._ran(launches, x):
+            return aten.forward(self._launch.Inputs(*tensors), self.num_groups, self.eps, self.form)
         return y, statistics
 
     def backward(
@@ -173,7 +172,11 @@ class Kind:
         dx, dresidual, dparameters, launches = self._backward(
             dense_dy, x, y, statistics, weight, bias, residual, residual_weight, residual_bias
         )
-        self._launch.run(launches, self._device)
+        if not self._ran(launches, x):
+            inputs = self._launch.Inputs(x, weight, bias, residual, residual_weight, residual_bias)
+            dx, dresidual, dparameters = aten.backward(
+                inputs, y, statistics, dense_dy, self.num_groups, self.form
+            )
         found: list[Tensor | None] = [None] * 4
         for row, gradient in enumerate(dparameters.unbind()):
             dtype = self._dtypes[row]
@@ -182,6 +185,18 @@ class Kind:
         if dresidual is None and self.form.add:  # without ReLU
             dresidual = dy
         return dx, found[0], found[1], dresidual, found[2], found[3]
+
+    def _ran(self, launches: Any, x: Tensor | None) -> bool:
+        """Whether launches could be run; where one cannot, calls go to ATen from then on."""
+        if not self._works:
+            return False
+        try:
+            self._launch.run(launches, self._device)
+        except Exception as error:
+            self._works = False
+            kinds.clear()
+            give_up(x, error)
+        return self._works
 
     def _dense(
         self,

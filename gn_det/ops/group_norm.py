@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gn_det.ops import guarded
 from gn_det.ops.aten import group_norm_composed
-from gn_det.ops.backend import kernels_run_on, warn_once
+from gn_det.ops.backend import kernels_run_on, under_transform, warn_once
 from gn_det.ops.eager import Kind, is_eager, key_of, kinds, remember
 from gn_det.ops.form import Form
 from gn_det.ops.reference import group_norm_reference
@@ -121,9 +122,10 @@ def group_norm(
                 activation=activation, residual=residual, normalize_residual=normalize_residual,
                 residual_weight=residual_weight, residual_bias=residual_bias,
             )  # fmt: skip
-        if kernels_run_on(x.device.type) and not torch.onnx.is_in_onnx_export():
+        takes_aten = torch.onnx.is_in_onnx_export() or under_transform()
+        if kernels_run_on(x.device.type) and not takes_aten:
             tensors = x, weight, bias, residual, residual_weight, residual_bias
-            if is_eager() and Kind.takes(tensors):
+            if is_eager() and Kind.takes(tensors) and guarded.kernels_work(x.device, x.dtype):
                 form = Form(relu, residual is not None, normalize_residual)
                 kind = Kind(tensors, num_groups, eps, form)
                 remember(key_of(num_groups, eps, activation, normalize_residual, *tensors), kind)

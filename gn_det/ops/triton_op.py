@@ -6,6 +6,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from gn_det.ops import guarded
 from gn_det.ops.aten import group_norm_composed
 from gn_det.ops.form import Form
 
@@ -52,9 +53,7 @@ def fused_group_norm(
         _dense(residual, layout), _dense(residual_weight), _dense(residual_bias),
     )  # fmt: skip
     form = Form(relu, residual is not None, normalize_residual)
-    y, statistics, launches = launch.forward_launches(inputs, num_groups, eps, form)
-    launch.run(launches, x.device)
-    return y, statistics
+    return guarded.forward(inputs, num_groups, eps, form)
 
 
 @fused_group_norm.register_fake
@@ -108,7 +107,7 @@ def fused_group_norm_backward(
     )  # fmt: skip
     # A residual that was only added, without a ReLU, leaves no trace here: its gradient is dy.
     form = Form(relu, y is not None or residual is not None, residual is not None)
-    dx, dresidual, dparameters, launches = launch.backward_launches(
+    dx, dresidual, dparameters = guarded.backward(
         inputs,
         _dense(y, layout),
         statistics,
@@ -116,7 +115,6 @@ def fused_group_norm_backward(
         num_groups,
         form,
     )
-    launch.run(launches, x.device)
     return dx, x.new_empty(0) if dresidual is None else dresidual, dparameters
 
 

@@ -74,7 +74,7 @@ def test_times_follow_a_check_of_every_result(
     """On the CPU, standing in for a GPU: with a clock that says 2 ms for everything."""
     calls = []
 
-    def do_bench(function: Callable[[], object]) -> float:
+    def do_bench(function: Callable[[], object], warmup: int, rep: int) -> float:
         calls.append(function())
         return 2.0
 
@@ -82,7 +82,8 @@ def test_times_follow_a_check_of_every_result(
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     case = Case("small", (1, 64, 4, 4))
     row = timing_row(case, form, dtype, "channels_last", device="cpu")
-    assert len(calls) == 7  # a copy, then forward and backward of three implementations
+    # In turns: a copy, then forward and backward of ours, ATen's, under autocast, and compiled.
+    assert len(calls) == kernel_report.ROUNDS * (1 + 2 * (3 if dtype == "fp32" else 4))
     assert row["ours forward ms"] == row["compiled ATen backward ms"] == 2.0
     # 4×4 pixels are one pass: GN and GN+ReLU read and write as much as a copy.
     assert row["forward of copy"] == ("100%" if form in ("GN", "GN+ReLU") else "150%")
@@ -92,7 +93,7 @@ def test_times_follow_a_check_of_every_result(
 def test_passes_of_the_compiled_peer_can_be_timed_again_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def do_bench(function: Callable[[], object]) -> float:
+    def do_bench(function: Callable[[], object], warmup: int, rep: int) -> float:
         function()
         function()
         return 2.0

@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import GPUDriver
 from triton.backends.nvidia import driver as nvidia
 
-from gn_det.ops import group_norm
+from gn_det.ops import group_norm, guarded
 from gn_det.ops.backend import kernels_run_on
 from gn_det.ops.eager import kinds
 from gn_det.ops.form import FORMS, Form
@@ -128,6 +128,7 @@ def kernels_on_stub() -> Iterator[StubDriver]:
                 for kernel, cache in zip(kernels, caches, strict=True)
             ),
             mock.patch.dict(kinds, clear=True),
+            mock.patch.dict(guarded._verdicts, clear=True),
             mock.patch.object(operator, "kernels_run_on", lambda _: kernels_run_on("cuda")),
             mock.patch.object(nvidia, "PyKernelArg", lambda **_: None, create=True),
         ):

@@ -7,6 +7,7 @@ interpreter, so that :func:`traffic_row` and :func:`accuracy_rows` need TRITON_I
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,12 +20,15 @@ from torch import Tensor
 from gn_det.ops import group_norm
 from gn_det.ops.form import FORMS, Form
 from gn_det.ops.reference import group_norm_reference
+from gn_det.studies.kernels.installed import installed_peers
 
 __all__ = [
+    "CHECKED_DTYPES",
     "DTYPES",
     "LAYOUTS",
     "Case",
     "accuracy_rows",
+    "check_row",
     "code_rows",
     "launches_of",
     "mask_rcnn_cases",
@@ -35,6 +39,8 @@ __all__ = [
 
 NUM_GROUPS = 32
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CHECKED_DTYPES = DTYPES | {"fp16": torch.float16}
+ROUNDS = 5
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -238,42 +244,71 @@ def _results(
 def timing_row(
     case: Case, form: str, dtype: str, layout: str, device: str = "cuda"
 ) -> dict[str, Any]:
-    """Milliseconds, GB/s and share of copy bandwidth on the GPU, ours and ATen's.
+    """Milliseconds, GB/s and share of copy bandwidth on the GPU, ours beside the others'.
+
+    All take turns, ROUNDS times, so that a drift of the clock meets all alike; medians.
 
     Raises:
         ArithmeticError: a result on the device is wrong; there is no time to be had for that.
     """
-    from triton.testing import do_bench
-
+    check_row(case, form, dtype, layout, device)
     arguments = _arguments(case, FORMS[form], DTYPES[dtype], LAYOUTS[layout], device)
     x, dy = arguments["x"], torch.randn_like(arguments["x"])
-    _check_on_device(case, arguments, dy)
     inputs = [a for a in arguments.values() if isinstance(a, Tensor)]
     tensor_bytes = x.numel() * x.element_size()
     copied = torch.empty_like(x)
-    copy_bandwidth = 2 * tensor_bytes / do_bench(lambda: copied.copy_(x.detach()))
     directions = launches_of(case.shape, FORMS[form], DTYPES[dtype], LAYOUTS[layout])
     passes = [sum(passes_of(launches, case.shape)) for launches in directions]
 
-    row = {"site": case.name, "dtype": dtype, "layout": layout}
+    row: dict[str, Any] = {"site": case.name, "dtype": dtype, "layout": layout}
     torch.compiler.reset()  # each row has a static graph of its own
-    compiled = torch.compile(_unfused, dynamic=False)
-    functions = {"ours": group_norm, "ATen": _unfused, "compiled ATen": compiled}
+    functions = {"ours": group_norm, "ATen": _unfused}
+    if dtype != "fp32":
+        functions["ATen, autocast"] = _unfused_autocast
+    functions["compiled ATen"] = torch.compile(_unfused_autocast, dynamic=False)
+    functions |= installed_peers(arguments)
+    timed: dict[str, Callable[[], Any]] = {"copy": lambda: copied.copy_(x.detach())}
     for name, function in functions.items():
         # The backward pass runs many times, so it must not use up what is saved for it.
         with torch._functorch.config.patch(donated_buffer=False):
             y = function(**arguments)
-        gradient = partial(torch.autograd.grad, y, inputs, dy.to(y.dtype), retain_graph=True)
-        times = (do_bench(lambda f=function: f(**arguments)), do_bench(gradient))
-        for direction, milliseconds, count in zip(
-            ("forward", "backward"), times, passes, strict=True
-        ):
-            row[f"{name} {direction} ms"] = milliseconds
-            if name == "ours":
-                bandwidth = count * tensor_bytes / milliseconds
-                row[f"{direction} GB/s"] = bandwidth / 1e6
-                row[f"{direction} of copy"] = f"{100 * bandwidth / copy_bandwidth:.0f}%"
+        timed[f"{name} forward"] = partial(function, **arguments)
+        timed[f"{name} backward"] = partial(
+            torch.autograd.grad, y, inputs, dy.to(y.dtype), retain_graph=True
+        )
+    times = _in_turns(timed)
+    copy_bandwidth = 2 * tensor_bytes / times.pop("copy")
+    for name, milliseconds in times.items():
+        row[f"{name} ms"] = milliseconds
+    for direction, count in zip(("forward", "backward"), passes, strict=True):
+        bandwidth = count * tensor_bytes / times[f"ours {direction}"]
+        row[f"{direction} GB/s"] = bandwidth / 1e6
+        row[f"{direction} of copy"] = f"{100 * bandwidth / copy_bandwidth:.0f}%"
     return row
+
+
+def check_row(
+    case: Case, form: str, dtype: str, layout: str, device: str = "cuda"
+) -> dict[str, Any]:
+    """The largest error of ours against float64 on a device, of its result's largest value.
+
+    Raises:
+        ArithmeticError: it is larger than rounding explains.
+    """
+    arguments = _arguments(case, FORMS[form], CHECKED_DTYPES[dtype], LAYOUTS[layout], device)
+    error = _check_on_device(case, arguments, torch.randn_like(arguments["x"]))
+    return {"form": form, "shape": case.name, "dtype": dtype, "layout": layout, "error": error}
+
+
+def _in_turns(functions: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """The median milliseconds of each."""
+    from triton.testing import do_bench
+
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(ROUNDS):
+        for name, function in functions.items():
+            times[name].append(do_bench(function, warmup=5, rep=15))
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def _arguments(
@@ -309,7 +344,29 @@ def _unfused(
     residual_weight: Tensor | None = None,
     residual_bias: Tensor | None = None,
 ) -> Tensor:
-    """The same out of PyTorch's own layers, as models write it, under autocast in bfloat16."""
+    """The same out of PyTorch's own layers, in the dtype of x."""
+    parameters = [p if p is None else p.to(x.dtype) for p in (weight, bias)]
+    y = F.group_norm(x, num_groups, *parameters)
+    if normalize_residual:
+        parameters = [p.to(x.dtype) for p in (residual_weight, residual_bias)]
+        y = y + F.group_norm(residual, num_groups, *parameters)
+    elif residual is not None:
+        y = y + residual
+    return F.relu(y) if activation else y
+
+
+def _unfused_autocast(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    activation: str | None,
+    residual: Tensor | None = None,
+    normalize_residual: bool = False,
+    residual_weight: Tensor | None = None,
+    residual_bias: Tensor | None = None,
+) -> Tensor:
+    """The same, as models write it, under autocast in bfloat16."""
     with torch.autocast(x.device.type, x.dtype, enabled=x.dtype != torch.float32):
         y = F.group_norm(x, num_groups, weight, bias)
         if normalize_residual:
@@ -319,7 +376,7 @@ def _unfused(
         return F.relu(y) if activation else y
 
 
-def _check_on_device(case: Case, arguments: dict[str, Any], dy: Tensor) -> None:
+def _check_on_device(case: Case, arguments: dict[str, Any], dy: Tensor) -> float:
     tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
     inputs = list(tensors.values())
     y = group_norm(**arguments)
@@ -331,6 +388,7 @@ def _check_on_device(case: Case, arguments: dict[str, Any], dy: Tensor) -> None:
     truths = (exact, *torch.autograd.grad(linear, inputs, dy.double() * mask))
     tolerance = 2 * torch.finfo(y.dtype).eps
     names = ("y", *(f"the gradient of {name}" for name in tensors))
+    largest = 0.0
     for name, result, truth in zip(names, results, truths, strict=True):
         error = ((result - truth).abs().max() / truth.abs().max()).item()
         if not error <= max(tolerance, 1e-5):
@@ -338,3 +396,5 @@ def _check_on_device(case: Case, arguments: dict[str, Any], dy: Tensor) -> None:
                 f"{case.name} {case.shape}: {name} is off by {error:.2e} of its largest value, "
                 f"more than {max(tolerance, 1e-5):.0e}; no time is reported for a wrong result"
             )
+        largest = max(largest, error)
+    return largest

@@ -48,23 +48,27 @@ def training_step_row(steps: int = 15) -> dict[str, Any]:
     }
 
 
-def made_up_batch() -> list[dict[str, Any]]:
-    """Two images with three objects each."""
+def made_up_batch(
+    num_images: int = 2, image_size: tuple[int, int] = (128, 128)
+) -> list[dict[str, Any]]:
+    """Images of (height, width) with three objects each."""
     from detectron2.structures import BitMasks, Boxes, Instances
 
     batch = []
-    for _ in range(2):
-        instances = Instances((128, 128))
+    height, width = image_size
+    for _ in range(num_images):
+        instances = Instances(image_size)
         corners = torch.randint(0, 80, (3, 2))
         boxes = torch.cat([corners, corners + 40], dim=1)
-        masks = torch.zeros(3, 128, 128, dtype=torch.bool)
+        boxes = boxes * torch.tensor([width, height, width, height]) // 128
+        masks = torch.zeros(3, height, width, dtype=torch.bool)
         for mask, (x0, y0, x1, y1) in zip(masks, boxes.tolist(), strict=True):
             mask[y0:y1, x0:x1] = True
         instances.gt_boxes = Boxes(boxes.float())
         instances.gt_classes = torch.arange(3)
         instances.gt_masks = BitMasks(masks)
-        image = torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8)
-        batch.append({"image": image, "height": 128, "width": 128, "instances": instances})
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        batch.append({"image": image, "height": height, "width": width, "instances": instances})
     return batch
 
 

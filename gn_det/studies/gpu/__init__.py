@@ -1,0 +1,1 @@
+"""One report of everything that a GPU shows: what was checked on it, and figures that stand."""
