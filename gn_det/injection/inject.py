@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -28,9 +29,11 @@ from gn_det.layers import (
     give_norm,
     insert_norm,
 )
-from gn_det.utils import nearest
+from gn_det.utils import nearest, some
 
 __all__ = ["choose_sites", "inject", "place_norms"]
+
+_logger = logging.getLogger(__name__)
 
 
 def inject(
@@ -54,8 +57,9 @@ def inject(
     own, and norms behind linear layers, stay as they are. Subclasses of Detectron2's and
     torchvision's modules have the sites of their base.
 
-    Call this before you build the optimizer and DistributedDataParallel, because γ and β are new
-    parameters.
+    Call this before you build DistributedDataParallel. γ and β of BN and GN stay the same
+    parameters, which an optimizer that was built before still trains; those in the place of
+    FrozenBN and behind convolutions without a norm are new, and are named in the log.
 
     Sites:
         backbone: the convolutions of a ResNet or RegNet, including the res5 stage of C4 heads.
@@ -148,7 +152,8 @@ def place_norms(
         raise InputError("inject before DistributedDataParallel, which would not see the new norms")
     if weight_standardization:
         check_standardizable(slots)
-    norms = [_norm_for(slot, groups) for slot in slots]
+    names = {module: name for name, module in model.named_modules()}
+    norms = [_norm_for(model, names, slot, groups) for slot in slots]
     holders = defaultdict(list)  # several, where modules share a norm
     for parent in model.modules():
         for child in parent.children():
@@ -161,6 +166,19 @@ def place_norms(
                 _replace(holder, slot.norm, norm)
         if weight_standardization:
             standardize(slot.conv)
+    names = {module: name for name, module in model.named_modules()}
+    for norm in norms:
+        norm.name = names[norm]
+    anew = [
+        norm.name
+        for slot, norm in zip(slots, norms, strict=True)
+        if norm.affine and getattr(slot.norm, "weight", None) is not norm.weight
+    ]
+    if anew:
+        _logger.info(
+            f"{len(anew)} norms have new parameters, which an optimizer that was built before does "
+            f"not train: {some(anew, 3)}"
+        )
 
 
 def _nothing_at(model: nn.Module, site: str) -> str:
@@ -185,7 +203,9 @@ def _what_is_there(model: nn.Module, there: Counter[str]) -> str:
     return "; ".join([f"{type(model).__name__} has no place for a norm", *empty])
 
 
-def _norm_for(slot: Slot, groups: Groups) -> FusedGroupNorm:
+def _norm_for(
+    model: nn.Module, names: dict[nn.Module, str], slot: Slot, groups: Groups
+) -> FusedGroupNorm:
     old, conv = slot.norm, slot.conv
     channels = conv.out_channels if old is None else num_channels(old)
     keeps_groups = isinstance(old, nn.GroupNorm) and groups.is_default
@@ -204,18 +224,33 @@ def _norm_for(slot: Slot, groups: Groups) -> FusedGroupNorm:
     if old is None:
         return norm.requires_grad_(conv.weight.requires_grad).train(conv.training)
     _carry_over(old, norm)
-    # FrozenBN's are buffers, which tell nothing of whether a layer is frozen.
-    source = old if isinstance(old.weight, nn.Parameter) else conv
-    trains = source is None or source.weight is None or source.weight.requires_grad
-    return norm.requires_grad_(trains).train(old.training)
+    if norm.affine and norm.weight is not old.weight:
+        # FrozenBN's are buffers, which tell nothing of whether a layer is frozen.
+        norm.requires_grad_(_trains(model, names[slot.parent], conv))
+    return norm.train(old.training)
+
+
+def _trains(model: nn.Module, name: str, conv: Layer) -> bool:
+    """Whether a convolution trains, or else what is nearest to a module: it, or who holds it."""
+    if conv is not None and conv.weight is not None:
+        return conv.weight.requires_grad
+    while True:
+        parameters = [*model.get_submodule(name).parameters()]
+        if parameters or not name:
+            return not parameters or any(parameter.requires_grad for parameter in parameters)
+        name = name.rpartition(".")[0]
 
 
 def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:
     """Give a norm the parameters of the one that it replaces, its hooks, and what it also did."""
-    if norm.affine:
-        with torch.no_grad():
-            norm.weight.copy_(old.weight)
-            norm.bias.copy_(old.bias)
+    for name in ("weight", "bias") if norm.affine else ():
+        value, own = getattr(old, name), getattr(norm, name)
+        if value.__class__ is nn.Parameter and (value.shape, value.dtype) == (own.shape, own.dtype):
+            setattr(norm, name, value)  # which an optimizer may hold
+        else:
+            with torch.no_grad():
+                own.copy_(value)
+            own.requires_grad_(value.requires_grad)
     for name, value in vars(old).items():
         if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):  # their hooks
             setattr(norm, name, value)
