@@ -1,7 +1,7 @@
 """Sites: the parts of a detector that have norms or could have them, and where in their modules.
 
-Parts are known by the class that owns them, subclasses included, and classes by their names, so
-that no library needs to be installed for another's models.
+Detectron2's and torchvision's parts are known by the class that owns them, subclasses included.
+Those of other classes are found by where they hang in the model, and their norms by type.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ from typing import NamedTuple
 
 from torch import nn
 
+from gn_det.injection.bare import Bare, Look, place_for
 from gn_det.injection.kinds import Layer, is_a, is_conv, is_norm, num_channels, type_name
 from gn_det.injection.one_pixel import gated_modules
+from gn_det.injection.parts import parts_of
 
 __all__ = [
     "DEFAULT_SITES",
     "SITES",
     "Layer",
+    "Places",
     "Site",
     "Slot",
     "find_owners",
+    "find_places",
     "find_slots",
     "num_channels",
+    "sites_of_owners",
     "type_name",
 ]
 
@@ -38,12 +43,19 @@ class Slot(NamedTuple):
         parent: the convolution itself, or whoever holds convolution and norm.
         conv: the convolution before it; None where none is known.
         norm: what is there; None if nothing.
+        known: whether the class of the part tells of it; otherwise its place in the model does.
     """
 
     site: str
     parent: Layer
     conv: Layer
     norm: Layer
+    known: bool = True
+
+    @property
+    def is_default(self) -> bool:
+        """Whether "default" means this place: its site, or a norm wherever it was found."""
+        return self.site in DEFAULT_SITES or (self.norm is not None and not self.known)
 
 
 Place = tuple[Layer, Layer, Layer]  # parent, conv, norm
@@ -298,7 +310,7 @@ SITES = {
         },
     ),
     # What is a norm by its type, and in none of the parts above.
-    "other": Site({"torch.nn.modules.module.Module": _by_type}),
+    "other": Site({}),
 }
 
 # Those that Detectron2's NORM keys reach, and norms of heads that are not Detectron2's.
@@ -323,19 +335,71 @@ def find_owners(model: nn.Module, site: str) -> Iterator[tuple[str, nn.Module, s
                 break
 
 
+class Places(NamedTuple):
+    """Everything of a model where a norm is or could be.
+
+    Attributes:
+        slots: every place for a norm, each once and at the first site that has it.
+        bare: the convolutions that have no norm and are no place for one, with the reason.
+        gated: the modules in gates, whose norms stay.
+    """
+
+    slots: list[Slot]
+    bare: list[Bare]
+    gated: set[nn.Module]
+
+
 def find_slots(model: nn.Module) -> list[Slot]:
-    """Every place for a norm in a model, each once and at the first site that has it; no gates."""
-    found = gated_modules(model)
-    slots = []
+    """Every place for a norm in a model."""
+    return find_places(model).slots
+
+
+def find_places(model: nn.Module) -> Places:
+    """Every place for a norm in a model, and the convolutions that are none."""
+    gated = gated_modules(model)
+    slots = [*_slots_of_owners(model, gated)]
+    found = {part for slot in slots for part in _occupied(slot)} | gated
+    look = Look(model, parts_of(model, sites_of_owners(model)), gated)
+    names = {module: name for name, module in look.names.items()}
+    for parent, conv, norm in _by_type(model):
+        if norm not in found:
+            found |= {*norm.modules()}
+            before = norm if conv is None else conv
+            slots.append(Slot(look.site(names[before], before), parent, conv, norm, known=False))
+    bare = [*look.bare({slot.conv for slot in slots})]
+    for each in bare:
+        if not each.why_not:
+            holder = place_for(each.conv, look.parents[each.conv])
+            slots.append(Slot(each.site, holder, each.conv, None, known=False))
+    order = {site: index for index, site in enumerate(SITES)}
+    slots.sort(key=lambda slot: order[slot.site])
+    return Places(slots, [each for each in bare if each.why_not], gated)
+
+
+def _slots_of_owners(model: nn.Module, gated: set[nn.Module]) -> Iterator[Slot]:
+    """The places that are known by the class of the part."""
+    found = set(gated)
     for site, (owners, *_) in SITES.items():
-        for _, owner, kind in [*find_owners(model, site)][: 1 if site == "other" else None]:
+        for _, owner, kind in find_owners(model, site):
             try:
                 places = [*owners[kind](owner)]
             except AttributeError:  # a subclass that was built without the parts of its base
                 continue
             for parent, conv, norm in places:
-                key = conv if norm is None else norm
-                if key not in found:
-                    found |= {key} if norm is None else set(norm.modules())
-                    slots.append(Slot(site, parent, conv, norm))
-    return slots
+                slot = Slot(site, parent, conv, norm)
+                if found.isdisjoint(_key(slot)):
+                    found |= _occupied(slot)
+                    yield slot
+
+
+def _key(slot: Slot) -> set[nn.Module]:
+    return {slot.conv if slot.norm is None else slot.norm}
+
+
+def _occupied(slot: Slot) -> set[nn.Module]:
+    return _key(slot) if slot.norm is None else set(slot.norm.modules())
+
+
+def sites_of_owners(model: nn.Module) -> dict[str, str]:
+    """The site of each module whose class is known, by name."""
+    return {name: site for site in reversed(SITES) for name, _, _ in find_owners(model, site)}
