@@ -17,6 +17,7 @@ from gn_det.errors import InputError
 from gn_det.injection.choose import Which, choose_slots
 from gn_det.injection.inject import place_norms
 from gn_det.injection.least_squares import ChannelFit
+from gn_det.injection.regions import Regions
 from gn_det.injection.report import Report
 from gn_det.injection.sites import SITES, Layer, Slot, find_places
 from gn_det.layers import Groups
@@ -139,7 +140,8 @@ def convert_bn(
         batches: the calibration set, an iterable that can be read several times, such as a list.
         call: ``call(model, batch)`` runs a model on one batch. Both models have to take the same
             path: where a model continues from its own results, as a detector does from its boxes,
-            the batch has to fix them. Default: ``model(batch)``.
+            the batch has to fix them, as :func:`gn_det.run_on_boxes` does. Default:
+            ``model(batch)``.
         sites: see :func:`gn_det.inject`; "default" and "ALL" mean those of their sites that have
             BN. Default: "ALL".
         num_groups, channels_per_group, min_channels_per_group: see :func:`gn_det.inject`.
@@ -151,7 +153,7 @@ def convert_bn(
     Raises:
         InputError: a site has no BN or other layers beside BN (see :func:`bn_sites`), BN has no
             running statistics, batches can be read only once or reach no converted norm, a value is
-            not finite, or the two models take different paths.
+            not finite, or the two models take different paths or look at different boxes.
 
     Example::
 
@@ -173,7 +175,7 @@ def convert_bn(
     bns = {name: slot.norm for name, slot in bn_slots.items()}
     for name, bn in bns.items():
         _check_statistics(name, bn)
-    converted = copy.deepcopy(model)
+    converted = _copied(model)
     place_norms(converted, _slots_with_bn(converted, sites, groups), groups)
     norms: dict[str, Any] = {name: converted.get_submodule(name) for name in bns}
 
@@ -289,6 +291,25 @@ def _check_statistics(name: str, bn: Layer) -> None:
             )
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy; named tuples that hold no tensors, as old ShapeSpecs, need not be copyable."""
+    memo: dict[int, Any] = {}
+
+    def keep(value: Any) -> None:
+        if isinstance(value, dict):
+            keep([*value.values()])
+        elif isinstance(value, tuple) and hasattr(value, "_fields"):
+            if not any(isinstance(each, (Tensor, nn.Module, list, dict)) for each in value):
+                memo[id(value)] = value
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                keep(each)
+
+    for module in model.modules():
+        keep(vars(module))
+    return copy.deepcopy(model, memo)
+
+
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
@@ -315,7 +336,15 @@ def _fits(
     def record(name: str, x: Tensor) -> None:
         wanted[name].append(_bn(bns[name], x, len(wanted[name])))
 
+    regions = Regions()
+
     def compare(name: str, x: Tensor) -> None:
+        if regions.others:
+            raise InputError(
+                f"{regions.others} looks at other boxes in the converted model than in the model "
+                f"with BN, so that {name} gets other regions; give both models the same boxes, as "
+                "gn_det.run_on_boxes does for Detectron2's detectors, by a call of your own"
+            )
         y = wanted[name].pop(0) if wanted[name] else None
         if y is None or y.shape != x.shape:
             there = "nothing" if y is None else f"a {tuple(y.shape)} tensor"
@@ -330,9 +359,9 @@ def _fits(
 
     for batch in batches:
         wanted.clear()
-        with _inputs(bns, record):
+        with _inputs(bns, record), regions.recorded(model):
             call(model, batch)
-        with _inputs(norms, compare):
+        with _inputs(norms, compare), regions.compared(converted):
             call(converted, batch)
         for name, left in wanted.items():
             if left:
