@@ -106,7 +106,7 @@ def _nothing_at(model: nn.Module, places: Places, site: str) -> str:
     there = {part.name for part in parts.values() if part.site == site.partition(".")[0]}
     found = of_class or [(name, model.get_submodule(name)) for name in there]
     if not found or site == "other":
-        return f"site {site}: {type(model).__name__} has none"
+        return f"site {site}: {type(model).__name__} has none that a class or the name of a module tells of"
     listed = ", ".join(f"{name or 'the model'} ({type(m).__name__})" for name, m in found)
     hint = SITES[site].hint and f": {SITES[site].hint}" if of_class else ""
     left = [bare for bare in places.bare if any(_lies_in(bare.name, name) for name, _ in found)]

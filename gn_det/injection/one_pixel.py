@@ -32,15 +32,10 @@ def gated_modules(model: nn.Module) -> set[nn.Module]:
     A module that pools somewhere is copied without its weights and run on one map on the meta
     device, which computes shapes alone. What does not run on one map tells nothing.
     """
-    seen: set[nn.Module] = set()
     gated: set[nn.Module] = set()
     for unit in model.modules():
-        if unit in seen or not _pools(unit):
-            continue
-        pixels = _pixels(unit)
-        seen |= pixels.keys()
-        if _gates(unit):
-            gated |= {module for module, most in pixels.items() if most == 1}
+        if _pools(unit) and _gates(unit):
+            gated |= {module for module, pixels in _pixels(unit).items() if pixels == 1}
     return gated
 
 
@@ -53,10 +48,10 @@ def is_gate(module: nn.Module) -> bool:
 
 @cache
 def names_used(kind: type[nn.Module]) -> frozenset[str]:
-    """The functions, methods and attributes that the code of a class names, PyTorch's aside."""
+    """The functions, methods and attributes that the code of a class names, less PyTorch's own."""
     codes: list[CodeType] = []
     for base in kind.__mro__:
-        if library_of(base) != "torch":
+        if library_of(base) not in ("torch", "mmengine"):
             functions = filter(inspect.isfunction, vars(base).values())
             codes += [inspect.unwrap(function).__code__ for function in functions]
     for code in codes:

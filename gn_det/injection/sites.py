@@ -99,7 +99,7 @@ def _own(*convs: Layer) -> Iterator[Place]:
 def _all_own(module: nn.Module) -> Iterator[Place]:
     """Every convolution below that has an attribute for its norm."""
     for conv in module.modules():
-        if hasattr(conv, "norm") and hasattr(conv, "out_channels"):
+        if hasattr(conv, "norm") and is_conv(conv):
             yield from _own(conv)
 
 
@@ -110,7 +110,7 @@ def _residual(module: nn.Module) -> Iterator[Place]:
     norms beside the convolutions: a norm is added at the names that Detectron2's blocks use alone.
     """
     for name, conv in module.named_modules():
-        if hasattr(conv, "norm") and hasattr(conv, "out_channels"):
+        if hasattr(conv, "norm") and is_conv(conv):
             above, _, own_name = name.rpartition(".")
             block = module.get_submodule(above)
             gains = (
