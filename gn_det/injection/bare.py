@@ -21,7 +21,7 @@ from gn_det.injection.one_pixel import is_gate, names_used
 from gn_det.injection.parts import Part
 from gn_det.layers.conv_norm import takes_norm
 
-__all__ = ["Bare", "Look", "is_conv_module", "place_for"]
+__all__ = ["Bare", "Look", "is_conv_module"]
 
 
 class Bare(NamedTuple):
@@ -32,12 +32,15 @@ class Bare(NamedTuple):
         conv: it.
         site: key of SITES.
         why_not: the reason for not adding a norm; empty where one fits.
+        holder: who could hold the norm: its ConvModule, its nn.Sequential, or itself; None where
+            nobody can.
     """
 
     name: str
     conv: Layer
     site: str
     why_not: str
+    holder: Layer
 
 
 _GATE = "in an attention or a gate, whose answer a norm may make the same for every picture"
@@ -77,19 +80,6 @@ def is_conv_module(module: Layer) -> bool:
     return hasattr(module, "with_norm") and hasattr(module, "norm_name") and hasattr(module, "conv")
 
 
-def place_for(conv: nn.Module, parents: list[nn.Module]) -> nn.Module | None:
-    """Who is to hold the norm of a convolution: its ConvModule, it, or its nn.Sequential."""
-    held = getattr(conv, "norm", None)
-    for parent in parents:
-        if is_conv_module(parent) and parent.conv is conv:
-            return parent if not parent.norm_name and _norm_comes_second(parent) else None
-    for parent in parents:
-        if isinstance(parent, nn.Sequential) and _before_activation(parent, conv):
-            return conv if hasattr(conv, "norm") else parent
-    can_hold = hasattr(conv, "norm") and (held is None or type(held) is nn.Identity)
-    return conv if can_hold or takes_norm(conv) else None
-
-
 class Look:
     """What is to be seen of the convolutions of a model.
 
@@ -122,7 +112,8 @@ class Look:
         """Yields every convolution, but those that have a norm or a place for one that is known."""
         for name, conv in self.names.items():
             if is_conv(conv) and conv not in normed and not is_norm(conv):
-                yield Bare(name, conv, self.site(name, conv), self._why_not(name, conv))
+                site, holder = self.site(name, conv), self._holder(name, conv)
+                yield Bare(name, conv, site, self._why_not(name, conv, holder), holder)
 
     def site(self, name: str, conv: Layer) -> str:
         """The site of a convolution, by its name."""
@@ -133,7 +124,7 @@ class Look:
             return "mask_head.deconv"
         return site
 
-    def _why_not(self, name: str, conv: Layer) -> str:
+    def _why_not(self, name: str, conv: Layer, holder: Layer) -> str:
         part = self.parts[name]
         above = self._above(name)
         owner = self._owner(name)
@@ -147,13 +138,22 @@ class Look:
             in_head = part.site not in ("other", "backbone", "fpn", "fpn.top_block")
             return _PREDICTOR if in_head and _predicts(name) else nowhere
         if self._is_followed(name, conv, part):
-            place = place_for(conv, self.parents[conv])
-            if place is None:
+            if holder is None:
                 return f"no norm, and {type(conv).__name__} has no place for one"
-            if place is not conv and len(self.parents[conv]) > 1:
-                return _SHARED
-            return ""
+            return _SHARED if holder is not conv and len(self.parents[conv]) > 1 else ""
         return _PREDICTOR if _predicts(name) or not self._feeds(conv, part) else unknown
+
+    def _holder(self, name: str, conv: Layer) -> Layer:
+        for parent in self.parents[conv]:
+            if is_conv_module(parent) and parent.conv is conv:
+                return parent if not parent.norm_name and _norm_comes_second(parent) else None
+        if hasattr(conv, "norm"):
+            return conv if conv.norm is None or type(conv.norm) is nn.Identity else None
+        for parent in self.parents[conv]:
+            # Code of a backbone may take features by their index, and names have no order.
+            if self.parts[name].site != "backbone" and _is_tower(parent, conv):
+                return parent
+        return conv if takes_norm(conv) else None
 
     def _is_followed(self, name: str, conv: Layer, part: Part) -> bool:
         """Whether a norm fits: an activation comes next, or a level of a pyramid."""
@@ -268,6 +268,12 @@ def _activates(owner: nn.Module) -> bool:
 def _before_activation(sequence: nn.Sequential, conv: nn.Module) -> bool:
     layers = [*sequence._modules.values()]
     return any(layer is conv and _is_activation(then) for layer, then in pairwise(layers))
+
+
+def _is_tower(parent: nn.Module, conv: nn.Module) -> bool:
+    """Whether a norm can be inserted behind a convolution, and the modules after it move up."""
+    is_numbered = [*parent._modules] == [*map(str, range(len(parent._modules)))]
+    return isinstance(parent, nn.Sequential) and is_numbered and _before_activation(parent, conv)
 
 
 def _norm_comes_second(module: Layer) -> bool:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from gn_det.errors import InputError
-from gn_det.injection.bare import Bare, place_for
+from gn_det.injection.bare import Bare
 from gn_det.injection.parts import parts_of
 from gn_det.injection.sites import SITES, Places, Slot, find_owners, sites_of_owners
 from gn_det.utils import nearest, some
@@ -31,7 +31,7 @@ def choose_slots(model: nn.Module, places: Places, which: Iterable[Which]) -> li
     chosen: set[Slot] = set()
     for each in which:
         if callable(each):
-            chosen |= _told(model, places, each, names)
+            chosen |= _told(places, each, names)
         elif each in ("default", "ALL"):
             chosen |= {slot for slot in places.slots if each == "ALL" or slot.is_default}
         elif each in SITES:
@@ -49,7 +49,6 @@ def choose_slots(model: nn.Module, places: Places, which: Iterable[Which]) -> li
 
 
 def _told(
-    model: nn.Module,
     places: Places,
     tells: Callable[[str, nn.Module], bool],
     names: dict[nn.Module, str],
@@ -57,7 +56,7 @@ def _told(
     slots = {
         slot for slot in places.slots if any(tells(names[part], part) for part in _parts(slot))
     }
-    return slots | {_forced(model, bare) for bare in places.bare if tells(bare.name, bare.conv)}
+    return slots | {_forced(bare) for bare in places.bare if tells(bare.name, bare.conv)}
 
 
 def _named(
@@ -77,7 +76,7 @@ def _named(
 
     slots = {slot for slot in places.slots if any(is_meant(names[part]) for part in _parts(slot))}
     # Who writes the whole name of a convolution means it, whatever it looks like.
-    slots |= {_forced(model, bare) for bare in places.bare if bare.name == pattern}
+    slots |= {_forced(bare) for bare in places.bare if bare.name == pattern}
     if not slots:
         left = [bare for bare in places.bare if is_meant(bare.name)]
         raise InputError(f"nothing to normalize at {pattern}{_left(left)}")
@@ -89,14 +88,12 @@ def _parts(slot: Slot) -> Iterator[nn.Module]:
     yield from (part for part in (slot.conv, slot.norm) if part is not None)
 
 
-def _forced(model: nn.Module, bare: Bare) -> Slot:
-    parents = [parent for parent in model.modules() if bare.conv in {*parent.children()}]
-    holder = place_for(bare.conv, parents)
-    if holder is None:
+def _forced(bare: Bare) -> Slot:
+    if bare.holder is None:
         raise InputError(
             f"{bare.name} is a {type(bare.conv).__name__}, which has no place for a norm"
         )
-    return Slot(bare.site, holder, bare.conv, None, known=False)
+    return Slot(bare.site, bare.holder, bare.conv, None, known=False)
 
 
 def _nothing_at(model: nn.Module, places: Places, site: str) -> str:
@@ -106,7 +103,8 @@ def _nothing_at(model: nn.Module, places: Places, site: str) -> str:
     there = {part.name for part in parts.values() if part.site == site.partition(".")[0]}
     found = of_class or [(name, model.get_submodule(name)) for name in there]
     if not found or site == "other":
-        return f"site {site}: {type(model).__name__} has none that a class or the name of a module tells of"
+        kind = type(model).__name__
+        return f"site {site}: {kind} has none that a class or the name of a module tells of"
     listed = ", ".join(f"{name or 'the model'} ({type(m).__name__})" for name, m in found)
     hint = SITES[site].hint and f": {SITES[site].hint}" if of_class else ""
     left = [bare for bare in places.bare if any(_lies_in(bare.name, name) for name, _ in found)]

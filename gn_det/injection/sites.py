@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gn_det.injection.bare import Bare, Look, place_for
+from gn_det.injection.bare import Bare, Look
 from gn_det.injection.kinds import Layer, is_a, is_conv, is_norm, num_channels, type_name
 from gn_det.injection.one_pixel import gated_modules
 from gn_det.injection.parts import parts_of
@@ -272,7 +272,7 @@ SITES = {
     "keypoint_head": Site(
         {
             f"{_MODELING}.roi_heads.keypoint_head.KRCNNConvDeconvUpsampleHead": lambda head: _own(
-                *(conv for name, conv in head.named_children() if hasattr(conv, "norm"))
+                *(conv for name, conv in head.named_children() if name.startswith("conv_fcn"))
             ),
             f"{_TORCHVISION}.keypoint_rcnn.KeypointRCNNHeads": lambda head: _own(
                 *(conv for conv in head if isinstance(conv, nn.Conv2d))
@@ -369,8 +369,7 @@ def find_places(model: nn.Module) -> Places:
     bare = [*look.bare({slot.conv for slot in slots})]
     for each in bare:
         if not each.why_not:
-            holder = place_for(each.conv, look.parents[each.conv])
-            slots.append(Slot(each.site, holder, each.conv, None, known=False))
+            slots.append(Slot(each.site, each.holder, each.conv, None, known=False))
     order = {site: index for index, site in enumerate(SITES)}
     slots.sort(key=lambda slot: order[slot.site])
     return Places(slots, [each for each in bare if each.why_not], gated)

@@ -5,6 +5,7 @@ The stand-ins have the structure of public projects' modules, and none of their 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -484,6 +485,20 @@ def test_a_convolution_that_two_towers_share_is_left_and_told() -> None:
     assert sum(isinstance(m, FusedGroupNorm) for m in detector.modules()) == 2
     (left,) = audit(detector).left_alone
     assert left.modules == ("head.a.0",) and "share" in left.reason
+
+
+def test_a_backbone_keeps_its_indices_and_a_tower_its_names() -> None:
+    """Its code may take features by their index."""
+    layers = OrderedDict(conv=conv3(), relu=nn.ReLU())
+    detector = model(
+        backbone=nn.Sequential(conv3(), nn.ReLU()), head__cls_tower=nn.Sequential(layers)
+    )
+    inject(detector, "ALL")
+    assert len(detector.backbone) == len(detector.head.cls_tower) == 2
+    x = torch.randn(1, C, 6, 6)
+    conv = detector.backbone[0]
+    bare = F.conv2d(x, conv.weight, padding=1)
+    torch.testing.assert_close(detector.backbone(x), F.relu(F.group_norm(bare, 32)))
 
 
 class TestNames:
