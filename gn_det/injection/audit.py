@@ -10,9 +10,10 @@ from torch import nn
 
 from gn_det.injection.fuse import fused_forms
 from gn_det.injection.inject import has_bns_values
+from gn_det.injection.places import Places, find_places
 from gn_det.injection.recompute import recomputed_norms
 from gn_det.injection.report import Report
-from gn_det.injection.sites import SITES, Places, Slot, find_owners, find_places
+from gn_det.injection.sites import SITES, Slot, find_owners
 from gn_det.injection.standardize import standardizes, why_not_standardizable
 from gn_det.layers import WeightStandardized, default_num_groups
 from gn_det.utils import table

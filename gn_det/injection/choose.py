@@ -11,7 +11,8 @@ from torch import nn
 from gn_det.errors import InputError
 from gn_det.injection.bare import Bare
 from gn_det.injection.parts import parts_of
-from gn_det.injection.sites import SITES, Places, Slot, find_owners, sites_of_owners
+from gn_det.injection.places import Places
+from gn_det.injection.sites import SITES, Slot, find_owners, sites_of_owners
 from gn_det.utils import nearest, some
 
 __all__ = ["Which", "choose_slots"]

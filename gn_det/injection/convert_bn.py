@@ -17,9 +17,10 @@ from gn_det.errors import InputError
 from gn_det.injection.choose import Which, choose_slots
 from gn_det.injection.inject import place_norms
 from gn_det.injection.least_squares import ChannelFit
+from gn_det.injection.places import find_places
 from gn_det.injection.regions import Regions
 from gn_det.injection.report import Report
-from gn_det.injection.sites import SITES, Layer, Slot, find_places
+from gn_det.injection.sites import SITES, Layer, Slot
 from gn_det.layers import Groups
 from gn_det.utils import markdown, printable, table
 
@@ -278,7 +279,7 @@ def _slots_with_bn(
 
 
 def _is_bn(norm: Layer) -> bool:
-    """Whether what find_slots found is BN of any kind, a list of BN layers that cycles included."""
+    """Whether a norm is BN of any kind, a list of BN layers that cycles included."""
     return hasattr(norm, "running_mean") or isinstance(norm, nn.ModuleList)
 
 

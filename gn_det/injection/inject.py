@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from gn_det.errors import InputError
 from gn_det.injection.bare import is_conv_module
 from gn_det.injection.choose import Which, choose_slots
-from gn_det.injection.sites import SITES, Layer, Slot, find_places, num_channels
+from gn_det.injection.places import find_places
+from gn_det.injection.sites import SITES, Layer, Slot, num_channels
 from gn_det.injection.standardize import check_standardizable, standardize
 from gn_det.layers import (
     FusedGroupNorm,

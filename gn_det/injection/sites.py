@@ -14,21 +14,16 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gn_det.injection.bare import Bare, Look
 from gn_det.injection.kinds import Layer, is_a, is_conv, is_norm, num_channels, type_name
-from gn_det.injection.one_pixel import gated_modules
-from gn_det.injection.parts import parts_of
 
 __all__ = [
     "DEFAULT_SITES",
     "SITES",
     "Layer",
-    "Places",
     "Site",
     "Slot",
+    "find_by_type",
     "find_owners",
-    "find_places",
-    "find_slots",
     "num_channels",
     "sites_of_owners",
     "type_name",
@@ -136,7 +131,7 @@ def _in_sequentials(module: nn.Module) -> Iterator[Place]:
                     yield sequence, layer, following if is_norm(following) else None
 
 
-def _by_type(module: nn.Module) -> Iterator[Place]:
+def find_by_type(module: nn.Module) -> Iterator[Place]:
     """Every BN, SyncBN, FrozenBN and GN below."""
     in_lists = dict(_pairs_in_lists(module))
     for parent in module.modules():
@@ -206,9 +201,9 @@ SITES = {
     "backbone": Site(
         {
             f"{_MODELING}.backbone.resnet.ResNet": _residual,
-            f"{_MODELING}.backbone.regnet.AnyNet": _by_type,
+            f"{_MODELING}.backbone.regnet.AnyNet": find_by_type,
             f"{_MODELING}.roi_heads.roi_heads.Res5ROIHeads": lambda heads: _residual(heads.res5),
-            "torchvision.models._utils.IntermediateLayerGetter": _by_type,
+            "torchvision.models._utils.IntermediateLayerGetter": find_by_type,
         },
         drops_bias=True,
     ),
@@ -284,10 +279,10 @@ SITES = {
             f"{_MODELING}.meta_arch.semantic_seg.SemSegFPNHead": lambda head: chain.from_iterable(
                 _all_own(scale) for scale in head.scale_heads
             ),
-            f"{_DEEPLAB}.DeepLabV3Head": _by_type,
-            f"{_DEEPLAB}.DeepLabV3PlusHead": _by_type,
+            f"{_DEEPLAB}.DeepLabV3Head": find_by_type,
+            f"{_DEEPLAB}.DeepLabV3PlusHead": find_by_type,
             "detectron2.projects.panoptic_deeplab.panoptic_seg.PanopticDeepLabInsEmbedHead": (
-                _by_type
+                find_by_type
             ),
         },
         drops_bias=True,
@@ -333,70 +328,6 @@ def find_owners(model: nn.Module, site: str) -> Iterator[tuple[str, nn.Module, s
             if type_name(kind) in owners:
                 yield name, module, type_name(kind)
                 break
-
-
-class Places(NamedTuple):
-    """Everything of a model where a norm is or could be.
-
-    Attributes:
-        slots: every place for a norm, each once and at the first site that has it.
-        bare: the convolutions that have no norm and are no place for one, with the reason.
-        gated: the modules in gates, whose norms stay.
-    """
-
-    slots: list[Slot]
-    bare: list[Bare]
-    gated: set[nn.Module]
-
-
-def find_slots(model: nn.Module) -> list[Slot]:
-    """Every place for a norm in a model."""
-    return find_places(model).slots
-
-
-def find_places(model: nn.Module) -> Places:
-    """Every place for a norm in a model, and the convolutions that are none."""
-    gated = gated_modules(model)
-    slots = [*_slots_of_owners(model, gated)]
-    found = {part for slot in slots for part in _occupied(slot)} | gated
-    look = Look(model, parts_of(model, sites_of_owners(model)), gated)
-    names = {module: name for name, module in look.names.items()}
-    for parent, conv, norm in _by_type(model):
-        if norm not in found:
-            found |= {*norm.modules()}
-            before = norm if conv is None else conv
-            slots.append(Slot(look.site(names[before], before), parent, conv, norm, known=False))
-    bare = [*look.bare({slot.conv for slot in slots})]
-    for each in bare:
-        if not each.why_not:
-            slots.append(Slot(each.site, each.holder, each.conv, None, known=False))
-    order = {site: index for index, site in enumerate(SITES)}
-    slots.sort(key=lambda slot: order[slot.site])
-    return Places(slots, [each for each in bare if each.why_not], gated)
-
-
-def _slots_of_owners(model: nn.Module, gated: set[nn.Module]) -> Iterator[Slot]:
-    """The places that are known by the class of the part."""
-    found = set(gated)
-    for site, (owners, *_) in SITES.items():
-        for _, owner, kind in find_owners(model, site):
-            try:
-                places = [*owners[kind](owner)]
-            except AttributeError:  # a subclass that was built without the parts of its base
-                continue
-            for parent, conv, norm in places:
-                slot = Slot(site, parent, conv, norm)
-                if found.isdisjoint(_key(slot)):
-                    found |= _occupied(slot)
-                    yield slot
-
-
-def _key(slot: Slot) -> set[nn.Module]:
-    return {slot.conv if slot.norm is None else slot.norm}
-
-
-def _occupied(slot: Slot) -> set[nn.Module]:
-    return _key(slot) if slot.norm is None else set(slot.norm.modules())
 
 
 def sites_of_owners(model: nn.Module) -> dict[str, str]:
