@@ -48,7 +48,6 @@ class FusedGroupNorm(nn.GroupNorm):
     """
 
     name = ""  # of the module in the model that it was injected into, for messages
-    taken_from_bn: tuple[int, int] | None = None  # versions of γ and β when they were BN's
 
     def __init__(
         self,
