@@ -9,7 +9,8 @@ Four verbs change or describe a model that you have built, in place::
     gn_det.recompute(model)  # optional: train in about the activation memory of frozen BN
     print(gn_det.audit(model))  # list every norm, and what was left alone
 
-Functions for models: inject, fuse, recompute, unfuse (also called revert), audit, convert_bn.
+Functions for models: inject, fuse, recompute, unfuse (also called revert), audit, convert_bn
+(with DetectorBatch and run_on_boxes for Detectron2's detectors).
 For Detectron2 configs: add_gn_config, get_config.
 Building blocks: FusedGroupNorm (the layer), group_norm (the function), default_num_groups.
 What they refer to: SITES (the places that inject knows), InputError (the error for bad input).
@@ -27,12 +28,24 @@ from gn_det.version import __version__
 if TYPE_CHECKING:
     from gn_det.config import add_gn_config, get_config
     from gn_det.errors import InputError
-    from gn_det.injection import SITES, audit, convert_bn, fuse, inject, recompute, revert, unfuse
+    from gn_det.injection import (
+        SITES,
+        DetectorBatch,
+        audit,
+        convert_bn,
+        fuse,
+        inject,
+        recompute,
+        revert,
+        run_on_boxes,
+        unfuse,
+    )
     from gn_det.layers import FusedGroupNorm, default_num_groups
     from gn_det.ops import group_norm
 
 __all__ = [
     "SITES",
+    "DetectorBatch",
     "FusedGroupNorm",
     "InputError",
     "__version__",
@@ -46,10 +59,12 @@ __all__ = [
     "inject",
     "recompute",
     "revert",
+    "run_on_boxes",
     "unfuse",
 ]
 
 _HOME = {
+    "DetectorBatch": "gn_det.injection",
     "FusedGroupNorm": "gn_det.layers",
     "InputError": "gn_det.errors",
     "SITES": "gn_det.injection",
@@ -63,6 +78,7 @@ _HOME = {
     "inject": "gn_det.injection",
     "recompute": "gn_det.injection",
     "revert": "gn_det.injection",
+    "run_on_boxes": "gn_det.injection",
     "unfuse": "gn_det.injection",
 }
 

@@ -251,7 +251,7 @@ def test_the_readmes_lines_for_any_model_run(capsys: pytest.CaptureFixture[str])
 def test_the_librarys_lines_make_as_many_norms_as_it_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lines, _, _, _ = blocks(LIBRARY, "python")
+    lines, *_ = blocks(LIBRARY, "python")
     exec(lines, {"gn_det": gn_det, "model": zoo.build(MASK_RCNN)})
     assert "these lines make 67 GN layers" in prose(LIBRARY).replace("\n", " ")
     assert "67 in all" in capsys.readouterr().out

@@ -187,6 +187,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.GN.SITES": each(_not_empty),
     "MODEL.GN.NUM_GROUPS": at_least(1),
     "MODEL.GN.CHANNELS_PER_GROUP": at_least(0),
+    "MODEL.GN.MIN_CHANNELS_PER_GROUP": at_least(1),
     "SOLVER.IMS_PER_BATCH": at_least(1),
     "SOLVER.MAX_ITER": at_least(1),
     "SOLVER.BASE_LR": above(0),

@@ -40,6 +40,8 @@ def add_gn_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.NUM_GROUPS = 32
     # The other way to say it, if above 0: channels in each group, or the largest divisor below.
     cfg.MODEL.GN.CHANNELS_PER_GROUP = 0
+    # The fewest channels of a group; with 1, layers of up to 32 channels get instance norm.
+    cfg.MODEL.GN.MIN_CHANNELS_PER_GROUP = 1
     # Whether the convolutions before GN also standardize their weight.
     cfg.MODEL.GN.WEIGHT_STANDARDIZATION = False
     # Compute norms and ReLUs again in the backward pass: GN in the activation memory of frozen BN.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from gn_det.injection.fuse import fused_forms
+from gn_det.injection.inject import has_bns_values
+from gn_det.injection.places import Places, find_places
 from gn_det.injection.recompute import recomputed_norms
 from gn_det.injection.report import Report
-from gn_det.injection.sites import DEFAULT_SITES, SITES, Slot, find_owners, find_slots
-from gn_det.injection.standardize import why_not_standardizable
+from gn_det.injection.sites import SITES, Slot, find_owners
+from gn_det.injection.standardize import standardizes, why_not_standardizable
 from gn_det.layers import WeightStandardized, default_num_groups
 from gn_det.utils import table
 
@@ -35,6 +38,8 @@ class NormRow:
             with Weight Standardization; "GN+ReLU, recomputed" where the backward pass computes the
             result again, see :func:`gn_det.recompute`.
         trainable: whether γ and β train.
+        of_bn: whether γ and β are still those that inject took from BN or FrozenBN.
+        in_optimizer: whether an optimizer holds γ and β; None where audit was given none.
     """
 
     site: str
@@ -44,11 +49,31 @@ class NormRow:
     parameters: int
     form: str
     trainable: bool
+    of_bn: bool = False
+    in_optimizer: bool | None = None
+
+    @property
+    def is_instance_norm(self) -> bool:
+        """Whether each channel is a group of its own."""
+        return self.num_groups == self.channels
+
+    @property
+    def state(self) -> str:
+        """Whether γ, β train, and what is wrong with that."""
+        if self.trainable:
+            return "trainable, in no optimizer" if self.in_optimizer is False else "trainable"
+        return "frozen, γ and β of BN" if self.of_bn else "frozen"
 
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """Modules without GN, or without Weight Standardization in a model with it, for one reason."""
+    """Modules without GN, or without Weight Standardization in a model with it, for one reason.
+
+    Attributes:
+        site: key of SITES.
+        modules: convolutions without a norm, norms that are no GN, or parts without either.
+        reason: why they stay as they are, or what inject does.
+    """
 
     site: str
     modules: tuple[str, ...]
@@ -74,10 +99,11 @@ class Audit(Report):
                 row.site,
                 _shortened(row.modules),
                 row.channels,
-                f"{row.num_groups}{'*' if _is_reduced(row) else ''}",
+                f"{row.num_groups}{'*' if _is_reduced(row) else ''}"
+                f"{' (instance norm)' if row.is_instance_norm else ''}",
                 row.parameters,
                 row.form,
-                "trainable" if row.trainable else "frozen",
+                row.state,
             ]
             for row in self.rows
         ]
@@ -94,11 +120,15 @@ class Audit(Report):
         return text
 
 
-def audit(model: nn.Module) -> Audit:
-    """List the norms of a model, site by site, and the places that have no GN with the reason.
+def audit(model: nn.Module, optimizer: Any = None) -> Audit:
+    """List the norms of a model, site by site, and what has no GN with the reason.
+
+    Every convolution without a norm is listed as well.
 
     Args:
         model: any model, injected or not. It is not changed.
+        optimizer: what trains the model, with param_groups as PyTorch's optimizers have. Norms that
+            it does not hold are marked. Default: none, which marks nothing.
 
     Returns:
         Audit. str() of it is a table, to_markdown() and to_json() give other formats, rows and
@@ -112,30 +142,36 @@ def audit(model: nn.Module) -> Audit:
     """
     names = {module: name for name, module in model.named_modules()}
     forms, recomputed = fused_forms(model), recomputed_norms(model)
-    slots = find_slots(model)
-    standardized = any(isinstance(slot.conv, WeightStandardized) for slot in slots)
+    places = find_places(model)
+    standardized = any(isinstance(slot.conv, WeightStandardized) for slot in places.slots)
+    held = optimizer and {id(p) for group in optimizer.param_groups for p in group["params"]}
     rows: dict[tuple, list[Slot]] = {}
     left: dict[tuple[str, str], list[str]] = {}
-    for slot in slots:
+    for slot in places.slots:
         norm = slot.norm
         if isinstance(norm, nn.GroupNorm):
             trainable = norm.weight is not None and norm.weight.requires_grad
             form = str(forms[norm])
-            if isinstance(slot.conv, WeightStandardized):
+            if standardizes(slot.conv):
                 form = f"WS+{form}"
             elif standardized and (reason := why_not_standardizable(slot.conv)):
                 left.setdefault((slot.site, reason), []).append(names[slot.conv or norm])
             if norm in recomputed:
                 form += ", recomputed"
-            key = (slot.site, norm.num_channels, norm.num_groups, form, trainable)
+            in_optimizer = held and all(id(p) in held for p in norm.parameters())
+            of_bn = has_bns_values(norm)
+            groups = (norm.num_channels, norm.num_groups)
+            key = (slot.site, *groups, form, trainable, of_bn, in_optimizer)
             rows.setdefault(key, []).append(slot)
         elif norm is None:
-            left.setdefault((slot.site, _why_none(slot.site)), []).append(names[slot.conv])
+            left.setdefault((slot.site, _why_none(slot)), []).append(names[slot.conv])
         else:
             reason = f"{type(norm).__name__}; inject replaces it"
             left.setdefault((slot.site, reason), []).append(names[norm])
-    for site, module, reason in _out_of_reach(model, slots):
+    for site, module, reason in _out_of_reach(model, places):
         left.setdefault((site, reason), []).append(module)
+    for bare in places.bare:
+        left.setdefault((bare.site, bare.why_not), []).append(bare.name)
     return Audit(
         tuple(
             NormRow(
@@ -145,35 +181,40 @@ def audit(model: nn.Module) -> Audit:
                 num_groups,
                 sum(p.numel() for slot in alike for p in slot.norm.parameters()),
                 form,
-                trainable,
+                *state,
             )
-            for (site, channels, num_groups, form, trainable), alike in rows.items()
+            for (site, channels, num_groups, form, *state), alike in rows.items()
         ),
         tuple(LeftAlone(site, tuple(each), reason) for (site, reason), each in left.items()),
     )
 
 
-def _why_none(site: str) -> str:
-    if site in DEFAULT_SITES:
+def _why_none(slot: Slot) -> str:
+    if slot.is_default:
         return "no norm; inject gives it one"
-    return f"no norm; inject gives it one where sites name {site}"
+    return f"no norm; inject gives it one where sites name {slot.site}"
 
 
-def _out_of_reach(model: nn.Module, slots: list[Slot]) -> Iterator[tuple[str, str, str]]:
+def _out_of_reach(model: nn.Module, places: Places) -> Iterator[tuple[str, str, str]]:
     """Owners without a place for a norm, and norms of kinds that GN does not stand in for."""
-    there = {slot.site for slot in slots}
+    there = {slot.site for slot in places.slots}
     for site in SITES:
-        for name, _, _ in find_owners(model, site) if site not in (*there, "other") else ():
+        for name, _, _ in find_owners(model, site) if site not in there else ():
             yield site, name or "the model", SITES[site].hint or "nothing to normalize"
-    reached = {part for slot in slots if slot.norm is not None for part in slot.norm.modules()}
+    norms = (slot.norm for slot in places.slots if slot.norm is not None)
+    reached = {part for norm in norms for part in norm.modules()}
     for name, module in model.named_modules():
         kind = type(module).__name__
         if module in reached or not ("norm" in kind.lower() or isinstance(module, _BN_OR_GN)):
             continue
-        if isinstance(module, nn.BatchNorm1d):
+        if module in places.gated:
+            yield "other", name, f"{kind} in a gate behind global pooling: a channel is one value"
+        elif isinstance(module, nn.BatchNorm1d):
             yield "other", name, f"{kind} behind a linear layer, where a channel is one value"
         elif isinstance(module, _BN_OR_GN):
             yield "other", name, f"{kind}, which has a forward of its own"
+        elif not [*module.children()] and hasattr(module, "num_groups"):
+            yield "other", name, f"{kind}, a GN of its own class, which stays"
         elif not [*module.children()]:
             yield "other", name, f"{kind}, which GN does not stand in for"
 

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
-from gn_det.injection.inject import choose_sites, place_norms
+from gn_det.injection.choose import Which, choose_slots
+from gn_det.injection.inject import place_norms
 from gn_det.injection.least_squares import ChannelFit
+from gn_det.injection.places import find_places
+from gn_det.injection.regions import Regions
 from gn_det.injection.report import Report
-from gn_det.injection.sites import SITES, Layer, Slot, find_slots
+from gn_det.injection.sites import SITES, Layer, Slot
 from gn_det.layers import Groups
 from gn_det.utils import markdown, printable, table
 
@@ -109,10 +112,11 @@ def convert_bn(
     model: nn.Module,
     batches: Iterable[Any],
     call: Call = lambda model, batch: model(batch),
-    sites: str | Sequence[str] = "ALL",
+    sites: Which | Sequence[Which] = "ALL",
     *,
     num_groups: int | None = None,
     channels_per_group: int | None = None,
+    min_channels_per_group: int = 1,
 ) -> Calibration:
     """Convert a trained BN model to GN: replace each BN layer, and fit γ and β to its outputs.
 
@@ -137,10 +141,11 @@ def convert_bn(
         batches: the calibration set, an iterable that can be read several times, such as a list.
         call: ``call(model, batch)`` runs a model on one batch. Both models have to take the same
             path: where a model continues from its own results, as a detector does from its boxes,
-            the batch has to fix them. Default: ``model(batch)``.
+            the batch has to fix them, as :func:`gn_det.run_on_boxes` does. Default:
+            ``model(batch)``.
         sites: see :func:`gn_det.inject`; "default" and "ALL" mean those of their sites that have
             BN. Default: "ALL".
-        num_groups, channels_per_group: see :func:`gn_det.inject`.
+        num_groups, channels_per_group, min_channels_per_group: see :func:`gn_det.inject`.
 
     Returns:
         Calibration. str() of it is a table with the error of each norm, with γ and β copied and
@@ -149,7 +154,7 @@ def convert_bn(
     Raises:
         InputError: a site has no BN or other layers beside BN (see :func:`bn_sites`), BN has no
             running statistics, batches can be read only once or reach no converted norm, a value is
-            not finite, or the two models take different paths.
+            not finite, or the two models take different paths or look at different boxes.
 
     Example::
 
@@ -164,17 +169,15 @@ def convert_bn(
             f"calibration goes through the batches several times, and a {type(batches).__name__} "
             "can be read once; give a list"
         )
-    groups = Groups(num_groups, channels_per_group)
-    slots = find_slots(model)
-    chosen = _sites_with_bn(model, slots, sites, groups)
-    slots = [slot for slot in slots if slot.site in chosen]
+    groups = Groups(num_groups, channels_per_group, min_channels_per_group)
+    slots = _slots_with_bn(model, sites, groups)
     names = {module: name for name, module in model.named_modules()}
     bn_slots = {names[slot.norm]: slot for slot in slots if _is_bn(slot.norm)}
     bns = {name: slot.norm for name, slot in bn_slots.items()}
     for name, bn in bns.items():
         _check_statistics(name, bn)
-    converted = copy.deepcopy(model)
-    place_norms(converted, [s for s in find_slots(converted) if s.site in chosen], groups)
+    converted = _copied(model)
+    place_norms(converted, _slots_with_bn(converted, sites, groups), groups)
     norms: dict[str, Any] = {name: converted.get_submodule(name) for name in bns}
 
     history: list[dict[str, float | None]] = []
@@ -215,15 +218,17 @@ def convert_bn(
 
 def bn_sites(
     model: nn.Module,
-    sites: str | Sequence[str] = "ALL",
+    sites: Which | Sequence[Which] = "ALL",
     *,
     num_groups: int | None = None,
     channels_per_group: int | None = None,
+    min_channels_per_group: int = 1,
 ) -> list[str]:
     """The sites of a model where inject would replace BN layers, and change nothing else.
 
     Args:
-        model, sites, num_groups, channels_per_group: see :func:`convert_bn`.
+        model, sites, num_groups, channels_per_group, min_channels_per_group: see
+            :func:`convert_bn`.
 
     Returns:
         Keys of SITES.
@@ -232,26 +237,37 @@ def bn_sites(
         InputError: there is no BN at a site that is named, or at none of a group of sites; beside
             BN, a site has convolutions without a norm, or other norms, which inject would change.
     """
-    groups = Groups(num_groups, channels_per_group)
-    return _sites_with_bn(model, find_slots(model), sites, groups)
+    groups = Groups(num_groups, channels_per_group, min_channels_per_group)
+    found = {slot.site for slot in _slots_with_bn(model, sites, groups, whole=True)}
+    return [site for site in SITES if site in found]
 
 
-def _sites_with_bn(
-    model: nn.Module, slots: Sequence[Slot], sites: str | Sequence[str], groups: Groups
-) -> list[str]:
-    """What :func:`bn_sites` returns, of a model whose slots are known."""
-    sites = [sites] if isinstance(sites, str) else sites
-    chosen = choose_sites(model, slots, sites)
-    with_bn = {slot.site for slot in slots if slot.site in chosen and _is_bn(slot.norm)}
-    without = [site for site in sites if site in SITES and site not in with_bn]
+def _slots_with_bn(
+    model: nn.Module, sites: Which | Sequence[Which], groups: Groups, whole: bool = False
+) -> list[Slot]:
+    """The places at sites of a model that have BN, or raise where others there would change.
+
+    Args:
+        whole: whether the sites have to be all BN; otherwise a convolution without a norm in a part
+            of an unknown class stays as it is.
+    """
+    which = [sites] if isinstance(sites, str) or callable(sites) else sites
+    chosen = choose_slots(model, find_places(model), which)
+    with_bn = {slot.site for slot in chosen if _is_bn(slot.norm)}
+    without = [site for site in which if site in SITES and site not in with_bn]
     if without or not with_bn:
         raise InputError(
             f"{type(model).__name__} has no BN, SyncBN or FrozenBN layer to convert at "
-            f"{', '.join(without or sites)}"
+            f"{', '.join(map(str, without or which))}"
         )
+    slots = [
+        slot
+        for slot in chosen
+        if slot.site in with_bn and (whole or slot.known or slot.norm is not None)
+    ]
     for slot in slots:
         stays = isinstance(slot.norm, nn.GroupNorm) and groups.is_default
-        if slot.site in with_bn and not _is_bn(slot.norm) and not stays:
+        if not _is_bn(slot.norm) and not stays:
             there = (
                 "a convolution without a norm" if slot.norm is None else type(slot.norm).__name__
             )
@@ -259,11 +275,11 @@ def _sites_with_bn(
                 f"site {slot.site} has BN and also {there}, which would become GN and compute "
                 "something else; convert the parts of the model that have BN one by one"
             )
-    return [site for site in SITES if site in with_bn]
+    return slots
 
 
 def _is_bn(norm: Layer) -> bool:
-    """Whether what find_slots found is BN of any kind, a list of BN layers that cycles included."""
+    """Whether a norm is BN of any kind, a list of BN layers that cycles included."""
     return hasattr(norm, "running_mean") or isinstance(norm, nn.ModuleList)
 
 
@@ -274,6 +290,25 @@ def _check_statistics(name: str, bn: Layer) -> None:
                 f"{name} has no running statistics (track_running_stats=False), so that what it "
                 "puts out depends on the batch"
             )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy; named tuples that hold no tensors, as old ShapeSpecs, need not be copyable."""
+    memo: dict[int, Any] = {}
+
+    def keep(value: Any) -> None:
+        if isinstance(value, dict):
+            keep([*value.values()])
+        elif isinstance(value, tuple) and hasattr(value, "_fields"):
+            if not any(isinstance(each, (Tensor, nn.Module, list, dict)) for each in value):
+                memo[id(value)] = value
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                keep(each)
+
+    for module in model.modules():
+        keep(vars(module))
+    return copy.deepcopy(model, memo)
 
 
 @contextmanager
@@ -302,7 +337,15 @@ def _fits(
     def record(name: str, x: Tensor) -> None:
         wanted[name].append(_bn(bns[name], x, len(wanted[name])))
 
+    regions = Regions()
+
     def compare(name: str, x: Tensor) -> None:
+        if regions.others:
+            raise InputError(
+                f"{regions.others} looks at other boxes in the converted model than in the model "
+                f"with BN, so that {name} gets other regions; give both models the same boxes, as "
+                "gn_det.run_on_boxes does for Detectron2's detectors, by a call of your own"
+            )
         y = wanted[name].pop(0) if wanted[name] else None
         if y is None or y.shape != x.shape:
             there = "nothing" if y is None else f"a {tuple(y.shape)} tensor"
@@ -317,9 +360,9 @@ def _fits(
 
     for batch in batches:
         wanted.clear()
-        with _inputs(bns, record):
+        with _inputs(bns, record), regions.recorded(model):
             call(model, batch)
-        with _inputs(norms, compare):
+        with _inputs(norms, compare), regions.compared(converted):
             call(converted, batch)
         for name, left in wanted.items():
             if left:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -11,15 +12,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gn_det.errors import InputError
-from gn_det.injection.sites import (
-    DEFAULT_SITES,
-    SITES,
-    Layer,
-    Slot,
-    find_owners,
-    find_slots,
-    num_channels,
-)
+from gn_det.injection.bare import is_conv_module
+from gn_det.injection.choose import Which, choose_slots
+from gn_det.injection.places import find_places
+from gn_det.injection.sites import SITES, Layer, Slot, num_channels
 from gn_det.injection.standardize import check_standardizable, standardize
 from gn_det.layers import (
     FusedGroupNorm,
@@ -28,17 +24,20 @@ from gn_det.layers import (
     give_norm,
     insert_norm,
 )
-from gn_det.utils import nearest
+from gn_det.utils import some
 
-__all__ = ["choose_sites", "inject", "place_norms"]
+__all__ = ["has_bns_values", "inject", "place_norms"]
+
+_logger = logging.getLogger(__name__)
 
 
 def inject(
     model: nn.Module,
-    sites: str | Sequence[str] = "default",
+    sites: Which | Sequence[Which] = "default",
     *,
     num_groups: int | None = None,
     channels_per_group: int | None = None,
+    min_channels_per_group: int = 1,
     weight_standardization: bool = False,
 ) -> nn.Module:
     """Replace the norms at sites of a model by FusedGroupNorm, and add them where there is none.
@@ -51,11 +50,17 @@ def inject(
     A new norm is frozen if the norm that it replaces was frozen. Where that was FrozenBN, or where
     there was none, it is frozen if its convolution is, so FREEZE_AT keeps its meaning. Hooks, and
     the dropout and activation of timm's norms, are kept. Norms of classes with a forward of their
-    own, and norms behind linear layers, stay as they are. Subclasses of Detectron2's and
-    torchvision's modules have the sites of their base.
+    own, norms behind linear layers, and the norms of gates behind global pooling stay as they are.
 
-    Call this before you build the optimizer and DistributedDataParallel, because γ and β are new
-    parameters.
+    Subclasses of Detectron2's and torchvision's modules have the sites of their base. In other
+    classes, a part is known by where it hangs in the model (backbone, neck, rpn_head, mask_head).
+    A convolution there gains a norm where an activation follows it, or in a pyramid; predictors and
+    convolutions that predict weights or sampling points of others gain none. audit lists each
+    convolution without a norm with the reason.
+
+    Call this before you build DistributedDataParallel. γ and β of BN and GN stay the same
+    parameters, which an optimizer that was built before still trains; those in the place of
+    FrozenBN and behind convolutions without a norm are new, and are named in the log.
 
     Sites:
         backbone: the convolutions of a ResNet or RegNet, including the res5 stage of C4 heads.
@@ -74,7 +79,10 @@ def inject(
     Args:
         model: a Detectron2 or torchvision detector, any other nn.Module, or a part of one. It is
             modified in place.
-        sites: one or several of the names above, of "default" and of "ALL". "default" means
+        sites: one or several of the names above, of "default" and of "ALL"; also names of modules,
+            with * and ?, or a function of the name and the convolution or norm. The name of a part
+            means all places in it. The whole name of a convolution, or a function that returns
+            True for it, gives it a norm wherever it is. "default" means
             backbone, fpn, box_head, mask_head, sem_seg_head, dense_head and other: the sites that
             Detectron2's NORM keys reach, and other norms. "ALL" means every site. These two skip
             sites where there is nothing to normalize; a site that you name must have something.
@@ -83,6 +91,8 @@ def inject(
             32.
         channels_per_group: the other way to choose G, instead of num_groups: channels in each
             group, or the largest divisor of the channels below.
+        min_channels_per_group: the fewest channels of a group, for layers so narrow that 32 groups
+            would be instance norm. Default: 1.
         weight_standardization: whether the convolutions before these norms also standardize their
             weight (Qiao et al. 2019, arXiv 1903.10520, section 2). Only PyTorch's and Detectron2's
             own convolution classes can; audit lists the others. State-dict keys stay, but old
@@ -93,8 +103,8 @@ def inject(
 
     Raises:
         InputError: a site is unknown or has nothing to normalize, num_groups and channels_per_group
-            are both given or below 1, no convolution can standardize its weight, or the model
-            contains a DistributedDataParallel. The model is then unchanged.
+            are both given, or a number is below 1, no convolution can standardize its weight, or
+            the model contains a DistributedDataParallel. The model is then unchanged.
 
     Example::
 
@@ -103,37 +113,11 @@ def inject(
         detector = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
         gn_det.inject(detector, ["backbone", "fpn", "mask_head"], channels_per_group=16)
     """
-    groups = Groups(num_groups, channels_per_group)
-    slots = find_slots(model)
-    chosen = choose_sites(model, slots, [sites] if isinstance(sites, str) else sites)
-    slots = [slot for slot in slots if slot.site in chosen]
+    groups = Groups(num_groups, channels_per_group, min_channels_per_group)
+    which = [sites] if isinstance(sites, str) or callable(sites) else sites
+    slots = choose_slots(model, find_places(model), which)
     place_norms(model, slots, groups, weight_standardization)
     return model
-
-
-def choose_sites(model: nn.Module, slots: Iterable[Slot], sites: Sequence[str]) -> set[str]:
-    """The sites that are meant, each checked to have a slot."""
-    several = {"default": DEFAULT_SITES, "ALL": tuple(SITES)}
-    there = Counter(slot.site for slot in slots)
-    chosen: set[str] = set()
-    for site in sites:
-        if site in several:
-            chosen |= there.keys() & set(several[site])
-        elif site not in SITES:
-            known = [*several, *SITES]
-            raise InputError(
-                f"no site {site!r}{nearest(site, known)}; there are {', '.join(known)}"
-            )
-        elif site not in there:
-            raise InputError(f"{_nothing_at(model, site)}. {_what_is_there(model, there)}")
-        else:
-            chosen.add(site)
-    if not chosen:
-        raise InputError(
-            f"nothing to normalize at {', '.join(sites) or 'no sites'}. "
-            f"{_what_is_there(model, there)}"
-        )
-    return chosen
 
 
 def place_norms(
@@ -148,7 +132,8 @@ def place_norms(
         raise InputError("inject before DistributedDataParallel, which would not see the new norms")
     if weight_standardization:
         check_standardizable(slots)
-    norms = [_norm_for(slot, groups) for slot in slots]
+    names = {module: name for name, module in model.named_modules()}
+    norms = [_norm_for(model, names, slot, groups) for slot in slots]
     holders = defaultdict(list)  # several, where modules share a norm
     for parent in model.modules():
         for child in parent.children():
@@ -161,31 +146,32 @@ def place_norms(
                 _replace(holder, slot.norm, norm)
         if weight_standardization:
             standardize(slot.conv)
-
-
-def _nothing_at(model: nn.Module, site: str) -> str:
-    found = [
-        f"{name or 'the model'} ({type(m).__name__})" for name, m, _ in find_owners(model, site)
+    names = {module: name for name, module in model.named_modules()}
+    for norm in norms:
+        norm.name = names[norm]
+    anew = [
+        norm.name
+        for slot, norm in zip(slots, norms, strict=True)
+        if norm.affine and getattr(slot.norm, "weight", None) is not norm.weight
     ]
-    if not found or site == "other":
-        return f"site {site}: {type(model).__name__} has none"
-    hint = SITES[site].hint and f": {SITES[site].hint}"
-    return f"site {site}: {', '.join(found)} has nothing to normalize{hint}"
+    if anew:
+        _logger.info(
+            f"{len(anew)} norms have new parameters, which an optimizer that was built before does "
+            f"not train: {some(anew, 3)}"
+        )
 
 
-def _what_is_there(model: nn.Module, there: Counter[str]) -> str:
-    if there:
-        listed = ", ".join(f"{site} {count}" for site, count in there.items())
-        return f"The places for norms in {type(model).__name__}: {listed}"
-    empty = [
-        _nothing_at(model, site)
-        for site in SITES
-        if site != "other" and any(find_owners(model, site))
-    ]
-    return "; ".join([f"{type(model).__name__} has no place for a norm", *empty])
+def has_bns_values(norm: nn.GroupNorm) -> bool:
+    """Whether γ and β are those that inject took from BN, and nothing was loaded since."""
+    taken = getattr(norm, "taken_from_bn", None)
+    if taken is None or norm.weight.is_meta or taken != (norm.weight._version, norm.bias._version):
+        return False
+    return not (norm.weight.eq(1).all() and norm.bias.eq(0).all())  # a BN that never trained
 
 
-def _norm_for(slot: Slot, groups: Groups) -> FusedGroupNorm:
+def _norm_for(
+    model: nn.Module, names: dict[nn.Module, str], slot: Slot, groups: Groups
+) -> FusedGroupNorm:
     old, conv = slot.norm, slot.conv
     channels = conv.out_channels if old is None else num_channels(old)
     keeps_groups = isinstance(old, nn.GroupNorm) and groups.is_default
@@ -204,18 +190,36 @@ def _norm_for(slot: Slot, groups: Groups) -> FusedGroupNorm:
     if old is None:
         return norm.requires_grad_(conv.weight.requires_grad).train(conv.training)
     _carry_over(old, norm)
-    # FrozenBN's are buffers, which tell nothing of whether a layer is frozen.
-    source = old if isinstance(old.weight, nn.Parameter) else conv
-    trains = source is None or source.weight is None or source.weight.requires_grad
-    return norm.requires_grad_(trains).train(old.training)
+    if norm.affine and norm.weight is not old.weight:
+        # FrozenBN's are buffers, which tell nothing of whether a layer is frozen.
+        norm.requires_grad_(_trains(model, names[slot.parent], conv))
+    return norm.train(old.training)
+
+
+def _trains(model: nn.Module, name: str, conv: Layer) -> bool:
+    """Whether a convolution trains, or else what is nearest to a module: it, or who holds it."""
+    if conv is not None and conv.weight is not None:
+        return conv.weight.requires_grad
+    while True:
+        parameters = [*model.get_submodule(name).parameters()]
+        if parameters or not name:
+            return not parameters or any(parameter.requires_grad for parameter in parameters)
+        name = name.rpartition(".")[0]
 
 
 def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:
     """Give a norm the parameters of the one that it replaces, its hooks, and what it also did."""
-    if norm.affine:
-        with torch.no_grad():
-            norm.weight.copy_(old.weight)
-            norm.bias.copy_(old.bias)
+    for name in ("weight", "bias") if norm.affine else ():
+        value, own = getattr(old, name), getattr(norm, name)
+        if value.__class__ is nn.Parameter and (value.shape, value.dtype) == (own.shape, own.dtype):
+            setattr(norm, name, value)  # which an optimizer may hold
+        else:
+            with torch.no_grad():
+                own.copy_(value)
+            own.requires_grad_(value.requires_grad)
+        if not isinstance(old, nn.GroupNorm):
+            # A later load raises the versions. (TorchScript reads no attribute that a class types.)
+            norm.taken_from_bn = (norm.weight._version, norm.bias._version)
     for name, value in vars(old).items():
         if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):  # their hooks
             setattr(norm, name, value)
@@ -238,6 +242,10 @@ def _replace(holder: nn.Module, old: nn.Module, norm: FusedGroupNorm) -> None:
 def _add(slot: Slot, norm: FusedGroupNorm) -> None:
     if slot.parent is slot.conv:
         give_norm(slot.conv, norm)
+    elif is_conv_module(slot.parent):
+        # As mmcv builds it, so that state-dict keys match those of a config with GN.
+        slot.parent.with_norm, slot.parent.norm_name = True, "gn"
+        slot.parent.add_module("gn", norm)
     else:
         insert_norm(slot.parent, slot.conv, norm)
     if SITES[slot.site].drops_bias:

@@ -1,16 +1,20 @@
 """Sites: the parts of a detector that have norms or could have them, and where in their modules.
 
-Parts are known by the class that owns them, subclasses included, and classes by their names, so
-that no library needs to be installed for another's models.
+Detectron2's and torchvision's parts are known by the class that owns them, subclasses included.
+Those of other classes are found by where they hang in the model, and their norms by type.
 """
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
+
+from gn_det.injection.kinds import Layer, is_a, is_conv, is_norm, num_channels, type_name
 
 __all__ = [
     "DEFAULT_SITES",
@@ -18,15 +22,12 @@ __all__ = [
     "Layer",
     "Site",
     "Slot",
+    "find_by_type",
     "find_owners",
-    "find_slots",
     "num_channels",
+    "sites_of_owners",
     "type_name",
 ]
-
-
-# A convolution, norm or head of any library, or None: nn.Module declares none of their attributes.
-Layer = Any
 
 
 class Slot(NamedTuple):
@@ -37,12 +38,19 @@ class Slot(NamedTuple):
         parent: the convolution itself, or whoever holds convolution and norm.
         conv: the convolution before it; None where none is known.
         norm: what is there; None if nothing.
+        known: whether the class of the part tells of it; otherwise its place in the model does.
     """
 
     site: str
     parent: Layer
     conv: Layer
     norm: Layer
+    known: bool = True
+
+    @property
+    def is_default(self) -> bool:
+        """Whether "default" means this place: its site, or a norm wherever it was found."""
+        return self.site in DEFAULT_SITES or (self.norm is not None and not self.known)
 
 
 Place = tuple[Layer, Layer, Layer]  # parent, conv, norm
@@ -63,40 +71,14 @@ class Site(NamedTuple):
     hint: str = ""
 
 
-# BN and GN of PyTorch are found by isinstance, where forward comes from one of these.
-_LIBRARIES = {"detectron2", "fvcore", "gn_det", "mmcv", "mmengine", "timm", "torch", "torchvision"}
-_FROZEN_AND_CYCLED = (
-    "detectron2.layers.batch_norm.FrozenBatchNorm2d",
-    "detectron2.layers.batch_norm.CycleBatchNormList",
-    "torchvision.ops.misc.FrozenBatchNorm2d",
-)
 _CHANNELS_FIRST_LAYER_NORM = "detectron2.layers.batch_norm.LayerNorm"
-
-
-def type_name(kind: type) -> str:
-    """``package.module.Class``."""
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _is_a(module: nn.Module, *names: str) -> bool:
-    """isinstance by the name of the class."""
-    return any(type_name(kind) in names for kind in type(module).__mro__)
-
-
-def _is_norm(module: nn.Module | None) -> bool:
-    """Whether a module is a BN, SyncBN, FrozenBN or GN layer that FusedGroupNorm can replace."""
-    if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
-        # A class of the user's own may compute something else.
-        return type(module).forward.__module__.split(".")[0] in _LIBRARIES
-    return module is not None and _is_a(module, *_FROZEN_AND_CYCLED)
-
-
-def num_channels(norm: Layer) -> int:
-    """C of a norm of any kind."""
-    for name in ("num_features", "num_channels"):
-        if hasattr(norm, name):
-            return getattr(norm, name)
-    return len(norm.weight)
+# The second is the name before Detectron2 0.2.
+_BLOCKS = (
+    "detectron2.layers.blocks.CNNBlockBase",
+    "detectron2.modeling.backbone.resnet.ResNetBlockBase",
+)
+_CONV_OF_BLOCK = re.compile(r"conv\d+(_\d+)?|shortcut")
+_NO_DIGITS = string.ascii_letters + "_"
 
 
 def _own(*convs: Layer) -> Iterator[Place]:
@@ -105,17 +87,38 @@ def _own(*convs: Layer) -> Iterator[Place]:
         norm = getattr(conv, "norm", None)
         if norm is None or type(norm) is nn.Identity:
             yield conv, conv, None
-        elif _is_norm(norm) or _is_a(norm, _CHANNELS_FIRST_LAYER_NORM):
+        elif is_norm(norm) or is_a(norm, _CHANNELS_FIRST_LAYER_NORM):
             yield conv, conv, norm
 
 
 def _all_own(module: nn.Module) -> Iterator[Place]:
     """Every convolution below that has an attribute for its norm."""
-    for name, conv in module.named_modules():
-        is_conv = hasattr(conv, "norm") and hasattr(conv, "out_channels")
-        # conv2_offset predicts the sampling points of a deformable convolution.
-        if is_conv and not name.endswith("conv2_offset"):
+    for conv in module.modules():
+        if hasattr(conv, "norm") and is_conv(conv):
             yield from _own(conv)
+
+
+def _residual(module: nn.Module) -> Iterator[Place]:
+    """The convolutions of stem and blocks, and whatever else below holds a norm.
+
+    Blocks of somebody's own have other convolutions too, as those of a gate, and may have their
+    norms beside the convolutions: a norm is added at the names that Detectron2's blocks use alone.
+    """
+    for name, conv in module.named_modules():
+        if hasattr(conv, "norm") and is_conv(conv):
+            above, _, own_name = name.rpartition(".")
+            block = module.get_submodule(above)
+            gains = (
+                is_a(block, *_BLOCKS)
+                and _CONV_OF_BLOCK.fullmatch(own_name)
+                and not any(map(is_norm, block.children()))
+            )
+            yield from (place for place in _own(conv) if gains or place[2] is not None)
+
+
+def _rpn(conv: nn.Module) -> Iterator[Place]:
+    """The convolutions before the two predictors; up to Detectron2 0.4 a plain nn.Conv2d."""
+    yield from [(conv, conv, None)] if type(conv) is nn.Conv2d else _all_own(conv)
 
 
 def _in_sequentials(module: nn.Module) -> Iterator[Place]:
@@ -125,23 +128,59 @@ def _in_sequentials(module: nn.Module) -> Iterator[Place]:
             layers = [*sequence, None]
             for layer, following in pairwise(layers):
                 if isinstance(layer, nn.modules.conv._ConvNd) and not hasattr(layer, "norm"):
-                    yield sequence, layer, following if _is_norm(following) else None
+                    yield sequence, layer, following if is_norm(following) else None
 
 
-def _by_type(module: nn.Module) -> Iterator[Place]:
+def find_by_type(module: nn.Module) -> Iterator[Place]:
     """Every BN, SyncBN, FrozenBN and GN below."""
+    in_lists = dict(_pairs_in_lists(module))
     for parent in module.modules():
-        if _is_norm(parent):
+        if is_norm(parent):
             continue  # a list of BN layers that counts as one
         # A convolution may hold its norm itself, as Detectron2's do.
         before = parent if getattr(parent, "weight", None) is not None else None
-        for child in parent.children():
+        numbered: dict[str, nn.Module] = {}  # by the end of their names: conv2, bn2
+        for name, child in parent.named_children():
+            number = name.lstrip(_NO_DIGITS)
             # Behind a linear layer, a channel is one value: GN would return its β.
-            if _is_norm(child) and not isinstance(before, nn.Linear):
-                fits = getattr(before, "out_channels", None) == num_channels(child)
-                yield parent, before if fits else None, child
-            elif getattr(child, "weight", None) is not None:
+            if is_norm(child) and not _ends_in_linear(before):
+                convs = (in_lists.get(child), numbered.get(number), before)
+                found = (_conv_of(conv, num_channels(child)) for conv in convs)
+                yield parent, next(filter(None, found), None), child
+            elif any(True for _ in child.parameters()):
                 before = child
+                if number and is_conv(child):
+                    numbered[number] = child
+
+
+def _pairs_in_lists(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Yields (norm, convolution) where a list of norms comes after as long a list of theirs."""
+    for parent in module.modules():
+        lists = [child for child in parent.children() if isinstance(child, nn.ModuleList)]
+        for convs, norms in pairwise(lists):
+            if len(convs) == len(norms) and all(map(is_conv, convs)) and all(map(is_norm, norms)):
+                yield from zip(norms, convs, strict=True)
+
+
+def _ends_in_linear(layer: nn.Module | None) -> bool:
+    if isinstance(layer, nn.Sequential) and len(layer):
+        with_parameters = [part for part in layer if any(True for _ in part.parameters())]
+        return bool(with_parameters) and _ends_in_linear(with_parameters[-1])
+    return isinstance(layer, nn.Linear)
+
+
+def _conv_of(layer: Layer, channels: int) -> Layer:
+    """The convolution with so many output channels that a layer is, ends in or wraps, or None."""
+    if layer is None or is_norm(layer):
+        return None
+    if getattr(layer, "weight", None) is not None:
+        return layer if getattr(layer, "out_channels", None) == channels else None
+    if isinstance(layer, nn.Sequential):
+        with_parameters = [part for part in layer if any(True for _ in part.parameters())]
+        return _conv_of(with_parameters[-1], channels)
+    # Beside the convolution, a deformable one holds another that predicts sampling points.
+    fitting = [m for m in layer.modules() if is_conv(m) and m.out_channels == channels]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _simple_pyramid(pyramid: Layer) -> Iterator[Place]:
@@ -149,7 +188,7 @@ def _simple_pyramid(pyramid: Layer) -> Iterator[Place]:
         for layer, following in pairwise([*stage, None]):
             if hasattr(layer, "norm"):
                 yield from _own(layer)
-            elif _is_norm(following) or _is_a(following, _CHANNELS_FIRST_LAYER_NORM):
+            elif is_norm(following) or is_a(following, _CHANNELS_FIRST_LAYER_NORM):
                 yield stage, layer, following
 
 
@@ -161,10 +200,10 @@ _TORCHVISION = "torchvision.models.detection"
 SITES = {
     "backbone": Site(
         {
-            f"{_MODELING}.backbone.resnet.ResNet": _all_own,
-            f"{_MODELING}.backbone.regnet.AnyNet": _by_type,
-            f"{_MODELING}.roi_heads.roi_heads.Res5ROIHeads": lambda heads: _all_own(heads.res5),
-            "torchvision.models._utils.IntermediateLayerGetter": _by_type,
+            f"{_MODELING}.backbone.resnet.ResNet": _residual,
+            f"{_MODELING}.backbone.regnet.AnyNet": find_by_type,
+            f"{_MODELING}.roi_heads.roi_heads.Res5ROIHeads": lambda heads: _residual(heads.res5),
+            "torchvision.models._utils.IntermediateLayerGetter": find_by_type,
         },
         drops_bias=True,
     ),
@@ -190,7 +229,7 @@ SITES = {
     ),
     "rpn": Site(
         {
-            f"{_MODELING}.proposal_generator.rpn.StandardRPNHead": lambda head: _all_own(head.conv),
+            f"{_MODELING}.proposal_generator.rpn.StandardRPNHead": lambda head: _rpn(head.conv),
             f"{_TORCHVISION}.rpn.RPNHead": lambda head: _in_sequentials(head.conv),
         },
     ),
@@ -228,7 +267,7 @@ SITES = {
     "keypoint_head": Site(
         {
             f"{_MODELING}.roi_heads.keypoint_head.KRCNNConvDeconvUpsampleHead": lambda head: _own(
-                *(conv for name, conv in head.named_children() if hasattr(conv, "norm"))
+                *(conv for name, conv in head.named_children() if name.startswith("conv_fcn"))
             ),
             f"{_TORCHVISION}.keypoint_rcnn.KeypointRCNNHeads": lambda head: _own(
                 *(conv for conv in head if isinstance(conv, nn.Conv2d))
@@ -240,10 +279,10 @@ SITES = {
             f"{_MODELING}.meta_arch.semantic_seg.SemSegFPNHead": lambda head: chain.from_iterable(
                 _all_own(scale) for scale in head.scale_heads
             ),
-            f"{_DEEPLAB}.DeepLabV3Head": _by_type,
-            f"{_DEEPLAB}.DeepLabV3PlusHead": _by_type,
+            f"{_DEEPLAB}.DeepLabV3Head": find_by_type,
+            f"{_DEEPLAB}.DeepLabV3PlusHead": find_by_type,
             "detectron2.projects.panoptic_deeplab.panoptic_seg.PanopticDeepLabInsEmbedHead": (
-                _by_type
+                find_by_type
             ),
         },
         drops_bias=True,
@@ -266,7 +305,7 @@ SITES = {
         },
     ),
     # What is a norm by its type, and in none of the parts above.
-    "other": Site({"torch.nn.modules.module.Module": _by_type}),
+    "other": Site({}),
 }
 
 # Those that Detectron2's NORM keys reach, and norms of heads that are not Detectron2's.
@@ -291,19 +330,6 @@ def find_owners(model: nn.Module, site: str) -> Iterator[tuple[str, nn.Module, s
                 break
 
 
-def find_slots(model: nn.Module) -> list[Slot]:
-    """Every place for a norm in a model, each once and at the first site that has it."""
-    found: set[nn.Module] = set()
-    slots = []
-    for site, (owners, *_) in SITES.items():
-        for _, owner, kind in [*find_owners(model, site)][: 1 if site == "other" else None]:
-            try:
-                places = [*owners[kind](owner)]
-            except AttributeError:  # a subclass that was built without the parts of its base
-                continue
-            for parent, conv, norm in places:
-                key = conv if norm is None else norm
-                if key not in found:
-                    found |= {key} if norm is None else set(norm.modules())
-                    slots.append(Slot(site, parent, conv, norm))
-    return slots
+def sites_of_owners(model: nn.Module) -> dict[str, str]:
+    """The site of each module whose class is known, by name."""
+    return {name: site for site in reversed(SITES) for name, _, _ in find_owners(model, site)}

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 
-__all__ = ["ConvNorm1d", "ConvNorm2d", "ConvTransposeNorm2d", "FusedReLU", "give_norm"]
+__all__ = [
+    "ConvNorm1d",
+    "ConvNorm2d",
+    "ConvTransposeNorm2d",
+    "FusedReLU",
+    "give_norm",
+    "takes_norm",
+]
 
 
 class ConvNorm1d(nn.Conv1d):
@@ -55,25 +62,38 @@ _WITH_NORM = {
     nn.Conv2d: ConvNorm2d,
     nn.ConvTranspose2d: ConvTransposeNorm2d,
 }
+# mmcv's subclasses, which differ with a PyTorch of before 1.5 alone.
+_SAME = "mmcv.cnn.bricks.wrappers"
+
+
+def takes_norm(conv: nn.Module) -> bool:
+    """Whether :func:`give_norm` can let a convolution end in a norm."""
+    return hasattr(conv, "norm") or _with_norm(conv) is not None
 
 
 def give_norm(conv: nn.Module, norm: nn.Module) -> None:
     """Let a convolution end in a norm, in place: whoever holds the convolution keeps it.
 
     Args:
-        conv: one with an attribute ``norm``, as Detectron2's have, or a plain one of PyTorch's,
-            whose class becomes the one with a norm.
+        conv: one with an attribute ``norm``, as Detectron2's have, or a plain one of PyTorch's or
+            mmcv's, whose class becomes the one with a norm.
         norm: for conv.out_channels channels.
 
     Raises:
         InputError: conv is neither.
     """
     if not hasattr(conv, "norm"):
-        if type(conv) not in _WITH_NORM:
+        kind = _with_norm(conv)
+        if kind is None:
             known = ", ".join(f"nn.{kind.__name__}" for kind in _WITH_NORM)
             raise InputError(
                 f"{type(conv).__name__} has no place for a norm: it has no attribute norm, and is "
                 f"none of {known}"
             )
-        conv.__class__ = _WITH_NORM[type(conv)]
+        conv.__class__ = kind
     conv.norm = norm
+
+
+def _with_norm(conv: nn.Module) -> type[nn.Module] | None:
+    kind = type(conv)
+    return _WITH_NORM.get(kind.__base__ if getattr(kind, "__module__", None) == _SAME else kind)

@@ -8,6 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from gn_det.errors import InputError
 from gn_det.layers.groups import default_num_groups
 from gn_det.layers.recomputation import recomputed
 from gn_det.ops import group_norm
@@ -37,13 +38,16 @@ class FusedGroupNorm(nn.GroupNorm):
         device, dtype: of γ and β.
 
     Raises:
-        ValueError: num_channels is not a multiple of num_groups, or the activation is unknown.
+        ValueError: num_channels is not a multiple of num_groups, the activation is unknown, or, in
+            a call, each group is a single value.
 
     Example::
 
         layer = gn_det.FusedGroupNorm(256, activation="relu")
         y = layer(torch.randn(2, 256, 50, 84))
     """
+
+    name = ""  # of the module in the model that it was injected into, for messages
 
     def __init__(
         self,
@@ -106,11 +110,22 @@ class FusedGroupNorm(nn.GroupNorm):
         residual_weight: Tensor | None,
         residual_bias: Tensor | None,
     ) -> Tensor:
+        # What torch.fx records has no sizes.
+        if self.num_groups == self.num_channels and isinstance(x, Tensor):
+            self._check_size(x)
         return group_norm(
             x, self.num_groups, self.weight, self.bias, self.eps,
             activation=activation, residual=residual, normalize_residual=normalize_residual,
             residual_weight=residual_weight, residual_bias=residual_bias,
         )  # fmt: skip
+
+    def _check_size(self, x: Tensor) -> None:
+        if x.shape[2:].numel() == 1 and x.numel() > 0:
+            raise InputError(
+                f"{self.name or type(self).__name__}: each of {self.num_groups} groups is one "
+                f"value in an input {tuple(x.shape)}, so that GN returns its β for any picture; "
+                "give it fewer groups (num_groups, channels_per_group), or no norm"
+            )
 
     def extra_repr(self) -> str:
         activation = f", activation={self.activation}" if self.activation else ""

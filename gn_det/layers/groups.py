@@ -45,13 +45,17 @@ class Groups:
             largest divisor of its channels below G.
         channels_per_group: the channels of each group, in place of num_groups. A layer whose
             channels are not a multiple of it gets the largest divisor of its channels below it.
+        min_channels_per_group: the fewest channels of a group, whatever the number of groups. One
+            channel is instance norm. A layer of fewer channels gets one group. Default: 1.
 
     Raises:
-        InputError: both are given, or one is below 1.
+        InputError: both of the first two are given, one is below 1, or the least number of channels
+            is above channels_per_group.
     """
 
     num_groups: int | None = None
     channels_per_group: int | None = None
+    min_channels_per_group: int = 1
 
     def __post_init__(self) -> None:
         numbers = [n for n in (self.num_groups, self.channels_per_group) if n is not None]
@@ -60,16 +64,27 @@ class Groups:
             raise InputError(f"{given} are two ways to say the same; give one")
         if any(number < 1 for number in numbers):
             raise InputError(f"{given}: at least 1")
+        least = self.min_channels_per_group
+        if least < 1:
+            raise InputError(f"min_channels_per_group {least}: at least 1")
+        if self.channels_per_group is not None and self.channels_per_group < least:
+            raise InputError(
+                f"channels_per_group {self.channels_per_group} is below min_channels_per_group "
+                f"{least}; give one of them"
+            )
 
     @property
     def is_default(self) -> bool:
-        """Whether neither is given, so that a GN layer that is there keeps its own groups."""
-        return self == Groups()
+        """Whether no number is given, so that a GN layer that is there keeps its own groups."""
+        return self.num_groups is None and self.channels_per_group is None
 
     def of(self, num_channels: int) -> int:
         """G for a layer of num_channels channels; 32 or the largest divisor below by default."""
+        most = max(1, num_channels // self.min_channels_per_group)
         if self.channels_per_group is not None:
-            return num_channels // default_num_groups(num_channels, self.channels_per_group)
-        if self.num_groups is not None:
-            return default_num_groups(num_channels, self.num_groups)
-        return default_num_groups(num_channels)
+            groups = num_channels // default_num_groups(num_channels, self.channels_per_group)
+        elif self.num_groups is not None:
+            groups = default_num_groups(num_channels, self.num_groups)
+        else:
+            groups = default_num_groups(num_channels)
+        return groups if groups <= most else default_num_groups(num_channels, most)

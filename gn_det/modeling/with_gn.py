@@ -33,13 +33,14 @@ def gn_options_from_config(cfg: CfgNode) -> dict[str, int]:
 
 
 def groups_from_config(cfg: CfgNode) -> dict[str, int]:
-    """What MODEL.GN says of the number of groups, as an argument of :func:`gn_det.inject`.
+    """What MODEL.GN says of the number of groups, as arguments of :func:`gn_det.inject`.
 
     MODEL.GN.CHANNELS_PER_GROUP takes the place of MODEL.GN.NUM_GROUPS where it is above 0.
     """
+    least = {"min_channels_per_group": cfg.MODEL.GN.MIN_CHANNELS_PER_GROUP}
     if cfg.MODEL.GN.CHANNELS_PER_GROUP > 0:
-        return {"channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP}
-    return {"num_groups": cfg.MODEL.GN.NUM_GROUPS}
+        return {"channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP, **least}
+    return {"num_groups": cfg.MODEL.GN.NUM_GROUPS, **least}
 
 
 class WithGN:
@@ -49,7 +50,8 @@ class WithGN:
 
     Args:
         args, kwargs: those of the Detectron2 class.
-        num_groups, channels_per_group, weight_standardization: see :func:`gn_det.inject`.
+        num_groups, channels_per_group, min_channels_per_group, weight_standardization: see
+            :func:`gn_det.inject`.
         recompute: whether to call :func:`gn_det.recompute` as well.
 
     Raises:
@@ -64,6 +66,7 @@ class WithGN:
         *args: Any,
         num_groups: int | None = None,
         channels_per_group: int | None = None,
+        min_channels_per_group: int = 1,
         weight_standardization: bool = False,
         recompute: bool = False,
         **kwargs: Any,
@@ -74,6 +77,7 @@ class WithGN:
             self.sites,
             num_groups=num_groups,
             channels_per_group=channels_per_group,
+            min_channels_per_group=min_channels_per_group,
             weight_standardization=weight_standardization,
             recompute=recompute,
         )

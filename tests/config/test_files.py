@@ -51,7 +51,8 @@ def test_a_small_config_has_gn_at_all_default_sites(name: Path) -> None:
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         left_alone = audit(build_model(cfg)).left_alone
-    assert {left.site for left in left_alone} == {"rpn", "mask_head.deconv"}
+    places = {left.site for left in left_alone if "predictor" not in left.reason}
+    assert places == {"rpn", "mask_head.deconv"}
 
 
 @pytest.mark.parametrize("name", YAML_CONFIGS, ids=str)

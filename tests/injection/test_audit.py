@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from support import zoo
 from support.models import norms_by_site
@@ -39,7 +40,7 @@ def test_every_norm_is_counted_once_with_its_parameters(mask_rcnn: nn.Module) ->
     names = [name for row in found.rows for name in row.modules]
     assert len(set(names)) == 71
     assert all(isinstance(mask_rcnn.get_submodule(name), FusedGroupNorm) for name in names)
-    assert not found.left_alone
+    assert {left.reason for left in found.left_alone} == {"a predictor, whose output is the result"}
 
 
 def test_sites_forms_and_states_are_told(mask_rcnn: nn.Module) -> None:
@@ -62,7 +63,8 @@ def test_sites_forms_and_states_are_told(mask_rcnn: nn.Module) -> None:
 
 
 def test_what_was_left_alone_has_a_reason() -> None:
-    left = {each.site: each for each in audit(zoo.build(CONFIG)).left_alone}
+    found = audit(zoo.build(CONFIG)).left_alone
+    left = {each.site: each for each in found if "predictor" not in each.reason}
     assert "FrozenBatchNorm2d; inject replaces it" == left["backbone"].reason
     assert len(left["backbone"].modules) == 53
     assert "sites name rpn" in left["rpn"].reason
@@ -87,6 +89,74 @@ def test_text_marks_groups_that_32_does_not_divide() -> None:
     assert "*" not in str(audit(inject(nn.Sequential(nn.BatchNorm2d(64)))))
 
 
+def test_one_channel_a_group_is_told_as_instance_norm() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(16), nn.BatchNorm2d(32), nn.BatchNorm2d(64))
+    text = str(audit(inject(model)))
+    assert "16* (instance norm)" in text and "32 (instance norm)" in text
+    assert text.count("instance norm") == 2
+    wider = audit(inject(model, num_groups=32, min_channels_per_group=4))
+    assert [row.num_groups for row in wider.rows] == [4, 8, 16]
+    assert "instance norm" not in str(wider)
+
+
+def test_norms_that_no_optimizer_holds_are_told() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), FrozenBatchNorm2d(8), nn.BatchNorm2d(8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inject(model)
+    states = {row.modules: row.state for row in audit(model, optimizer).rows}
+    assert states == {("1",): "trainable, in no optimizer", ("2",): "trainable"}
+    assert "in no optimizer" in str(audit(model, optimizer))
+    assert "in no optimizer" not in str(audit(model))
+    held = audit(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert [row.in_optimizer for row in held.rows] == [True]
+
+
+def test_frozen_norms_with_the_values_of_bn_are_told_until_others_are_loaded() -> None:
+    def model() -> nn.Module:
+        conv = nn.Conv2d(3, 8, 1).requires_grad_(False)
+        return nn.Sequential(conv, FrozenBatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+
+    trained, fresh = model(), model()
+    trained[1].weight.fill_(0.5)
+    assert [row.state for row in audit(inject(fresh)).rows] == ["frozen", "trainable"]
+    assert [row.state for row in audit(inject(trained)).rows] == [
+        "frozen, γ and β of BN",
+        "trainable",
+    ]
+    trained.load_state_dict(copy.deepcopy(trained.state_dict()))
+    assert audit(trained).rows[0].state == "frozen"
+
+
+def test_a_gn_of_a_class_of_its_own_is_called_one() -> None:
+    class NaiveGroupNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_groups, self.weight = 4, nn.Parameter(torch.ones(8))
+
+    (left,) = audit(nn.ModuleList([NaiveGroupNorm()])).left_alone
+    assert left.reason == "NaiveGroupNorm, a GN of its own class, which stays"
+
+
+@pytest.mark.parametrize("inside", [nn.Sigmoid, nn.Hardsigmoid])
+def test_the_norm_of_a_gate_is_told(inside: type[nn.Module]) -> None:
+    gate = nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 1), inside()
+    )
+    left = {each.modules: each.reason for each in audit(gate).left_alone}
+    assert "gate behind global pooling" in left[("2",)]
+    assert "in an attention or a gate" in left[("1", "3")]
+
+
+def test_a_convolution_outside_of_all_parts_is_listed_by_its_owner() -> None:
+    class Embedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Conv2d(3, 8, 4, stride=4)
+
+    (left,) = audit(nn.ModuleDict({"embed": Embedding()})).left_alone
+    assert left.modules == ("embed.project",) and "Embedding has no place for one" in left.reason
+
+
 def test_markdown_is_a_table_of_a_row_for_each_kind() -> None:
     lines = reduced().to_markdown().splitlines()
     assert lines[0].startswith("| site") and set(lines[1]) == {"|", "-"}
@@ -105,6 +175,8 @@ def test_json_holds_every_name_and_number() -> None:
         "parameters": 96,
         "form": "GN",
         "trainable": True,
+        "of_bn": False,
+        "in_optimizer": None,
     }
 
 

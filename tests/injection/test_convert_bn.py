@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import namedtuple
 from collections.abc import Callable
 
 import pytest
@@ -339,6 +340,77 @@ def test_models_that_go_on_with_other_boxes_are_an_error() -> None:
     batches = [torch.randn(1, 8, 5, 5) for _ in range(8)]
     with pytest.raises(InputError, match="give both models the same intermediate results"):
         convert_bn(trained(model), batches)
+
+
+class ROIPooler(nn.Module):
+    def forward(self, x: Tensor, boxes: list[Tensor]) -> Tensor:
+        return torchvision.ops.roi_align(x, boxes, 4)
+
+
+class TwoStages(nn.Module):
+    """Always as many boxes, which depend on the features; a head with BN behind their pooling."""
+
+    def __init__(self, pooler: nn.Module | None, stages: int = 1, head: bool = True) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.pooler, self.stages = pooler, stages
+        self.head = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8) if head else nn.ReLU())
+
+    def forward(self, x: Tensor, boxes: list[Tensor] | None = None) -> None:
+        features = self.backbone(x)
+        if boxes is None:
+            corners = features.prod(1).flatten(1).topk(4).indices.float() % 16
+            boxes = [torch.stack([c, c, c + 6, c + 6], 1) for c in corners]
+        for _ in range(self.stages):
+            pool = self.pooler or (lambda f, b: torchvision.ops.roi_align(f, b, 4))
+            offsets = self.head(pool(features, boxes)).mean((1, 2, 3))
+            boxes = [each + offsets.mean() for each in boxes]
+
+
+PICTURES = [torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
+BOXES = [torch.tensor([[0.0, 0, 9, 9], [3, 3, 20, 20]])] * 2
+
+
+@pytest.mark.parametrize("pooler", [ROIPooler, None])
+def test_as_many_other_boxes_are_not_paired(pooler: type | None) -> None:
+    model = trained(TwoStages(pooler and pooler()))
+    with pytest.raises(InputError, match=r"(pooler|roi_align) looks at other boxes.*run_on_boxes"):
+        convert_bn(model, PICTURES)
+    assert type(model.head[1]) is nn.BatchNorm2d
+
+
+def test_boxes_that_a_call_gives_are_paired_in_every_stage_of_a_cascade() -> None:
+    model = trained(TwoStages(ROIPooler(), stages=3))
+    found = convert_bn(model, PICTURES, lambda m, x: m(x, BOXES))
+    assert [row.name for row in found.rows] == ["backbone.1", "head.1"]
+
+
+@pytest.mark.parametrize("sites", ["ALL", "head"])
+def test_boxes_do_not_matter_where_no_converted_norm_is_on_both_sides(sites: str) -> None:
+    model = trained(TwoStages(ROIPooler(), head=sites == "head"))
+    assert len(convert_bn(model, PICTURES, sites=sites).rows) == 1
+
+
+class OldSpec(namedtuple("Base", "channels stride")):
+    """A named tuple that takes no positional arguments, as Detectron2's ShapeSpec up to 0.3."""
+
+    def __new__(cls, *, channels: int, stride: int) -> OldSpec:
+        return super().__new__(cls, channels, stride)
+
+
+def test_models_that_hold_what_deepcopy_cannot_copy_are_converted() -> None:
+    model = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    model.shapes = {"res2": [OldSpec(channels=8, stride=4)]}
+    with pytest.raises(TypeError):
+        copy.deepcopy(model)
+    assert len(convert_bn(model, PICTURES).rows) == 1
+
+
+def test_convolutions_without_norms_in_unknown_parts_stay_as_they_are() -> None:
+    head = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    model = trained(nn.ModuleDict({"mask_head": head.append(nn.ReLU())}))
+    found = convert_bn(model, PICTURES, lambda m, x: m.mask_head(x))
+    assert [row.name for row in found.rows] == ["mask_head.1"] and len(head) == 5
 
 
 def test_gn_beside_bn_stays_as_it_is() -> None:

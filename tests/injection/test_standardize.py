@@ -246,10 +246,10 @@ def test_only_the_convolutions_of_the_named_sites_change() -> None:
 def test_the_audit_tells_which_convolutions_were_left() -> None:
     head = with_ws(mask_head(), "ALL")
     assert forms(head) == {"mask_fcn1.norm": "WS+GN", "deconv.norm": "GN"}
-    (left,) = audit(head).left_alone
-    assert left.modules == ("deconv",)
+    left, predictor = audit(head).left_alone
+    assert left.modules == ("deconv",) and predictor.modules == ("predictor",)
     assert left.reason == "ConvTransposeNorm2d, whose weight is not standardized"
-    assert not audit(inject(mask_head(), "ALL")).left_alone
+    assert audit(inject(mask_head(), "ALL")).left_alone == (predictor,)
 
 
 def test_a_deformable_convolution_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +257,9 @@ def test_a_deformable_convolution_stays(monkeypatch: pytest.MonkeyPatch) -> None
     block = DeformBottleneckBlock(32, 32, bottleneck_channels=16, norm="BN")
     nn.init.normal_(block.conv2_offset.weight, std=0.1)
     model = with_ws(ResNet(BasicStem(3, 32, "BN"), [[block]], out_features=["res2"]))
-    (left,) = audit(model).left_alone
+    left, offset = audit(model).left_alone
     assert left.modules == ("res2.0.conv2",) and left.reason.startswith("DeformConv, whose")
+    assert offset.modules == ("res2.0.conv2_offset",) and "sampling points" in offset.reason
     assert standardized(model) == 3 and type(block.conv2_offset) is Conv2d
     x = torch.randn(1, 3, 32, 32)
     fused = fuse(copy.deepcopy(model))

@@ -122,7 +122,7 @@ def test_scripts_and_traces(activation: str | None, affine: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_scripted_layer_takes_other_shapes_and_survives_saving() -> None:
-    norm = FusedGroupNorm(8, activation="relu")
+    norm = FusedGroupNorm(8, 4, activation="relu")
     saved = io.BytesIO()
     torch.jit.save(torch.jit.script(norm), saved)
     saved.seek(0)

@@ -40,3 +40,30 @@ def test_both_ways_at_once_and_numbers_below_1_are_refused() -> None:
 def test_groups_know_whether_a_number_was_given() -> None:
     assert Groups().is_default
     assert not Groups(num_groups=32).is_default and not Groups(channels_per_group=8).is_default
+
+
+@pytest.mark.parametrize(
+    ("options", "groups"),
+    [
+        ({}, [32, 32, 16, 1]),
+        ({"min_channels_per_group": 2}, [32, 16, 8, 1]),
+        ({"min_channels_per_group": 8}, [8, 4, 2, 1]),
+        ({"min_channels_per_group": 4, "num_groups": 8}, [8, 8, 4, 1]),
+        ({"min_channels_per_group": 4, "channels_per_group": 8}, [8, 4, 2, 1]),
+    ],
+)
+def test_a_group_has_at_least_so_many_channels(options: dict[str, int], groups: list[int]) -> None:
+    assert [Groups(**options).of(channels) for channels in (64, 32, 16, 1)] == groups
+    assert Groups(min_channels_per_group=2).is_default
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_channels_per_group": 0}, "min_channels_per_group 0: at least 1"),
+        ({"min_channels_per_group": 4, "channels_per_group": 2}, "2 is below min_channels"),
+    ],
+)
+def test_a_least_number_that_cannot_be_is_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Groups(**options)

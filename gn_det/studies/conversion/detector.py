@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from gn_det.checkpoint import Checkpointer
@@ -19,6 +16,7 @@ from gn_det.config import dump_config
 from gn_det.data.train_loader import build_train_loader
 from gn_det.engine.trainer import evaluate, train
 from gn_det.errors import InputError
+from gn_det.injection import DetectorBatch, run_on_boxes
 from gn_det.injection.convert_bn import bn_sites
 from gn_det.modeling.with_gn import groups_from_config
 from gn_det.studies.conversion.report import write_report
@@ -31,13 +29,7 @@ from gn_det.studies.conversion.stages import (
 )
 from gn_det.utils import markdown, write_atomically
 
-__all__ = [
-    "DetectorBatch",
-    "calibration_batches",
-    "config_with_gn",
-    "convert_detector",
-    "run_on_boxes",
-]
+__all__ = ["calibration_batches", "config_with_gn", "convert_detector"]
 
 
 # What stands for a model: the first of these that its evaluation has.
@@ -48,20 +40,6 @@ _METRICS = {
     "mIoU": ("sem_seg", "mIoU"),
     "AR@1000": ("box_proposals", "AR@1000"),
 }
-
-
-class DetectorBatch(NamedTuple):
-    """Images, and the boxes that RoI heads look at, whatever the model finds.
-
-    Attributes:
-        inputs: Detectron2's, one for each image.
-        proposals: for box heads; None for models without RoI heads.
-        objects: the true boxes and classes, for mask and keypoint heads.
-    """
-
-    inputs: list[dict[str, Any]]
-    proposals: list[Instances] | None
-    objects: list[tuple[Boxes, Tensor]]
 
 
 def convert_detector(
@@ -229,57 +207,5 @@ def calibration_batches(cfg: CfgNode, model: nn.Module, num_images: int) -> list
     with closing(build_train_loader(cfg)) as loader:
         for inputs in islice(loader, -(-num_images // cfg.SOLVER.IMS_PER_BATCH)):
             inputs = inputs[: num_images - sum(len(batch.inputs) for batch in batches)]
-            objects = [
-                (x["instances"].gt_boxes, x["instances"].gt_classes)
-                for x in inputs
-                if "instances" in x
-            ]
-            batches.append(DetectorBatch(inputs, _proposals(model, inputs), objects))
+            batches.append(DetectorBatch.of(model, inputs))
     return batches
-
-
-@torch.no_grad()
-def _proposals(model: nn.Module, inputs: list[dict[str, Any]]) -> list[Instances] | None:
-    if not hasattr(model, "roi_heads"):
-        return None
-    if model.proposal_generator is None:
-        return [x["proposals"].to(model.device) for x in inputs]
-    images = model.preprocess_image(inputs)
-    proposals, _ = model.proposal_generator(images, model.backbone(images.tensor))
-    return proposals
-
-
-def run_on_boxes(model: nn.Module, batch: DetectorBatch) -> None:
-    """Run every part of a detector in eval mode, its RoI heads on the boxes of the batch.
-
-    Later stages of a cascade go on from the boxes of the stage before, one for each proposal.
-    """
-    if batch.proposals is None:
-        model(batch.inputs)
-        return
-    images = model.preprocess_image(batch.inputs)
-    features = model.backbone(images.tensor)
-    if model.proposal_generator is not None:
-        model.proposal_generator(images, features)
-    if hasattr(model, "sem_seg_head"):
-        model.sem_seg_head(features)
-    with _box_head_alone(model.roi_heads):
-        model.roi_heads(images, features, batch.proposals)
-    objects = [
-        Instances(size, pred_boxes=boxes, pred_classes=classes).to(model.device)
-        for size, (boxes, classes) in zip(images.image_sizes, batch.objects, strict=True)
-    ]
-    model.roi_heads.forward_with_given_boxes(features, objects)
-
-
-@contextmanager
-def _box_head_alone(roi_heads: nn.Module) -> Iterator[None]:
-    """Without the heads that go on from the boxes that the model found."""
-    heads = [name for name in ("mask_on", "keypoint_on") if getattr(roi_heads, name, False)]
-    try:
-        for name in heads:
-            setattr(roi_heads, name, False)
-        yield
-    finally:
-        for name in heads:
-            setattr(roi_heads, name, True)

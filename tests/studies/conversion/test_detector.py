@@ -8,21 +8,15 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes
 from support import zoo
 from support.programs import ROOT
 from torch import nn
 
-from gn_det import InputError, fuse, inject
+from gn_det import DetectorBatch, InputError, fuse, inject, run_on_boxes
 from gn_det.config import load_config
 from gn_det.injection import convert_bn
 from gn_det.injection.convert_bn import bn_sites
-from gn_det.studies.conversion.detector import (
-    DetectorBatch,
-    _proposals,
-    config_with_gn,
-    run_on_boxes,
-)
+from gn_det.studies.conversion.detector import config_with_gn
 
 
 @pytest.fixture
@@ -92,10 +86,7 @@ def with_bn(name: str) -> nn.Module:
 )  # fmt: skip
 def test_every_norm_of_every_kind_of_detector_is_reached(name: str, sites: str) -> None:
     model = with_bn(name)
-    inputs = zoo.pictures()
-    objects = [(x["instances"].gt_boxes, x["instances"].gt_classes) for x in inputs]
-    batch = DetectorBatch(inputs, _proposals(model, inputs), objects)
-    found = convert_bn(model, [batch], run_on_boxes)
+    found = convert_bn(model, [DetectorBatch.of(model, zoo.pictures())], run_on_boxes)
     assert {row.site for row in found.rows} == set(sites.split()) and not found.not_reached
     assert not any(hasattr(module, "running_mean") for module in model.modules())
 
@@ -104,8 +95,6 @@ def test_pictures_without_objects_leave_the_mask_head_unreached() -> None:
     cfg = load_config(ROOT / "configs/compare/bn.yaml")
     model = build_model(cfg).eval()
     inputs = [{"image": torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8)}]
-    nothing = [(Boxes(torch.zeros(0, 4)), torch.zeros(0, dtype=torch.int64))]
-    batch = DetectorBatch(inputs, _proposals(model, inputs), nothing)
-    found = convert_bn(model, [batch], run_on_boxes)
+    found = convert_bn(model, [DetectorBatch.of(model, inputs)], run_on_boxes)
     assert {name.rsplit(".", 2)[0] for name in found.not_reached} == {"roi_heads.mask_head"}
     assert model.roi_heads.mask_on

@@ -1,0 +1,63 @@
+"""What a module is, told without the library that it comes from: norms, convolutions, activations.
+
+Classes are known by their names, so that no library needs to be installed for another's models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Layer", "is_a", "is_conv", "is_norm", "library_of", "num_channels", "type_name"]
+
+# A convolution, norm or head of any library, or None: nn.Module declares none of their attributes.
+Layer = Any
+
+# BN and GN of PyTorch are found by isinstance, where forward comes from one of these.
+_LIBRARIES = {"detectron2", "fvcore", "gn_det", "mmcv", "mmengine", "timm", "torch", "torchvision"}
+_FROZEN_AND_CYCLED = (
+    "detectron2.layers.batch_norm.FrozenBatchNorm2d",
+    "detectron2.layers.batch_norm.CycleBatchNormList",
+    "torchvision.ops.misc.FrozenBatchNorm2d",
+)
+
+
+def type_name(kind: type) -> str:
+    """``package.module.Class``; a class that ``type(...)`` made may have no module."""
+    return f"{getattr(kind, '__module__', '')}.{kind.__qualname__}"
+
+
+def library_of(code: object) -> str:
+    """The package that a class or function comes from, or ``""``."""
+    return (getattr(code, "__module__", None) or "").split(".")[0]
+
+
+def is_a(module: nn.Module, *names: str) -> bool:
+    """isinstance by the name of the class."""
+    return any(type_name(kind) in names for kind in type(module).__mro__)
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """Whether a module is a BN, SyncBN, FrozenBN or GN layer that FusedGroupNorm can replace."""
+    if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
+        # A class of the user's own may compute something else.
+        return library_of(type(module).forward) in _LIBRARIES
+    return module is not None and is_a(module, *_FROZEN_AND_CYCLED)
+
+
+def is_conv(module: nn.Module | None) -> bool:
+    """Whether a module is a convolution of PyTorch's or a subclass, or a deformable one."""
+    return isinstance(module, nn.modules.conv._ConvNd) or (
+        getattr(module, "weight", None) is not None
+        and hasattr(module, "kernel_size")
+        and hasattr(module, "out_channels")
+    )
+
+
+def num_channels(norm: Layer) -> int:
+    """C of a norm of any kind."""
+    for name in ("num_features", "num_channels"):
+        if hasattr(norm, name):
+            return getattr(norm, name)
+    return len(norm.weight)
