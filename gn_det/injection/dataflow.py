@@ -1,19 +1,20 @@
 """What a module's forward does with its parts, recorded with torch.fx without running it.
 
 fx runs the module's own Python once, with stand-ins for tensors. What it cannot see, this tracer
-refuses with :class:`UntraceableError`: forwards that decide by data or by the type of an input, make
-tensors, draw random numbers, set attributes, or switch gradients or autocast. What the Python read
-from modules on the way is kept, so that the record holds only while those values do.
+refuses with :class:`UntraceableError`: forwards that decide by data or by the type of an input,
+make tensors, draw random numbers, set attributes, or switch gradients or autocast. What the Python
+read from modules on the way is kept, so that the record holds only while those values do.
 """
 
 from __future__ import annotations
 
 import inspect
+import operator
 import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gn_det.layers import FusedGroupNorm
+from gn_det.layers import FusedGroupNorm, FusedGroupNormAct
 
 __all__ = ["Record", "UntraceableError", "path_of", "record"]
 
@@ -45,19 +46,22 @@ class Record(NamedTuple):
     reads: dict[tuple[str, str], Any]
 
 
-def record(root: nn.Module, forward: Callable, enters: Callable[[nn.Module], bool]) -> Record:
+def record(
+    root: nn.Module, forward: Callable, enters: Callable[[nn.Module], bool], given: Container[str]
+) -> Record:
     """Record a forward of a module.
 
     Args:
         root: it is not changed, and nothing is computed.
-        forward: a function of root and of tensors; inputs with a default take that.
+        forward: a function of root and of tensors.
+        given: inputs that are given though they have a default; others take theirs.
         enters: whether to look into a part. A part that ends in ``convolved`` and ``norm``, as
             gn_det's convolutions with a norm do, is recorded as these two.
 
     Raises:
         UntraceableError: forward has no record that would hold.
     """
-    tracer = _Tracer(root, forward, enters)
+    tracer = _Tracer(root, forward, enters, given)
     drawn = _random_states()
     try:
         with warnings.catch_warnings(), tracer.watching():
@@ -87,45 +91,75 @@ def path_of(path: str, name: str) -> str:
 # What nn.Module itself keeps, besides the mode.
 _INTERNAL = vars(nn.Module()).keys() - {"training"}
 
-# What a forward may ask of PyTorch that another call may answer otherwise.
-_ASKS = {name: getattr(torch, name) for name in ("is_grad_enabled", "is_autocast_enabled")}
+# What a record would not show: where these are called, by whom nobody of PyTorch's own is.
+_UNSEEN = {
+    "asks torch.is_grad_enabled": (torch, "is_grad_enabled"),
+    "asks torch.is_autocast_enabled": (torch, "is_autocast_enabled"),
+    "switches autocast": (torch.autocast, "__enter__"),
+    "switches gradients off": (torch.no_grad, "__enter__"),
+    "switches gradients on": (torch.enable_grad, "__enter__"),
+    "switches gradients": (torch.set_grad_enabled, "__init__"),
+    "switches to inference": (torch.inference_mode, "__enter__"),
+}
+
+# Those of PyTorch that call these on the way to a stand-in.
+_PYTORCHS = {
+    "torch.fx._symbolic_trace",
+    "torch.fx.proxy",
+    "torch.fx.node",
+    "torch.amp.autocast_mode",
+}
+
+_IN_PLACE = (
+    "__iadd__ __isub__ __imul__ __imatmul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ "
+    "__iand__ __ior__ __ixor__ __ilshift__ __irshift__"
+)
 
 
-class _Input(fx.Proxy):
-    """A stand-in for an input, which may be no tensor."""
+class _StandIn(fx.Proxy):
+    """A stand-in for a tensor, or for whatever an input or a part's result is."""
 
     @property
     def __class__(self) -> type:
-        if _asked_by_fx(sys._getframe(1)):
-            return _Input
-        raise UntraceableError("asks what type an input has")
+        # PyTorch's own functions ask as well, and take it as it is.
+        asking = sys._getframe(1)
+        ours = asking.f_globals.get("__name__", "").startswith(("torch.fx", "torch.overrides"))
+        if not ours and {"isinstance", "type"} & {*asking.f_code.co_names}:
+            raise UntraceableError("asks what type an input or a result has")
+        return _StandIn
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
 
-class _Result(fx.Proxy):
-    """A stand-in for what a part or an operator returns."""
+def _in_place(name: str) -> Callable[[_StandIn, Any], fx.Proxy]:
+    function = getattr(operator, name)
 
-    @property
-    def __class__(self) -> type:
-        if _asked_by_fx(sys._getframe(1)):
-            return _Result
-        raise UntraceableError("asks what type a result has")
+    def record_it(self: _StandIn, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record_it
 
 
-def _asked_by_fx(frame: Any) -> bool:
-    return frame.f_globals.get("__name__", "").startswith(("torch.fx", "torch.overrides"))
+for _name in _IN_PLACE.split():  # fx has no stand-in for these: they would become y = y + x
+    setattr(_StandIn, _name, _in_place(_name))
 
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(
-        self, root: nn.Module, forward: Callable, enters: Callable[[nn.Module], bool]
+        self,
+        root: nn.Module,
+        forward: Callable,
+        enters: Callable[[nn.Module], bool],
+        given: Container[str],
     ) -> None:
         super().__init__()
         self.entered = {"": root}
         self.reads: dict[tuple[str, str], Any] = {}
         self._paths = {module: path for path, module in root.named_modules()}
-        self._forward, self._enters, self._started_in = forward, enters, _modes()
+        self._forward, self._enters, self._given = forward, enters, given
 
     def create_args_for_root(
         self, root_fn: Callable, is_module: bool, concrete_args: dict | None = None
@@ -134,28 +168,23 @@ class _Tracer(fx.Tracer):
         for parameter in [*inspect.signature(self._forward).parameters.values()][1:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
-            if parameter.default is parameter.empty:
+            if parameter.default is parameter.empty or parameter.name in self._given:
                 if parameter.kind is parameter.KEYWORD_ONLY:
                     raise UntraceableError(f"wants {parameter.name} by name")
                 arguments.append(self.create_proxy("placeholder", parameter.name, (), {}))
         return self._forward, arguments
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return (_Input if node.op == "placeholder" else _Result)(node, self)
+        return _StandIn(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        if type(a) in (_Input, _Result):
+        if type(a) is _StandIn:
             return a.node
         if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
             raise UntraceableError("makes a tensor of its own")
         if isinstance(a, (dict, list)) and type(a) not in (dict, list):
             raise UntraceableError(f"makes a {type(a).__name__}")
         return super().create_arg(a)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _modes() != self._started_in:
-            raise UntraceableError("switches gradients or autocast")
-        return super().create_node(*args, **kwargs)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if m not in self._paths:
@@ -189,29 +218,40 @@ class _Tracer(fx.Tracer):
                 raise UntraceableError(f"sets {name}")
             set_attribute(module, name, value)
 
-        def asked(name: str) -> Callable:
-            def ask(*args: Any) -> bool:
-                if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
-                    return _ASKS[name](*args)
-                raise UntraceableError(f"asks torch.{name}")
+        def refused(function: Callable, why: str) -> Callable:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                caller = sys._getframe(1).f_globals.get("__name__", "")
+                if threading.get_ident() == thread and caller not in _PYTORCHS:
+                    raise UntraceableError(why)
+                return function(*args, **kwargs)
 
-            return ask
+            return call
 
+        unseen = [(why, *where, getattr(*where)) for why, where in _UNSEEN.items()]
         nn.Module.__getattribute__, nn.Module.__setattr__ = read, refuse
-        for name in _ASKS:
-            setattr(torch, name, asked(name))
+        for why, owner, name, function in unseen:
+            setattr(owner, name, refused(function, why))
         try:
             yield
         finally:
             del nn.Module.__getattribute__
             nn.Module.__setattr__ = set_attribute
-            for name, function in _ASKS.items():
-                setattr(torch, name, function)
-        for (path, name), value in self.reads.items():
-            if isinstance(value, (list, dict, set)) and value != getattr(
-                self.root.get_submodule(path), name
-            ):
-                raise UntraceableError(f"changes {path_of(path, name)}")
+            for _, owner, name, function in unseen:
+                setattr(owner, name, function)
+            changed = [
+                where for where, value in self.reads.items() if self._restored(*where, value)
+            ]
+        if changed:
+            raise UntraceableError(f"changes {path_of(*changed[0])}")
+
+    def _restored(self, path: str, name: str, value: Any) -> bool:
+        """Whether a list or a dict was changed meanwhile; it is put back."""
+        now = vars(self.root.get_submodule(path))[name]
+        if type(value) not in (list, dict, set) or now == value:
+            return False
+        now.clear()
+        (now.extend if type(value) is list else now.update)(value)
+        return True
 
 
 def unfused_forward(kind: type[nn.Module]) -> Callable:
@@ -221,21 +261,13 @@ def unfused_forward(kind: type[nn.Module]) -> Callable:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a FusedGroupNorm that computes nothing else yet."""
+    if type(module) is FusedGroupNormAct:
+        return module.activation is None and type(module.drop) is type(module.act) is nn.Identity
     return type(module) is FusedGroupNorm and module.activation is None
 
 
 def _copy(value: Any) -> Any:
     return value.copy() if type(value) in (list, dict, set) else value
-
-
-def _modes() -> tuple:
-    autocast = ("cpu", "cuda")
-    return (
-        _ASKS["is_grad_enabled"](),
-        torch.is_inference_mode_enabled(),
-        *(_ASKS["is_autocast_enabled"](device) for device in autocast),
-        *(torch.get_autocast_dtype(device) for device in autocast),
-    )
 
 
 def _random_states() -> tuple:

@@ -33,7 +33,7 @@ from gn_det.injection.dataflow import (
     record,
     unfused_forward,
 )
-from gn_det.layers import FusedGroupNorm
+from gn_det.layers import FusedGroupNorm, FusedGroupNormAct
 from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
 from gn_det.layers.detectron2 import loaded_blocks
 from gn_det.layers.recomputation import recomputed
@@ -53,6 +53,9 @@ _CONVOLUTIONS = {
     kind.forward
     for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvWS1d, ConvWS2d, ConvWS3d)
 }  # fmt: skip
+
+_NORMS = (FusedGroupNorm, FusedGroupNormAct)
+_MOST_OPTIONAL = 2  # of a forward's inputs, for all of which there are variants
 
 _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_}
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
@@ -163,32 +166,78 @@ class _Planner:
             self.plan.classes[module] = rewriting.generated()
 
     def _rewriting(self, module: nn.Module) -> _Rewriting:
-        """Of a module in both modes, if its forward asks for the mode."""
+        """Of a module as it may be called: with more or fewer of its inputs, in both modes."""
         if "forward" in vars(module):
             raise UntraceableError("is one of its own")
         if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
             raise UntraceableError("is a recorded one already")
         forward = unfused_forward(type(module))
-        first = self._record(module, forward)
-        asks = [path for path, name in first.reads if name == "training"]
-        if not asks:
-            return _Rewriting(module, [first])
-        mode = first.reads[asks[0], "training"]
-        modes = {part: part.training for part in module.modules()}
+        optional = [
+            name
+            for name, each in [*inspect.signature(forward).parameters.items()][1:]
+            if each.kind is each.POSITIONAL_OR_KEYWORD and each.default is None
+        ]
+        variants, failed = [], []
+        for count in range(len(optional) + 1 if len(optional) <= _MOST_OPTIONAL else 1):
+            given = optional[:count]
+            try:
+                variants += self._in_both_modes(module, forward, given)
+            except UntraceableError as error:
+                failed.append(error)
+        if not variants:
+            raise failed[0]
+        return _Rewriting(module, variants, complete=not failed)
+
+    def _in_both_modes(
+        self, module: nn.Module, forward: Callable, given: list[str]
+    ) -> list[_Variant]:
+        ends = {part for part, ends in self._ends.items() if ends and type(part) not in _NORMS}
+        first = record(module, forward, ends.__contains__, given)
+        mode = next((path for path, name in first.reads if name == "training"), None)
+        if mode is None:
+            return [_Variant(first, given, None, True)]
+        modes = {part: part.training for part in first.entered.values()}
         found = []
         try:
-            for training in (mode, not mode):
-                for path in first.entered:
-                    module.get_submodule(path).training = training
-                found.append(self._record(module, forward))
+            for training in (True, False):
+                if {*modes.values()} == {training}:
+                    each = first
+                else:
+                    for part in modes:
+                        part.training = training
+                    each = record(module, forward, ends.__contains__, given)
+                found.append(_Variant(each, given, mode, training))
         finally:
             for part, training in modes.items():
                 part.training = training
-        return _Rewriting(module, found)
+        return found
 
-    def _record(self, module: nn.Module, forward: Callable) -> Record:
-        ends = {part for part, ends in self._ends.items() if ends and not is_norm(part)}
-        return record(module, forward, ends.__contains__)
+
+class _Variant(NamedTuple):
+    """A record of one way to call a module.
+
+    Attributes:
+        given: the inputs with a default that are given.
+        mode_of: the part that was asked for its mode, by path; None if none was.
+        training: the mode.
+    """
+
+    record: Record
+    given: list[str]
+    mode_of: str | None
+    training: bool
+
+    def condition(self, parameters: list[inspect.Parameter], names: dict[str, Any]) -> list[str]:
+        """What tells this variant from the others, as TorchScript also reads it."""
+        checks = []
+        for each in parameters:
+            if each.kind is each.POSITIONAL_OR_KEYWORD and each.default is not each.empty:
+                default = _is(each.name, each.default, names)
+                checks.append(f"not ({default})" if each.name in self.given else default)
+        if self.mode_of is not None:
+            mode = _expression(path_of(self.mode_of, "training"))
+            checks.append(mode if self.training else f"not {mode}")
+        return checks
 
 
 class _Rewriting:
@@ -200,21 +249,24 @@ class _Rewriting:
         ends_in: the norm whose result is the module's.
     """
 
-    def __init__(self, module: nn.Module, records: list[Record]) -> None:
-        self._module, self._records = module, records
+    def __init__(self, module: nn.Module, variants: list[_Variant], complete: bool) -> None:
+        self._module, self._variants, self._complete = module, variants, complete
         self.forms: dict[str, Form] = {}
         self.reasons: dict[nn.Module, str] = {}
-        ends, self._passed, self._checks = set(), {}, {}
+        self.ends_in: str | None = None
+        self._passed: dict[str, nn.Module] = {}
+        self._checks: dict[str, None] = {}
         self._wide: list[list[fx.Node]] = []
-        for each in records:
-            merging = _Merging(module, each.graph)
+        for variant in variants:
+            merging = _Merging(module, variant.record.graph)
             self.forms |= merging.forms
             self.reasons |= merging.reasons
             self._passed |= merging.passed
             self._checks |= merging.checks
             self._wide.append(merging.wide)
-            ends.add(merging.ends_in)
-        self.ends_in = ends.pop() if len(ends) == 1 else None
+            self.ends_in = self.ends_in or merging.ends_in
+        for path in self.forms:
+            self.reasons.pop(module.get_submodule(path), None)
 
     def generated(self) -> type[nn.Module]:
         """The class; modules of one class that compute the same share it."""
@@ -234,47 +286,55 @@ class _Rewriting:
         return _generated[key]
 
     def _source(self, kind: type[nn.Module], names: dict[str, Any]) -> str:
-        parameters = [*inspect.signature(kind.forward).parameters.values()]
-        declared, passed_on = _declared(parameters[1:], names)
-        checks = [*_input_checks(parameters[1:], names), *self._part_checks(names)]
-        modes = [_attribute_checks(each.reads, names) for each in self._records]
-        plain = [_body(each.graph, names) for each in self._records]
-        expanded = plain
-        if any(self._wide):
-            for each, wide in zip(self._records, self._wide, strict=True):
-                _recompute(each.graph, wide)
-            expanded = [_body(each.graph, names) for each in self._records]
-        either = " or ".join(f"({' and '.join(mode) or 'True'})" for mode in modes)
+        parameters = [*inspect.signature(kind.forward).parameters.values()][1:]
+        declared, passed_on = _declared(parameters, names)
+        checks = [*_input_checks(parameters, names), *self._part_checks(names)]
+        conditions = [each.condition(parameters, names) for each in self._variants]
+        records = [each.record for each in self._variants]
+        holds = [
+            " and ".join([*condition, *_attribute_checks(each.reads, names)]) or "True"
+            for condition, each in zip(conditions, records, strict=True)
+        ]
+        plain = [_body(each.graph, names) for each in records]
         lines = [
             f"def forward({', '.join(['self', *declared])}):",
             "    if not torch.jit.is_scripting():",
-            f"        if not ({' and '.join([*checks, f'({either})'])}):",
+            f"        if not ({' and '.join([*checks, '(' + ' or '.join(holds) + ')'])}):",
             f"            return gn_det_original({', '.join(['self', *passed_on])})",
         ]
-        if expanded is plain:
-            lines += self._by_mode(plain, "    ")
+        if any(self._wide):
+            for each, wide in zip(records, self._wide, strict=True):
+                _recompute(each.graph, wide)
+            expanded = [_body(each.graph, names) for each in records]
+            lines += ["    if torch.jit.is_scripting():"]
+            lines += self._choice(conditions, plain, " " * 8)
+            lines += ["    else:", *self._choice(conditions, expanded, " " * 8)]
         else:
-            lines += ["    if torch.jit.is_scripting():", *self._by_mode(plain, " " * 8)]
-            lines += ["    else:", *self._by_mode(expanded, " " * 8)]
+            lines += self._choice(conditions, plain, "    ")
         names["torch"] = torch
         return "\n".join(lines) + "\n"
 
-    def _by_mode(self, bodies: list[list[str]], indent: str) -> list[str]:
-        if len(bodies) == 1:
-            return [indent + line for line in bodies[0]]
-        reads = self._records[0].reads
-        path, mode = next((path, v) for (path, name), v in reads.items() if name == "training")
-        first, second = bodies if mode else reversed(bodies)
-        return [
-            f"{indent}if {_expression(path_of(path, 'training'))}:",
-            *(f"{indent}    {line}" for line in first),
-            f"{indent}else:",
-            *(f"{indent}    {line}" for line in second),
-        ]
+    def _choice(
+        self, conditions: list[list[str]], bodies: list[list[str]], indent: str
+    ) -> list[str]:
+        lines: list[str] = []
+        for number, (condition, body) in enumerate(zip(conditions, bodies, strict=True)):
+            if number == len(bodies) - 1 and self._complete:
+                if not lines:
+                    return [indent + line for line in body]
+                lines.append(f"{indent}else:")
+            else:
+                lines.append(f"{indent}{'elif' if lines else 'if'} {' and '.join(condition)}:")
+            lines += [f"{indent}    {line}" for line in body]
+        if not self._complete:
+            lines += [f"{indent}else:", f'{indent}    raise RuntimeError("not with these inputs")']
+        return lines
 
     def _part_checks(self, names: dict[str, Any]) -> Iterator[str]:
         """That the parts are there which the record passes over, as they were."""
-        entered = {path: part for each in self._records for path, part in each.entered.items()}
+        entered: dict[str, nn.Module] = {}
+        for each in self._variants:
+            entered |= each.record.entered
         for path, part in entered.items():
             if path:
                 kind = getattr(type(part), "unfused_kind", type(part))
@@ -282,7 +342,7 @@ class _Rewriting:
             yield f"tuple({_expression(path_of(path, '_modules'))}) == {tuple(part._modules)!r}"
         for path, part in self._passed.items():
             yield f"type({_expression(path)}) is {_named(type(part), names)}"
-            if isinstance(part, FusedGroupNorm):
+            if type(part) in _NORMS:
                 yield f"{_expression(path_of(path, 'activation'))} is None"
         yield from self._checks
         watched = [path for path in {**entered, **self._passed} if path]
@@ -372,8 +432,10 @@ class _Merging:
             for node, index in self._order.items()
             if self._order[norm] < index < self._order[to] and not node._erased
         ]
-        sole = [user for user in source.users if not _is_metadata(user)] == [norm]
-        if sole and source.op != "placeholder":
+        users = {user for user in source.users if not _is_metadata(user)} - {norm}
+        if users.intersection(between):  # gradients of the input would add up in another order
+            return False
+        if not users and source.op != "placeholder":
             part = self._part(source)
             fresh = (part is None and source.op == "call_module") or isinstance(part, _ConvNd)
             return fresh or not any(self._changes_in_place(node) for node in between)
@@ -490,6 +552,8 @@ class _Merging:
             part = self._part(node)
             if part is not None:
                 self.passed[node.target] = part
+                for name, child in part.named_children() if is_norm(part) else ():
+                    self.passed[path_of(node.target, name)] = child
             self._graph.erase_node(node)
 
     def _is_wide(self, node: fx.Node) -> bool:
@@ -517,6 +581,8 @@ class _Merging:
             if user.args[0] is (way[-1] if way else norm):
                 self.ends_in = norm.target
                 reason = "what follows it is outside the model, or in a forward that is not known"
+        elif _is_merged(user):
+            reason = "the norm that it is added to takes in the addition"
         elif _operands(user) is not None:
             reason = "what it is added to may be changed in between, or seen by others"
         else:
@@ -634,13 +700,13 @@ def _declared(
 
 
 def _input_checks(parameters: list[inspect.Parameter], names: dict[str, Any]) -> Iterator[str]:
-    """That inputs are there, and those with a default have that."""
+    """That inputs are there, and none that no variant has."""
     for each in parameters:
         if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
             yield f"not {each.name}"
         elif each.default is each.empty:
             yield f"{each.name} is not None"
-        else:
+        elif each.kind is each.KEYWORD_ONLY:
             yield _is(each.name, each.default, names)
 
 

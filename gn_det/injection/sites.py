@@ -75,7 +75,7 @@ _CHANNELS_FIRST_LAYER_NORM = "detectron2.layers.batch_norm.LayerNorm"
 
 def type_name(kind: type) -> str:
     """``package.module.Class``."""
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return f"{getattr(kind, '__module__', '')}.{kind.__qualname__}"
 
 
 def _is_a(module: nn.Module, *names: str) -> bool:
