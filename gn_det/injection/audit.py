@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gn_det.injection.fuse import fused_forms
+from gn_det.injection.fuse import fused_forms, why_not_fused
 from gn_det.injection.recompute import recomputed_norms
 from gn_det.injection.report import Report
 from gn_det.injection.sites import DEFAULT_SITES, SITES, Slot, find_owners, find_slots
 from gn_det.injection.standardize import why_not_standardizable
 from gn_det.layers import WeightStandardized, default_num_groups
+from gn_det.ops.form import Form
 from gn_det.utils import table
 
 __all__ = ["Audit", "LeftAlone", "NormRow", "audit"]
@@ -48,7 +49,11 @@ class NormRow:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """Modules without GN, or without Weight Standardization in a model with it, for one reason."""
+    """What does without something, for one reason.
+
+    Modules without GN; in a model with Weight Standardization, those without it; in a fused model,
+    norms that compute nothing else.
+    """
 
     site: str
     modules: tuple[str, ...]
@@ -136,6 +141,10 @@ def audit(model: nn.Module) -> Audit:
             left.setdefault((slot.site, reason), []).append(names[norm])
     for site, module, reason in _out_of_reach(model, slots):
         left.setdefault((site, reason), []).append(module)
+    if any(form != Form() for form in forms.values()):
+        sites = {slot.norm: slot.site for slot in slots}
+        for norm, why in why_not_fused(model).items():
+            left.setdefault((sites.get(norm, "other"), f"not fused: {why}"), []).append(names[norm])
     return Audit(
         tuple(
             NormRow(
