@@ -54,11 +54,14 @@ _CONVOLUTIONS = {
     for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvWS1d, ConvWS2d, ConvWS3d)
 }  # fmt: skip
 
+_UNKNOWN = "nobody calls it whose forward is known"
+
 _NORMS = (FusedGroupNorm, FusedGroupNormAct)
 _MOST_OPTIONAL = 2  # of a forward's inputs, for all of which there are variants
 
 _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_}
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
+_NEW_RESULTS = {operator.add, operator.mul, torch.add, torch.mul, torch.cat}
 _METADATA = {"shape", "dtype", "device", "ndim", "size", "dim", "ndimension"}
 
 
@@ -127,10 +130,13 @@ class _Planner:
         for module in reversed([*model.modules()]):  # parts before those who hold them
             if is_norm(module):
                 self._ends[module] = True
-                self.plan.reasons.setdefault(module, "nobody calls it whose forward is known")
+                self.plan.reasons.setdefault(module, _UNKNOWN)
             elif _is_conv_norm(module):
                 self._ends[module] = True
             elif type(module) in handwritten:
+                for norm in module.modules():
+                    if self.plan.reasons.get(norm) == _UNKNOWN:
+                        self.plan.reasons[norm] = f"nothing follows it in {type(module).__name__}"
                 for path in module.forms():
                     self.plan.reasons.pop(module.get_submodule(path), None)
             else:
@@ -463,9 +469,12 @@ class _Merging:
         if [other for other in node.users if not _is_metadata(other)] != [user]:
             return False
         part = self._part(node)
-        if isinstance(part, (_ConvNd, FusedGroupNorm)):
+        if isinstance(part, (_ConvNd, FusedGroupNorm)) or _is_merged(node):
             return True
-        return node.target in (operator.add, torch.add) or _is_merged(node)
+        if node.op == "call_function":
+            return node.target in _NEW_RESULTS
+        # Another part may hand on what it was given.
+        return part is not None and all(self._is_new(each, node) for each in node.all_input_nodes)
 
     # What becomes of them.
 

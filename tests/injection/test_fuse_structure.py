@@ -439,6 +439,74 @@ def test_mmcvs_conv_modules_are_fused(act: bool) -> None:
     assert_same_bits(model, fused)
 
 
+class NamedNorms(nn.Module):
+    """A bottleneck as mmdetection writes it: norms by name, the work in a function inside."""
+
+    def __init__(self, with_cp: bool = False) -> None:
+        super().__init__()
+        self.norm1_name, self.norm2_name, self.with_cp = "gn1", "gn2", with_cp
+        self.conv1, self.conv2 = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 1)
+        self.add_module("gn1", FusedGroupNorm(C))
+        self.add_module("gn2", FusedGroupNorm(C))
+        self.relu, self.downsample = nn.ReLU(inplace=True), None
+
+    @property
+    def norm1(self) -> nn.Module:
+        return getattr(self, self.norm1_name)
+
+    @property
+    def norm2(self) -> nn.Module:
+        return getattr(self, self.norm2_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def inner(x: Tensor) -> Tensor:
+            identity = x
+            out = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
+            if self.downsample is not None:
+                identity = self.downsample(x)
+            out += identity
+            return out
+
+        if self.with_cp and x.requires_grad:
+            out = checkpoint(inner, x, use_reentrant=False)
+        else:
+            out = inner(x)
+        return self.relu(out)
+
+
+def test_norms_behind_properties_are_fused_until_the_block_is_checkpointed() -> None:
+    torch.manual_seed(0)
+    model = NamedNorms()
+    fused = fuse(copy.deepcopy(model))
+    assert forms_of(fused) == {"gn1": "GN+ReLU", "gn2": "GN+add+ReLU"}
+    assert_same_bits(model, fused)
+    fused.with_cp = model.with_cp = True
+    assert_same_bits(model, fused)
+    assert set(forms_of(fuse(NamedNorms(with_cp=True))).values()) == {"GN"}
+
+
+def test_lists_that_a_module_changes_for_its_caller_are_changed() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branches = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(C, C, 1), FusedGroupNorm(C)) for _ in range(2)
+            )
+
+        def forward(self, x: list[Tensor]) -> list[Tensor]:
+            for i, branch in enumerate(self.branches):
+                x[i] = branch(x[i])
+            return [F.relu(x[0] + x[1])]
+
+    torch.manual_seed(0)
+    model = Branches()
+    seen = []
+    for each in (model, fuse(copy.deepcopy(model))):
+        levels = [picture(), 2 * picture()]
+        seen.append([*each(levels), *levels])
+    assert all(map(torch.equal, *seen))
+
+
 def test_checkpointed_blocks_are_fused_inside() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
