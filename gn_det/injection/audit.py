@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from gn_det.injection.fuse import fused_forms
+from gn_det.injection.fuse import fused_forms, why_not_fused
 from gn_det.injection.inject import has_bns_values
 from gn_det.injection.places import Places, find_places
 from gn_det.injection.recompute import recomputed_norms
@@ -16,6 +16,7 @@ from gn_det.injection.report import Report
 from gn_det.injection.sites import SITES, Slot, find_owners
 from gn_det.injection.standardize import standardizes, why_not_standardizable
 from gn_det.layers import WeightStandardized, default_num_groups
+from gn_det.ops.form import Form
 from gn_det.utils import table
 
 __all__ = ["Audit", "LeftAlone", "NormRow", "audit"]
@@ -67,11 +68,15 @@ class NormRow:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """Modules without GN, or without Weight Standardization in a model with it, for one reason.
+    """What does without something, for one reason.
+
+    Modules without GN; in a model with Weight Standardization, those without it; in a fused model,
+    norms that compute nothing else.
 
     Attributes:
         site: key of SITES.
-        modules: convolutions without a norm, norms that are no GN, or parts without either.
+        modules: convolutions without a norm, norms that are no GN or not fused, or parts without
+            either.
         reason: why they stay as they are, or what inject does.
     """
 
@@ -172,6 +177,10 @@ def audit(model: nn.Module, optimizer: Any = None) -> Audit:
         left.setdefault((site, reason), []).append(module)
     for bare in places.bare:
         left.setdefault((bare.site, bare.why_not), []).append(bare.name)
+    if any(form != Form() for form in forms.values()):
+        sites = {slot.norm: slot.site for slot in places.slots}
+        for norm, why in why_not_fused(model).items():
+            left.setdefault((sites.get(norm, "other"), f"not fused: {why}"), []).append(names[norm])
     return Audit(
         tuple(
             NormRow(

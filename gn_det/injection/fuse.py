@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -10,32 +12,33 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from gn_det.errors import InputError
+from gn_det.injection.rewrite import CONV_NORMS, Rewritten, plan
 from gn_det.injection.sites import Layer, type_name
 from gn_det.layers import FusedGroupNorm, FusedReLU
-from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
 from gn_det.layers.detectron2 import loaded_blocks
 from gn_det.layers.recomputation import keep_in
-from gn_det.layers.weight_standardization import ConvWSNorm1d, ConvWSNorm2d
 from gn_det.ops.form import Form
 
 if TYPE_CHECKING:
     from gn_det.layers.detectron2.blocks import Fused
 
-__all__ = ["fuse", "fused_forms", "revert", "unfuse"]
+__all__ = ["fuse", "fused_forms", "is_fusable", "revert", "unfuse", "why_not_fused"]
+
+_log = logging.getLogger(__name__)
 
 
 def fuse(model: nn.Module) -> nn.Module:
     """Let each FusedGroupNorm also compute the addition and the ReLU behind it.
 
-    Results are the same with fewer passes over memory. It fuses Detectron2's convolutions with
-    norm and ReLU, its residual blocks (basic, bottleneck, deformable), stem and FPN, and a norm
-    followed by an nn.ReLU in an nn.Sequential or a head. Only these exact classes are fused, no
-    subclasses.
+    Results are the same with fewer passes over memory. What follows a norm is read from the forward
+    of the module that calls both, whatever its class (with torch.fx, see
+    :mod:`gn_det.injection.rewrite`), and from Detectron2's own blocks. A log line says how many
+    norms are fused, and why others are not; so does :func:`gn_det.audit`.
 
     Modules get another class in place. Their names, parameters, hooks and isinstance relations
-    stay. A block whose parts have hooks runs unfused, so that each hook sees what it saw before. A
-    norm that has taken in a ReLU shows ``activation=relu`` in its repr and returns values after the
-    ReLU.
+    stay. A block whose parts have hooks, or whose settings are changed later, runs its original
+    forward. In an nn.Sequential a norm that has taken in a ReLU shows ``activation=relu`` in its
+    repr and returns values after the ReLU.
 
     Args:
         model: any model with FusedGroupNorms, see :func:`gn_det.inject`. It is modified in place.
@@ -55,6 +58,24 @@ def fuse(model: nn.Module) -> nn.Module:
         raise InputError(
             f"{type(model).__name__} has no FusedGroupNorm to fuse anything into; call inject first"
         )
+    before = [(module, type(module), vars(module).get("activation")) for module in model.modules()]
+    try:
+        _fuse_known(model)
+        found = plan(model)
+        for module, kind in found.classes.items():
+            _become(module, kind)
+    except BaseException:  # it stays as it was
+        for module, kind, activation in before:
+            _become(module, kind)
+            if isinstance(module, FusedGroupNorm):
+                module.activation = activation
+        raise
+    _report(model, found.reasons)
+    return model
+
+
+def _fuse_known(model: nn.Module) -> None:
+    """What goes by class: Detectron2's blocks, and ReLUs behind norms in sequences."""
     for kind, fused in _fused_classes().items():
         for module in model.modules():
             if type(module) is kind and fused.fits(module):
@@ -63,7 +84,41 @@ def fuse(model: nn.Module) -> nn.Module:
     for norm, relu in norms_right_before_relus(model):
         norm.activation = "relu"
         _become(relu, FusedReLU)
-    return model
+
+
+def is_fusable(model: nn.Module) -> bool:
+    """Whether :func:`fuse` would change anything."""
+    known = _fused_classes()
+    return (
+        any(known[type(m)].fits(m) for m in model.modules() if type(m) in known)
+        or any(True for _ in norms_right_before_relus(model))
+        or any(not _is_rewritten(module) for module in plan(model).classes)
+    )
+
+
+def why_not_fused(model: nn.Module) -> dict[nn.Module, str]:
+    """Why norms of a model compute nothing else, by norm, for those that :func:`fuse` would leave.
+
+    Norms that fuse would take, or has taken, are not in it.
+    """
+    return plan(model).reasons
+
+
+def _report(model: nn.Module, reasons: dict[nn.Module, str]) -> None:
+    forms = Counter(map(str, fused_forms(model).values()))
+    alone = forms.pop(str(Form()), 0)
+    counted = ", ".join(f"{count} {form}" for form, count in forms.most_common())
+    why = "; ".join(f"{count}: {why}" for why, count in Counter(reasons.values()).most_common())
+    name = type(model).__name__
+    if not forms:
+        warnings.warn(
+            f"fuse: none of the {alone} norms of {name} is fused with what follows ({why})",
+            stacklevel=3,
+        )
+    else:
+        _log.info(f"{name}: fused {forms.total()} of {forms.total() + alone} norms: {counted}")
+        if why:
+            _log.info(f"{name}: {alone} norms not fused, {why}")
 
 
 def unfuse(model: nn.Module) -> nn.Module:
@@ -94,7 +149,8 @@ def unfuse(model: nn.Module) -> nn.Module:
     unfused = {fused: kind for kind, fused in _fused_classes().items()}
     module: Layer
     for name, module in model.named_modules():
-        if isinstance(module, tuple(unfused)) and type(module) not in unfused:
+        changed = isinstance(module, tuple(unfused)) and type(module) not in unfused
+        if changed or (isinstance(module, Rewritten) and not _is_rewritten(module)):
             raise InputError(
                 f"{name} is a {type(module).__name__} since fuse; undo that (parametrizations, "
                 "FSDP) before unfuse"
@@ -105,6 +161,8 @@ def unfuse(model: nn.Module) -> nn.Module:
         keep_in(module)
         if isinstance(module, FusedReLU):
             _become(module, nn.ReLU)
+        elif _is_rewritten(module):
+            _become(module, type(module).unfused_kind)
         elif type(module) in unfused:
             _set_activation(module, module.relu_norms, None)
             _become(module, unfused[type(module)])
@@ -124,7 +182,7 @@ def fused_forms(model: nn.Module) -> dict[nn.Module, Form]:
     fused = set(_fused_classes().values())
     module: Layer
     for module in model.modules():  # blocks before their parts
-        if type(module) in fused:
+        if type(module) in fused or _is_rewritten(module):
             for name, form in module.forms().items():
                 forms.setdefault(module.get_submodule(name), form)
     for module in model.modules():
@@ -133,6 +191,11 @@ def fused_forms(model: nn.Module) -> dict[nn.Module, Form]:
                 forms[module] = Form(relu=True)
             forms.setdefault(module, Form())
     return forms
+
+
+def _is_rewritten(module: nn.Module) -> bool:
+    """Whether a module's class is one that rewriting has generated, and none derived from it."""
+    return "unfused_kind" in vars(type(module))
 
 
 def _become(module: nn.Module, kind: type) -> None:
@@ -150,8 +213,6 @@ def _fused_classes() -> dict[type[nn.Module], type[Fused]]:
     blocks = loaded_blocks()
     return blocks.FUSED if blocks else {}
 
-
-_CONV_NORMS = (ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d, ConvWSNorm1d, ConvWSNorm2d)
 
 # Modules that call their children one after the other, besides nn.Sequential.
 _HEADS = "detectron2.modeling.roi_heads"
@@ -211,5 +272,5 @@ def _last_norm(layer: Layer) -> FusedGroupNorm | None:
     if type(layer) is FusedGroupNorm:
         return layer
     blocks = loaded_blocks()
-    ends = type(layer) in _CONV_NORMS or (blocks is not None and blocks.is_fused_conv(layer))
+    ends = type(layer) in CONV_NORMS or (blocks is not None and blocks.is_fused_conv(layer))
     return layer.norm if ends and type(layer.norm) is FusedGroupNorm else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from gn_det.errors import InputError
-from gn_det.injection.fuse import fused_forms
+from gn_det.injection.fuse import fused_forms, is_fusable
 from gn_det.layers import FusedGroupNorm
 from gn_det.layers.recomputation import recompute_in, recomputes_in
 from gn_det.ops.form import Form
@@ -46,9 +46,10 @@ def recompute(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no FusedGroupNorm to recompute; call inject and fuse first"
         )
     if all(form == Form() for form in fused_forms(model).values()):
+        advice = "call fuse first" if is_fusable(model) else "inject at other sites"
         raise InputError(
-            f"no norm of {type(model).__name__} is fused with the ReLU or addition behind it, and "
-            "without that recomputing saves nothing; call fuse first, or inject at more sites"
+            f"no norm of {type(model).__name__} is fused with a ReLU or addition behind it, and "
+            f"without that recomputing saves nothing; {advice}"
         )
     recompute_in(model)
     return model

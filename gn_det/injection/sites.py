@@ -267,7 +267,7 @@ SITES = {
     "keypoint_head": Site(
         {
             f"{_MODELING}.roi_heads.keypoint_head.KRCNNConvDeconvUpsampleHead": lambda head: _own(
-                *(conv for name, conv in head.named_children() if name.startswith("conv_fcn"))
+                *(conv for name, conv in head.named_children() if re.fullmatch(r"conv_fcn\d+", name))
             ),
             f"{_TORCHVISION}.keypoint_rcnn.KeypointRCNNHeads": lambda head: _own(
                 *(conv for conv in head if isinstance(conv, nn.Conv2d))

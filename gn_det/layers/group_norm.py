@@ -101,6 +101,40 @@ class FusedGroupNorm(nn.GroupNorm):
             return self._group_norm(*arguments)
         return recomputed(self._group_norm, *arguments)
 
+    def normalize_and_add(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        activation: Optional[str] = None,
+        keeps: str = "",
+        normalize_residual: bool = False,
+        residual_weight: Optional[Tensor] = None,
+        residual_bias: Optional[Tensor] = None,
+    ) -> Tensor:
+        """As :meth:`normalize` where x and residual are alike, else as PyTorch adds them.
+
+        So residuals that are broadcast, or of another dtype under autocast, give what they gave
+        before :func:`gn_det.fuse`.
+
+        Args:
+            keeps: "x" or "residual" where the addition was in place, into the normalized one or
+                into the other: the result has that one's dtype.
+        """
+        if x.shape == residual.shape and x.dtype == residual.dtype:
+            return self.normalize(
+                x, activation, residual, normalize_residual, residual_weight, residual_bias
+            )
+        dtype = x.dtype if keeps == "x" else residual.dtype
+        if normalize_residual:
+            residual = group_norm_composed(
+                residual, self.num_groups, residual_weight, residual_bias, self.eps, False,
+                None, False, None, None,
+            )  # fmt: skip
+        y = self.normalize(x) + residual
+        if keeps:
+            y = y.to(dtype)
+        return torch.relu(y) if activation is not None else y
+
     def _group_norm(
         self,
         x: Tensor,

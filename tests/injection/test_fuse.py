@@ -34,7 +34,6 @@ import gn_det
 from gn_det import FusedGroupNorm, InputError, audit, fuse, inject, revert
 from gn_det.layers import FusedReLU
 from gn_det.layers.detectron2.blocks import (
-    FusedBottleneckBlock,
     FusedConv2d,
     FusedDeformBottleneckBlock,
     FusedFPN,
@@ -160,7 +159,8 @@ def test_copies_and_pickles_compute_the_same() -> None:
 def test_freeze_freezes_a_fused_block() -> None:
     block = fuse(nn.Sequential(bottleneck(32, 32)))[0].freeze()
     assert not any(p.requires_grad for p in block.parameters())
-    assert type(block) is FusedBottleneckBlock and isinstance(block.conv1.norm, FusedGroupNorm)
+    assert type(block).unfused_kind is BottleneckBlock
+    assert isinstance(block.conv1.norm, FusedGroupNorm)
 
 
 @pytest.mark.parametrize("watched", ["conv1", "conv1.norm", "conv3", "shortcut.norm"])
@@ -200,7 +200,7 @@ def test_a_hook_on_a_lateral_convolution_sees_its_output_without_the_level_above
     assert_close(seen[0], model.fpn_lateral2.norm(model.fpn_lateral2.convolved(features["res2"])))
 
 
-def test_a_subclass_with_a_forward_of_its_own_stays() -> None:
+def test_a_subclass_with_a_forward_of_its_own_is_fused_by_that() -> None:
     class Block(BottleneckBlock):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 1
@@ -208,8 +208,9 @@ def test_a_subclass_with_a_forward_of_its_own_stays() -> None:
     model = inject(nn.Sequential(Block(32, 32, bottleneck_channels=16)))
     x = torch.randn(1, 32, 5, 5)
     expected = model(x)
-    assert type(fuse(model)[0]) is Block
-    assert_close(model(x), expected)
+    assert type(fuse(model)[0]).unfused_kind is Block
+    assert {row.form for row in audit(model).rows} == {"GN+ReLU", "GN+add+ReLU"}
+    assert torch.equal(model(x), expected)
 
 
 @pytest.mark.parametrize("activation", [F.relu, F.relu_, torch.relu, nn.ReLU(), nn.ReLU(True)])

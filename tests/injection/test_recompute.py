@@ -23,7 +23,6 @@ from support.models import computed, randomized
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-from torchvision.models import resnet18
 
 import gn_det
 from gn_det import FusedGroupNorm, InputError, audit, fuse, inject, recompute, revert
@@ -192,9 +191,12 @@ def test_a_model_in_which_it_would_change_nothing_is_refused() -> None:
         recompute(nn.Sequential(nn.GroupNorm(2, 4)))
     with pytest.raises(InputError, match="is fused with .*; call fuse first"):
         recompute(inject(nn.Sequential(BasicStem(norm="BN"))))
-    # torchvision's blocks change a norm's result in place, and keep what they make of it.
-    with pytest.raises(InputError, match="no norm of ResNet is fused"):
-        recompute(fuse(inject(resnet18())))
+    # After fuse nobody is told to call it.
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), FusedGroupNorm(32), nn.GELU())
+    with pytest.warns(UserWarning, match="none of the 1 norms of Sequential .*1: GELU follows"):
+        fuse(model)
+    with pytest.raises(InputError, match="no norm of Sequential is fused .*; inject at other"):
+        recompute(model)
 
 
 def test_what_a_convolution_behind_a_hook_saw_stays() -> None:

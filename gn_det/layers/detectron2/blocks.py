@@ -1,5 +1,6 @@
-"""Detectron2's convolution, residual blocks, stem and FPN, ending in fused group_norm calls.
+"""Detectron2's convolution, deformable block and FPN, ending in fused group_norm calls.
 
+They are those whose forward torch.fx cannot record; see gn_det.injection.rewrite for all others.
 Each is a subclass with the same modules and another forward; :func:`gn_det.fuse` gives a built
 module the class in place, and :func:`gn_det.unfuse` takes it back. All their norms are
 FusedGroupNorm. Where hooks watch the parts of a block, or one was given another forward or norm
@@ -15,12 +16,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from detectron2.modeling.backbone.fpn import FPN
-from detectron2.modeling.backbone.resnet import (
-    BasicBlock,
-    BasicStem,
-    BottleneckBlock,
-    DeformBottleneckBlock,
-)
+from detectron2.modeling.backbone.resnet import DeformBottleneckBlock
 from torch import Tensor, nn
 
 from gn_det.layers.group_norm import FusedGroupNorm
@@ -33,9 +29,6 @@ __all__ = [
     "STANDARDIZED",
     "D2ConvWS2d",
     "Fused",
-    "FusedBasicBlock",
-    "FusedBasicStem",
-    "FusedBottleneckBlock",
     "FusedConv2d",
     "FusedConvWS2d",
     "FusedDeformBottleneckBlock",
@@ -130,81 +123,18 @@ class FusedConvWS2d(FusedConv2d, D2ConvWS2d):
     convolved = D2ConvWS2d.convolved
 
 
-class _FusedBlock(Fused):
-    """What residual blocks share: their end, where norms, addition and ReLU are one call."""
+class FusedDeformBottleneckBlock(Fused, DeformBottleneckBlock):
+    """1x1, deformable 3x3 and 1x1 convolutions and a shortcut in three group_norm calls.
 
-    @staticmethod
-    def fits(block: nn.Module) -> bool:
-        convs = (block.conv1, block.conv2, getattr(block, "conv3", None), block.shortcut)
-        return all(is_fused_conv(conv) for conv in convs if conv is not None)
-
-    def shortcut_for(
-        self, x: Tensor, num_groups: int, eps: float
-    ) -> tuple[Tensor, bool, Optional[Tensor], Optional[Tensor]]:
-        """What the last norm adds: residual, normalize_residual, residual_weight, residual_bias.
-
-        The norm of a projection joins that call where it has the last norm's num_groups and eps.
-        """
-        if self.shortcut is None:
-            return x, False, None, None
-        norm = self.shortcut.norm
-        if norm.num_groups == num_groups and norm.eps == eps:
-            return self.shortcut.expanded(x), True, norm.weight, norm.bias
-        return self.shortcut.normalized(x, None), False, None, None
-
-    def forms(self) -> dict[str, Form]:
-        *inner, last = [name for name in ("conv1", "conv2", "conv3") if hasattr(self, name)]
-        forms = {f"{name}.norm": Form(relu=True) for name in inner}
-        forms[f"{last}.norm"] = Form(relu=True, add=True)
-        if self.shortcut is not None:
-            norm, end = self.shortcut.norm, getattr(self, last).norm
-            forms["shortcut.norm"] = Form()
-            if (norm.num_groups, norm.eps) == (end.num_groups, end.eps):
-                both = Form(relu=True, add=True, normalize_add=True)
-                forms[f"{last}.norm"] = forms["shortcut.norm"] = both
-        return forms
-
-
-class FusedBasicBlock(_FusedBlock, BasicBlock):
-    """Two 3x3 convolutions and a shortcut in two group_norm calls."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if _watched(self.children()):
-                return BasicBlock.forward(self, x)
-        out = self.conv1.normalized(x, "relu")
-        residual, normalize, weight, bias = self.shortcut_for(
-            x, self.conv2.norm.num_groups, self.conv2.norm.eps
-        )
-        return self.conv2.normalized(out, "relu", residual, normalize, weight, bias)
-
-
-class FusedBottleneckBlock(_FusedBlock, BottleneckBlock):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut in three group_norm calls."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if _watched(self.children()):
-                return BottleneckBlock.forward(self, x)
-        out = self.conv2.normalized(self.conv1.normalized(x, "relu"), "relu")
-        residual, normalize, weight, bias = self.shortcut_for(
-            x, self.conv3.norm.num_groups, self.conv3.norm.eps
-        )
-        return self.conv3.norm.normalize(
-            self.conv3.expanded(out), "relu", residual, normalize, weight, bias
-        )
-
-
-class FusedDeformBottleneckBlock(_FusedBlock, DeformBottleneckBlock):
-    """FusedBottleneckBlock whose 3x3 convolution is deformable.
-
-    That one calls its norm itself.
+    The deformable one calls its norm itself.
     """
 
     relu_norms = ("conv2.norm",)
 
     @staticmethod
     def fits(block: nn.Module) -> bool:
+        if not _uses_only(DeformBottleneckBlock, _DEFORM_NAMES):
+            return False
         plain = _ends_in_plain_norm(block.conv2) and block.conv2.activation is None
         convs = (block.conv1, block.conv3, block.shortcut)
         return plain and all(is_fused_conv(conv) for conv in convs if conv is not None)
@@ -226,23 +156,30 @@ class FusedDeformBottleneckBlock(_FusedBlock, DeformBottleneckBlock):
             self.conv3.expanded(out), "relu", residual, normalize, weight, bias
         )
 
+    def shortcut_for(
+        self, x: Tensor, num_groups: int, eps: float
+    ) -> tuple[Tensor, bool, Optional[Tensor], Optional[Tensor]]:
+        """What the last norm adds: residual, normalize_residual, residual_weight, residual_bias.
 
-class FusedBasicStem(Fused, BasicStem):
-    """7x7 convolution, GN with ReLU, max pooling."""
-
-    @staticmethod
-    def fits(stem: nn.Module) -> bool:
-        return is_fused_conv(stem.conv1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if _watched(self.children()):
-                return BasicStem.forward(self, x)
-        x = self.conv1.normalized(x, "relu")
-        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        The norm of a projection joins that call where it has the last norm's num_groups and eps.
+        """
+        if self.shortcut is None:
+            return x, False, None, None
+        norm = self.shortcut.norm
+        if norm.num_groups == num_groups and norm.eps == eps:
+            return self.shortcut.expanded(x), True, norm.weight, norm.bias
+        return self.shortcut.normalized(x, None), False, None, None
 
     def forms(self) -> dict[str, Form]:
-        return {"conv1.norm": Form(relu=True)}
+        forms = {"conv1.norm": Form(relu=True), "conv2.norm": Form(relu=True)}
+        forms["conv3.norm"] = Form(relu=True, add=True)
+        if self.shortcut is not None:
+            norm, end = self.shortcut.norm, self.conv3.norm
+            forms["shortcut.norm"] = Form()
+            if (norm.num_groups, norm.eps) == (end.num_groups, end.eps):
+                both = Form(relu=True, add=True, normalize_add=True)
+                forms["conv3.norm"] = forms["shortcut.norm"] = both
+        return forms
 
 
 class FusedFPN(Fused, FPN):
@@ -253,7 +190,7 @@ class FusedFPN(Fused, FPN):
 
     @staticmethod
     def fits(fpn: nn.Module) -> bool:
-        return all(map(is_fused_conv, fpn.lateral_convs))
+        return _uses_only(FPN, _FPN_NAMES) and all(map(is_fused_conv, fpn.lateral_convs))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if not torch.jit.is_scripting():
@@ -319,15 +256,30 @@ def _watched(parts: Iterable[nn.Module]) -> bool:
     )
 
 
+# What the forwards of these classes name. Copies of Detectron2 that were edited keep the names of
+# its classes.
+_DEFORM_NAMES = {
+    "F", "cat", "chunk", "conv1", "conv2", "conv2_offset", "conv3", "deform_modulated", "relu_",
+    "shortcut", "sigmoid", "torch",
+}  # fmt: skip
+_FPN_NAMES = {
+    "F", "_fuse_type", "_out_features", "append", "bottom_up", "enumerate", "extend", "get",
+    "in_feature", "in_features", "index", "insert", "interpolate", "lateral_convs", "len",
+    "output_convs", "range", "top_block", "zip",
+}  # fmt: skip
+
+
+def _uses_only(kind: type[nn.Module], names: set[str]) -> bool:
+    """Whether a class's forward is written with these names alone."""
+    return names.issuperset(kind.forward.__code__.co_names)
+
+
 # What gn_det.fuse makes of a module, by its exact class, since a subclass may compute something
 # else. Convolutions come first: the others need theirs to be fused ones.
 FUSED: dict[type[nn.Module], type[Fused]] = {
     Conv2d: FusedConv2d,
     D2ConvWS2d: FusedConvWS2d,
-    BasicBlock: FusedBasicBlock,
-    BottleneckBlock: FusedBottleneckBlock,
     DeformBottleneckBlock: FusedDeformBottleneckBlock,
-    BasicStem: FusedBasicStem,
     FPN: FusedFPN,
 }
 

@@ -1,0 +1,289 @@
+"""What a module's forward does with its parts, recorded with torch.fx without running it.
+
+fx runs the module's own Python once, with stand-ins for tensors. What it cannot see, this tracer
+refuses with :class:`UntraceableError`: forwards that decide by data or by the type of an input,
+make tensors, draw random numbers, set attributes, or switch gradients or autocast. What the Python
+read from modules on the way is kept, so that the record holds only while those values do.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from gn_det.layers import FusedGroupNorm, FusedGroupNormAct
+
+__all__ = ["Record", "UntraceableError", "path_of", "record"]
+
+
+class UntraceableError(Exception):
+    """Why a module's forward cannot be recorded; the message goes on from "its forward"."""
+
+
+class Record(NamedTuple):
+    """What one run of a module's forward does.
+
+    Attributes:
+        graph: calls of parts, of functions and of methods. Parts that were entered are not in it,
+            what they call is.
+        entered: the modules whose own Python ran, by their path in the module: "" for itself.
+        reads: what they hold besides modules and tensors, and was read: by path and name.
+    """
+
+    graph: fx.Graph
+    entered: dict[str, nn.Module]
+    reads: dict[tuple[str, str], Any]
+
+
+def record(
+    root: nn.Module, forward: Callable, enters: Callable[[nn.Module], bool], given: Container[str]
+) -> Record:
+    """Record a forward of a module.
+
+    Args:
+        root: it is not changed, and nothing is computed.
+        forward: a function of root and of tensors.
+        given: inputs that are given though they have a default; others take theirs.
+        enters: whether to look into a part. A part that ends in ``convolved`` and ``norm``, as
+            gn_det's convolutions with a norm do, is recorded as these two.
+
+    Raises:
+        UntraceableError: forward has no record that would hold.
+    """
+    tracer = _Tracer(root, forward, enters, given)
+    drawn = _random_states()
+    try:
+        with warnings.catch_warnings(), tracer.watching():
+            warnings.simplefilter("ignore")
+            graph = tracer.trace(root)
+        if _random_states() != drawn:
+            raise UntraceableError("draws random numbers")
+    except UntraceableError:
+        raise
+    except fx.proxy.TraceError as error:
+        raise UntraceableError("decides by the values of tensors, or how many there are") from error
+    except Exception as error:  # whatever other people's code does with a stand-in
+        text = str(error).partition("\n")[0]
+        kind = type(error).__name__
+        raise UntraceableError(f"takes no stand-in for a tensor ({kind}: {text})") from error
+    finally:
+        if _random_states() != drawn:
+            _restore(drawn)
+    return Record(graph, tracer.entered, tracer.reads)
+
+
+def path_of(path: str, name: str) -> str:
+    """The path of a part."""
+    return f"{path}.{name}" if path else name
+
+
+# What nn.Module itself keeps, besides the mode.
+_INTERNAL = vars(nn.Module()).keys() - {"training"}
+
+# What a record would not show: where these are called, by whom nobody of PyTorch's own is.
+_UNSEEN = {
+    "asks torch.is_grad_enabled": (torch, "is_grad_enabled"),
+    "asks torch.is_autocast_enabled": (torch, "is_autocast_enabled"),
+    "switches autocast": (torch.autocast, "__enter__"),
+    "switches gradients off": (torch.no_grad, "__enter__"),
+    "switches gradients on": (torch.enable_grad, "__enter__"),
+    "switches gradients": (torch.set_grad_enabled, "__init__"),
+    "switches to inference": (torch.inference_mode, "__enter__"),
+}
+
+# Those of PyTorch that call these on the way to a stand-in.
+_PYTORCHS = {
+    "torch.fx._symbolic_trace",
+    "torch.fx.proxy",
+    "torch.fx.node",
+    "torch.amp.autocast_mode",
+}
+
+_IN_PLACE = (
+    "__iadd__ __isub__ __imul__ __imatmul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ "
+    "__iand__ __ior__ __ixor__ __ilshift__ __irshift__"
+)
+
+
+class _StandIn(fx.Proxy):
+    """A stand-in for a tensor, or for whatever an input or a part's result is."""
+
+    @property
+    def __class__(self) -> type:
+        # PyTorch's own functions ask as well, and take it as it is.
+        asking = sys._getframe(1)
+        ours = asking.f_globals.get("__name__", "").startswith(("torch.fx", "torch.overrides"))
+        if not ours and {"isinstance", "type"} & {*asking.f_code.co_names}:
+            raise UntraceableError("asks what type an input or a result has")
+        return _StandIn
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _in_place(name: str) -> Callable[[_StandIn, Any], fx.Proxy]:
+    function = getattr(operator, name)
+
+    def record_it(self: _StandIn, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record_it
+
+
+for _name in _IN_PLACE.split():  # fx has no stand-in for these: they would become y = y + x
+    setattr(_StandIn, _name, _in_place(_name))
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        root: nn.Module,
+        forward: Callable,
+        enters: Callable[[nn.Module], bool],
+        given: Container[str],
+    ) -> None:
+        super().__init__()
+        self.entered = {"": root}
+        self.reads: dict[tuple[str, str], Any] = {}
+        self._paths = {module: path for path, module in root.named_modules()}
+        self._forward, self._enters, self._given = forward, enters, given
+
+    def create_args_for_root(
+        self, root_fn: Callable, is_module: bool, concrete_args: dict | None = None
+    ) -> tuple[Callable, list]:
+        arguments = [self.root]
+        for parameter in [*inspect.signature(self._forward).parameters.values()][1:]:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if parameter.default is parameter.empty or parameter.name in self._given:
+                if parameter.kind is parameter.KEYWORD_ONLY:
+                    raise UntraceableError(f"wants {parameter.name} by name")
+                arguments.append(self.create_proxy("placeholder", parameter.name, (), {}))
+        return self._forward, arguments
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _StandIn(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if type(a) is _StandIn:
+            return a.node
+        if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
+            raise UntraceableError("makes a tensor of its own")
+        if isinstance(a, (dict, list)) and type(a) not in (dict, list):
+            raise UntraceableError(f"makes a {type(a).__name__}")
+        return super().create_arg(a)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if m not in self._paths:
+            raise UntraceableError(f"calls a {type(m).__name__} that is none of its parts")
+        path = self._paths[m]
+        if not self._enters(m):
+            return self.create_proxy("call_module", path, args, kwargs)
+        self.entered[path] = m
+        if hasattr(m, "convolved"):
+            convolved = self.create_proxy("call_module", path_of(path, "convolved"), args, kwargs)
+            return self.create_proxy("call_module", self._paths[m.norm], (convolved,), {})
+        if "forward" in vars(m):
+            raise UntraceableError(f"calls {path}, which has a forward of its own")
+        return unfused_forward(type(m))(m, *args, **kwargs)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note what this thread reads from modules meanwhile, and let it set nothing."""
+        thread, plain = threading.get_ident(), object.__getattribute__
+        set_attribute = nn.Module.__setattr__
+
+        def read(module: nn.Module, name: str) -> Any:
+            value = plain(module, name)
+            own = name not in _INTERNAL and name in plain(module, "__dict__")
+            if own and threading.get_ident() == thread and module in self._paths:
+                self.reads.setdefault((self._paths[module], name), _copy(value))
+            return value
+
+        def refuse(module: nn.Module, name: str, value: Any) -> None:
+            if threading.get_ident() == thread:
+                raise UntraceableError(f"sets {name}")
+            set_attribute(module, name, value)
+
+        def refused(function: Callable, why: str) -> Callable:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                caller = sys._getframe(1).f_globals.get("__name__", "")
+                if threading.get_ident() == thread and caller not in _PYTORCHS:
+                    raise UntraceableError(why)
+                return function(*args, **kwargs)
+
+            return call
+
+        unseen = [(why, *where, getattr(*where)) for why, where in _UNSEEN.items()]
+        nn.Module.__getattribute__, nn.Module.__setattr__ = read, refuse
+        for why, owner, name, function in unseen:
+            setattr(owner, name, refused(function, why))
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
+            nn.Module.__setattr__ = set_attribute
+            for _, owner, name, function in unseen:
+                setattr(owner, name, function)
+            changed = [
+                where for where, value in self.reads.items() if self._restored(*where, value)
+            ]
+        if changed:
+            raise UntraceableError(f"changes {path_of(*changed[0])}")
+
+    def _restored(self, path: str, name: str, value: Any) -> bool:
+        """Whether a list or a dict was changed meanwhile; it is put back."""
+        now = vars(self.root.get_submodule(path))[name]
+        if type(value) not in (list, dict, set) or now == value:
+            return False
+        now.clear()
+        (now.extend if type(value) is list else now.update)(value)
+        return True
+
+
+def unfused_forward(kind: type[nn.Module]) -> Callable:
+    """The forward that a class had before :func:`gn_det.fuse` gave it another."""
+    return getattr(kind, "unfused_kind", kind).forward
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a FusedGroupNorm that computes nothing else yet."""
+    if type(module) is FusedGroupNormAct:
+        return module.activation is None and type(module.drop) is type(module.act) is nn.Identity
+    return type(module) is FusedGroupNorm and module.activation is None
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict, set) else value
+
+
+def _random_states() -> tuple:
+    with _disable_current_modes():  # no fake tensors
+        drawn = tuple(torch.get_rng_state().tolist())
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return random.getstate(), drawn
+    name, keys, *rest = numpy.random.get_state()
+    return random.getstate(), drawn, (name, tuple(keys.tolist()), *rest)
+
+
+def _restore(states: tuple) -> None:
+    python, drawn, *numpys = states
+    random.setstate(python)
+    with _disable_current_modes():
+        torch.set_rng_state(torch.tensor(drawn, dtype=torch.uint8))
+    for state in numpys:
+        sys.modules["numpy"].random.set_state(state)
