@@ -45,6 +45,17 @@ def add_gn_config(cfg: CfgNode) -> None:
     # Compute norms and ReLUs again in the backward pass: GN in the activation memory of frozen BN.
     cfg.MODEL.GN.RECOMPUTE = False
 
+    cfg.MODEL.TIMM = CfgNode()
+    # The model of timm that the backbones build_timm_... are, such as "resnet50.a1_in1k".
+    cfg.MODEL.TIMM.NAME = ""
+    # Which of its feature maps, by their place in timm's feature_info; [] for strides 4 to 32.
+    cfg.MODEL.TIMM.OUT_INDICES = []
+    # What it starts from where MODEL.WEIGHTS is empty: "timm" for the weights that timm downloads,
+    # or a file with the model's state dict; "" for a random start.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # What its BN layers become: "FrozenBN", "BN" or "GN".
+    cfg.MODEL.TIMM.NORM = "FrozenBN"
+
     # Convolutions and their features in channels_last order, as tensor cores take them.
     cfg.MODEL.CHANNELS_LAST = False
 

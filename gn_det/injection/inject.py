@@ -206,7 +206,11 @@ def _norm_for(slot: Slot, groups: Groups) -> FusedGroupNorm:
     _carry_over(old, norm)
     # FrozenBN's are buffers, which tell nothing of whether a layer is frozen.
     source = old if isinstance(old.weight, nn.Parameter) else conv
-    trains = source is None or source.weight is None or source.weight.requires_grad
+    if source is None:  # as where the norm comes first
+        beside = [*slot.parent.parameters()]
+        trains = not beside or any(parameter.requires_grad for parameter in beside)
+    else:
+        trains = source.weight is None or source.weight.requires_grad
     return norm.requires_grad_(trains).train(old.training)
 
 

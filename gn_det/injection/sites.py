@@ -69,6 +69,7 @@ _FROZEN_AND_CYCLED = (
     "detectron2.layers.batch_norm.FrozenBatchNorm2d",
     "detectron2.layers.batch_norm.CycleBatchNormList",
     "torchvision.ops.misc.FrozenBatchNorm2d",
+    "timm.layers.norm_act.FrozenBatchNormAct2d",
 )
 _CHANNELS_FIRST_LAYER_NORM = "detectron2.layers.batch_norm.LayerNorm"
 
@@ -140,8 +141,10 @@ def _by_type(module: nn.Module) -> Iterator[Place]:
             if _is_norm(child) and not isinstance(before, nn.Linear):
                 fits = getattr(before, "out_channels", None) == num_channels(child)
                 yield parent, before if fits else None, child
-            elif getattr(child, "weight", None) is not None:
-                before = child
+            else:
+                layers = [*child] if type(child) is nn.Sequential else [child]
+                weighted = [e for e in layers if getattr(e, "weight", None) is not None]
+                before = weighted[-1] if weighted else before
 
 
 def _simple_pyramid(pyramid: Layer) -> Iterator[Place]:
@@ -163,6 +166,7 @@ SITES = {
         {
             f"{_MODELING}.backbone.resnet.ResNet": _all_own,
             f"{_MODELING}.backbone.regnet.AnyNet": _by_type,
+            "gn_det.modeling.timm_backbone.TimmBackbone": _by_type,
             f"{_MODELING}.roi_heads.roi_heads.Res5ROIHeads": lambda heads: _all_own(heads.res5),
             "torchvision.models._utils.IntermediateLayerGetter": _by_type,
         },
