@@ -9,7 +9,8 @@ Four verbs change or describe a model that you have built, in place::
     gn_det.recompute(model)  # optional: train in about the activation memory of frozen BN
     print(gn_det.audit(model))  # list every norm, and what was left alone
 
-Functions for models: inject, fuse, recompute, unfuse (also called revert), audit, convert_bn.
+Functions for models: inject, fuse, recompute, unfuse (also called revert), audit, convert_bn,
+distill.
 For Detectron2 configs: add_gn_config, get_config.
 Building blocks: FusedGroupNorm (the layer), group_norm (the function), default_num_groups.
 What they refer to: SITES (the places that inject knows), InputError (the error for bad input).
@@ -27,7 +28,17 @@ from gn_det.version import __version__
 if TYPE_CHECKING:
     from gn_det.config import add_gn_config, get_config
     from gn_det.errors import InputError
-    from gn_det.injection import SITES, audit, convert_bn, fuse, inject, recompute, revert, unfuse
+    from gn_det.injection import (
+        SITES,
+        audit,
+        convert_bn,
+        distill,
+        fuse,
+        inject,
+        recompute,
+        revert,
+        unfuse,
+    )
     from gn_det.layers import FusedGroupNorm, default_num_groups
     from gn_det.ops import group_norm
 
@@ -40,6 +51,7 @@ __all__ = [
     "audit",
     "convert_bn",
     "default_num_groups",
+    "distill",
     "fuse",
     "get_config",
     "group_norm",
@@ -57,6 +69,7 @@ _HOME = {
     "audit": "gn_det.injection",
     "convert_bn": "gn_det.injection",
     "default_num_groups": "gn_det.layers",
+    "distill": "gn_det.injection",
     "fuse": "gn_det.injection",
     "get_config": "gn_det.config",
     "group_norm": "gn_det.ops",

@@ -1,10 +1,21 @@
-"""Functions that change built models in place: inject, fuse, recompute; and audit, convert_bn."""
+"""Functions that change built models in place, and what they report."""
 
 from gn_det.injection.audit import audit
 from gn_det.injection.convert_bn import convert_bn
+from gn_det.injection.distill import distill
 from gn_det.injection.fuse import fuse, revert, unfuse
 from gn_det.injection.inject import inject
 from gn_det.injection.recompute import recompute
 from gn_det.injection.sites import SITES
 
-__all__ = ["SITES", "audit", "convert_bn", "fuse", "inject", "recompute", "revert", "unfuse"]
+__all__ = [
+    "SITES",
+    "audit",
+    "convert_bn",
+    "distill",
+    "fuse",
+    "inject",
+    "recompute",
+    "revert",
+    "unfuse",
+]
