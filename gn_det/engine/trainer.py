@@ -25,6 +25,7 @@ from gn_det.data.proposals import check_config_proposals
 from gn_det.data.train_loader import build_train_loader, set_up_worker
 from gn_det.engine.building import building
 from gn_det.engine.evaluation import build_evaluator
+from gn_det.engine.hand_over import HandOverHook
 from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.writers import build_writers
@@ -32,6 +33,7 @@ from gn_det.errors import InputError
 from gn_det.injection import audit, recompute
 from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2.roi_align import align_exactly
+from gn_det.layers.hand_over import HandOver
 from gn_det.layers.recomputation import recomputes_in
 from gn_det.utils import writing
 
@@ -87,7 +89,7 @@ def train(
         evaluate=lambda: evaluate(cfg, wrapped),
         eval_period=cfg.TEST.EVAL_PERIOD,
         writers=build_writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER) if main else (),
-        more_hooks=[*_precise_bn(cfg, model), *more_hooks],
+        more_hooks=[*_hand_over(cfg, model), *_precise_bn(cfg, model), *more_hooks],
         on_start=on_start,
     )
     if cfg.TEST.EXPECTED_RESULTS and main:
@@ -131,12 +133,13 @@ def build_model(cfg: CfgNode) -> nn.Module:
     for key, acts_on in (
         ("WEIGHT_STANDARDIZATION", lambda module: isinstance(module, WeightStandardized)),
         ("RECOMPUTE", recomputes_in),
+        ("HAND_OVER_STEPS", lambda module: isinstance(module, HandOver)),
     ):
         if cfg.MODEL.GN[key] and not any(map(acts_on, model.modules())):
             raise InputError(
                 f"MODEL.GN.{key} changes nothing: none of gn_det's components is in this "
-                f"config; MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
-                "GNGeneralizedRCNN would be one"
+                "config, or none has what it acts on; MODEL.META_ARCHITECTURE is "
+                f"{cfg.MODEL.META_ARCHITECTURE}, GNGeneralizedRCNN would be one"
             )
     if cfg.MODEL.GN.RECOMPUTE:
         recompute(model)  # as a whole: what parts hand to each other, too
@@ -147,6 +150,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
     )
     logging.getLogger(__name__).info(describe_model(model))
     return model
+
+
+def _hand_over(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
+    steps = cfg.MODEL.GN.HAND_OVER_STEPS
+    return [HandOverHook(model, steps)] if steps else []
 
 
 def _precise_bn(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
