@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import detectron2.modeling
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
+from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.data.mapper import PictureMapper
 from gn_det.data.proposals import check_config_proposals
 from gn_det.data.train_loader import build_train_loader, set_up_worker
@@ -62,7 +64,8 @@ def train(
         processes but the main one.
     """
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-    model = build_model(cfg)
+    goes_on = resume and last_checkpoint(Path(cfg.OUTPUT_DIR)) is not None
+    model = build_model(cfg, weights_follow=goes_on)
     with building("the optimizer"):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
@@ -121,13 +124,22 @@ class _Evaluation(DefaultTrainer):
         return loader
 
 
-def build_model(cfg: CfgNode) -> nn.Module:
+def build_model(cfg: CfgNode, *, weights_follow: bool = False) -> nn.Module:
     """The model of a config as it trains, and a description of it in the log.
+
+    Args:
+        cfg: the whole config.
+        weights_follow: whether a checkpoint of the whole model is going to be loaded, so that
+            MODEL.TIMM.WEIGHTS need not be there any more.
 
     Raises:
         InputError: values that the parts of the model refuse, a key of MODEL.GN that changes
             nothing, or see :func:`prepare_model`.
     """
+    if weights_follow:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.TIMM.WEIGHTS = ""
     with building("the model"):
         model = detectron2.modeling.build_model(cfg)
     for key, acts_on in (

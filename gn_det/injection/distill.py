@@ -167,7 +167,7 @@ def _learn(
     dtype = _amp_dtype(device)
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    parts = {"student": student, "optimizer": optimizer, "scaler": scaler}
+    parts: dict[str, Any] = {"student": student, "optimizer": optimizer, "scaler": scaler}
     settings = {"steps": steps, "lr": lr}
     losses: list[float] = []
     if file is not None and file.exists():

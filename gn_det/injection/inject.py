@@ -49,10 +49,10 @@ def inject(
     and FCOS's towers still load weights that were saved without norms.
 
     A new norm is frozen if the norm that it replaces was frozen. Where that was FrozenBN, or where
-    there was none, it is frozen if its convolution is, so FREEZE_AT keeps its meaning. Hooks, and
-    the dropout and activation of timm's norms, are kept. Norms of classes with a forward of their
-    own, and norms behind linear layers, stay as they are. Subclasses of Detectron2's and
-    torchvision's modules have the sites of their base.
+    there was none, it is frozen if its convolution is (where none is known, if all beside it is),
+    so FREEZE_AT keeps its meaning. Hooks, and the dropout and activation of timm's norms, are kept.
+    Norms of classes with a forward of their own, and norms behind linear layers, stay as they are.
+    Subclasses of Detectron2's and torchvision's modules have the sites of their base.
 
     Call this before you build the optimizer and DistributedDataParallel, because γ and β are new
     parameters.

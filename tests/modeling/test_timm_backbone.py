@@ -11,12 +11,14 @@ import torch
 from detectron2.config import CfgNode, LazyCall, get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, build_model
+from support.programs import ROOT
 from torch import nn
 
 import gn_det
 from gn_det import InputError
 from gn_det.config import load_config
 from gn_det.config.constraints import check_complete_config
+from gn_det.engine import trainer as engine
 from gn_det.modeling import TimmBackbone
 from gn_det.modeling.timm_backbone import FrozenBatchNormAct2d
 
@@ -329,3 +331,14 @@ class TestConfig:
         )
         fpn = instantiate(lazy)
         assert list(fpn(torch.rand(1, 3, 64, 64))) == ["p3", "p4", "p5"]
+
+
+def test_a_model_that_a_checkpoint_fills_does_not_need_the_file_of_timm(tmp_path: Path) -> None:
+    cfg = load_config(
+        ROOT / "configs/timm/mask_rcnn_effnet_lite0_FPN.yaml",
+        ["MODEL.TIMM.WEIGHTS", str(tmp_path / "gone.pth"), "MODEL.DEVICE", "cpu"],
+    )
+    with pytest.raises(InputError, match="no such file"):
+        engine.build_model(cfg)
+    engine.build_model(cfg, weights_follow=True)
+    assert cfg.MODEL.TIMM.WEIGHTS == str(tmp_path / "gone.pth")
