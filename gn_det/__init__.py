@@ -10,7 +10,7 @@ Four verbs change or describe a model that you have built, in place::
     print(gn_det.audit(model))  # list every norm, and what was left alone
 
 Functions for models: inject, fuse, recompute, unfuse (also called revert), audit, convert_bn
-(with DetectorBatch and run_on_boxes for Detectron2's detectors).
+(with DetectorBatch and run_on_boxes for Detectron2's detectors), distill.
 For Detectron2 configs: add_gn_config, get_config.
 Building blocks: FusedGroupNorm (the layer), group_norm (the function), default_num_groups.
 What they refer to: SITES (the places that inject knows), InputError (the error for bad input).
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         DetectorBatch,
         audit,
         convert_bn,
+        distill,
         fuse,
         inject,
         recompute,
@@ -53,6 +54,7 @@ __all__ = [
     "audit",
     "convert_bn",
     "default_num_groups",
+    "distill",
     "fuse",
     "get_config",
     "group_norm",
@@ -72,6 +74,7 @@ _HOME = {
     "audit": "gn_det.injection",
     "convert_bn": "gn_det.injection",
     "default_num_groups": "gn_det.layers",
+    "distill": "gn_det.injection",
     "fuse": "gn_det.injection",
     "get_config": "gn_det.config",
     "group_norm": "gn_det.ops",

@@ -271,11 +271,20 @@ def test_the_registered_components_make_detectron2s_gn_model(yours: Path) -> Non
 
 
 def test_the_librarys_lines_convert_any_model(capsys: pytest.CaptureFixture[str]) -> None:
-    *_, convert, _ = blocks(LIBRARY, "python")
+    *_, convert, _, _ = blocks(LIBRARY, "python")
     model = torchvision.models.resnet18(weights=None).eval()
     exec(convert, {"gn_det": gn_det, "model": model, "batches": [torch.rand(2, 3, 64, 64)]})
     assert "calibrated" in capsys.readouterr().out
     assert sum(isinstance(m, gn_det.FusedGroupNorm) for m in model.modules()) == 20
+
+
+def test_the_librarys_lines_distill_any_model(capsys: pytest.CaptureFixture[str]) -> None:
+    *_, distill, _ = blocks(LIBRARY, "python")
+    model = torchvision.models.resnet18(weights=None).eval()
+    names = {"gn_det": gn_det, "model": model, "batches": [torch.rand(2, 3, 64, 64)]}
+    assert "steps=400" in distill
+    exec(distill.replace("steps=400", "steps=2"), names)
+    assert "distilled" in capsys.readouterr().out
 
 
 def test_the_librarys_lines_export_a_model_without_our_operator() -> None:

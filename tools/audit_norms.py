@@ -67,7 +67,8 @@ def build(config_file: str, overrides: list[str]) -> nn.Module:
     with building(f"the model of {config_file}"):
         if path.suffix == ".py":
             return instantiate(load_lazy_config(path, overrides).model)
-        return build_model(load_config(path, [*overrides, "MODEL.DEVICE", "cpu"]))
+        without_weights = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.WEIGHTS", ""]
+        return build_model(load_config(path, [*overrides, *without_weights]))
 
 
 if __name__ == "__main__":

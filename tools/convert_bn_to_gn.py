@@ -1,7 +1,8 @@
 """Convert the BN layers of a trained detector or classifier to GN, γ, β fitted on training images.
 
-Convolutions stay as they are. The output has the weights, what loads and trains them, and a report:
-the error of each norm, and AP or validation error with BN, with γ, β copied, fitted and fine-tuned.
+Then the converted backbone learns the features of that with BN. The output has the weights, what
+loads and trains them, and a report: the error of each norm and of each level of features, and AP or
+validation error with BN, with γ, β copied, fitted, distilled and fine-tuned.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def from_config(args: argparse.Namespace) -> tuple[Conversion, str]:
     check_run(cfg, options, args.output).write_copies()
     cfg.SEED = set_up_process(args.output, cfg.SEED, cfg.CUDNN_BENCHMARK)
     title = Path(args.config_file).name
-    return convert_detector(cfg, title, args.output, args.calibration_images, args.fine_tune)
+    return convert_detector(
+        cfg, title, args.output, args.calibration_images, args.distill, args.fine_tune
+    )
 
 
 def from_classifier(args: argparse.Namespace) -> Conversion:
@@ -74,6 +77,7 @@ def from_classifier(args: argparse.Namespace) -> Conversion:
         args.classifier,
         args.output,
         args.calibration_images,
+        args.distill,
         args.fine_tune,
         lr=0.01 if args.lr is None else args.lr,
         device=device,
@@ -96,6 +100,14 @@ def parse_arguments() -> argparse.Namespace:
         "--calibration-images", type=int, default=64, help="to fit γ, β on; default: %(default)s"
     )
     parser.add_argument(
+        "--distill",
+        type=int,
+        default=400,
+        metavar="N",
+        help="steps in which the backbone learns the features of that with BN, 0 for none; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
         "--fine-tune",
         type=int,
         default=0,
@@ -113,8 +125,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="for --classifier (default: a GPU if there is one)")
     add_overrides(parser)
     args = parser.parse_args()
-    if args.calibration_images < 1 or args.fine_tune < 0 or (args.lr is not None and args.lr <= 0):
-        parser.error("--calibration-images is at least 1, --fine-tune at least 0, --lr above 0")
+    below = args.calibration_images < 1 or args.distill < 0 or args.fine_tune < 0
+    if below or (args.lr is not None and args.lr <= 0):
+        parser.error(
+            "--calibration-images is at least 1, --distill and --fine-tune at least 0, --lr above 0"
+        )
     return args
 
 

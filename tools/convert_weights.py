@@ -2,6 +2,9 @@
 
 It writes Detectron2's names (or, with --layout detectron, those of FAIR's .pkl files), and beside
 the weights a config fragment with what a detector has to share with them.
+
+With --timm it writes the file of another timm model, for MODEL.TIMM.WEIGHTS, from weights of any
+library whose tensors are in timm's order.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ from typing import Any
 
 from gn_det.engine.command import run_command
 
+import torch
+
 from gn_det.checkpoint.backbone_file import check_backbone_file, write_backbone
 from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.resnet_layouts import ResNetWeights, resnet_weights, to_detectron
+from gn_det.checkpoint.timm_weights import in_timms_names, top_classes
 from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
-from gn_det.utils import table
+from gn_det.utils import table, whole_file
 
 # ImageNet's, from 0 to 255, in the order R, G, B.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -33,6 +39,9 @@ VARIANTS = re.compile(r"resnet(blur|aa)|antialias|_lpf\d", re.IGNORECASE)
 def main() -> None:
     args = parse_arguments()
     check_backbone_file(args.output)
+    if args.timm:
+        convert_for_timm(args)
+        return
     if args.layout == "detectron" and args.output.suffix != ".pkl":
         raise InputError(f"Detectron's layout is one of .pkl files, and {args.output} is none")
     file, _ = find_weights(args.input)
@@ -57,6 +66,23 @@ def names_of(file: Path, checkpoint: dict[str, Any]) -> list[str]:
         config = json.loads(file.with_name("config.json").read_text(encoding="utf-8"))
         names.append(str(config.get("architecture")))
     return names
+
+
+def convert_for_timm(args: argparse.Namespace) -> None:
+    """Write the weights by the names of the timm model, and tell what it sees in the picture."""
+    if args.output.suffix != ".pth":
+        raise InputError(f"weights of timm models are written as .pth, and {args.output} is none")
+    file, _ = find_weights(args.input)
+    checkpoint = read_weights(file, wrapped=True, key=args.key)
+    weights = in_timms_names(args.timm, checkpoint["model"])
+    seen = top_classes(args.timm, weights, args.picture) if args.picture else []
+    with whole_file(args.output) as stream:
+        torch.save(weights, stream)
+    print(f"{args.output}: {len(weights)} tensors, all with the shapes of timm's {args.timm}")
+    if seen:
+        rows = [[name, f"{100 * probability:.1f}"] for name, probability in seen]
+        print(f"\n{table(rows, [f'seen in {args.picture.name}', '%'])}\n")
+    print(f"A config takes it by MODEL.TIMM.NAME {args.timm} MODEL.TIMM.WEIGHTS {args.output}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -88,7 +114,15 @@ def parse_arguments() -> argparse.Namespace:
         choices=("true", "false"),
         help="where bottlenecks have their stride: in the first 1x1 convolution, or in the 3x3",
     )
-    return parser.parse_args()
+    add("--timm", metavar="MODEL", help="of timm, whose file to write")
+    add("--picture", type=Path, help="with --timm: show what the model sees in it, as a check")
+    args = parser.parse_args()
+    of_resnets = ("prefix", "pixel_mean", "pixel_std", "input_format", "stride_in_1x1")
+    if args.timm and (args.layout != "detectron2" or any(getattr(args, n) for n in of_resnets)):
+        parser.error("--timm goes with --key and --picture alone")
+    if args.picture and not args.timm:
+        parser.error("--picture goes with --timm")
+    return args
 
 
 def shared_config(

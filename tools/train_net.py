@@ -72,7 +72,7 @@ def run(cfg: CfgNode, options: RunOptions) -> None:
 
 def evaluate_weights(cfg: CfgNode, options: RunOptions) -> None:
     """Evaluate MODEL.WEIGHTS, or with --resume the last checkpoint of the run."""
-    model = build_model(cfg)
+    model = build_model(cfg, weights_follow=True)
     Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=options.resume)
     cfg = cfg.clone()
     cfg.defrost()

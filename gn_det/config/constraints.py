@@ -107,6 +107,12 @@ def _registered(registry: str, *others: str) -> Rule:
     return rule
 
 
+def _timm_name(value: Any) -> str:
+    from gn_det.modeling.timm_backbone import check_timm_name
+
+    return check_timm_name(value) if value else ""
+
+
 _STAGES = each(one_of("stem", "res2", "res3", "res4", "res5", "linear"))
 _BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
 _THRESHOLDS = each(between(0, 1))
@@ -188,6 +194,10 @@ _RULES: dict[str, Rule] = {
     "MODEL.GN.NUM_GROUPS": at_least(1),
     "MODEL.GN.CHANNELS_PER_GROUP": at_least(0),
     "MODEL.GN.MIN_CHANNELS_PER_GROUP": at_least(1),
+    "MODEL.GN.HAND_OVER_STEPS": at_least(0),
+    "MODEL.TIMM.NAME": _timm_name,
+    "MODEL.TIMM.OUT_INDICES": each(lambda value: "" if type(value) is int else "a whole number", 0),
+    "MODEL.TIMM.NORM": one_of("FrozenBN", "BN", "GN"),
     "SOLVER.IMS_PER_BATCH": at_least(1),
     "SOLVER.MAX_ITER": at_least(1),
     "SOLVER.BASE_LR": above(0),
@@ -316,6 +326,23 @@ def _wrong_together(cfg: CfgNode) -> Iterable[str]:
             f"MODEL.PIXEL_MEAN {model.PIXEL_MEAN} and MODEL.PIXEL_STD {model.PIXEL_STD} have "
             "different numbers of channels"
         )
+    if model.BACKBONE.NAME.startswith("build_timm_") != bool(model.TIMM.NAME):
+        yield (
+            f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}, and MODEL.TIMM.NAME "
+            f"{model.TIMM.NAME!r}; build_timm_fpn_backbone and its like go with a model of timm"
+        )
+    hand_over = model.GN.HAND_OVER_STEPS
+    if hand_over > cfg.SOLVER.MAX_ITER:
+        yield (
+            f"MODEL.GN.HAND_OVER_STEPS {hand_over} is above SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}, "
+            "so that the norms would not become GN"
+        )
+    for key, on in (
+        ("GN.RECOMPUTE", model.GN.RECOMPUTE),
+        ("BACKBONE.COMPILE", model.BACKBONE.COMPILE),
+    ):
+        if hand_over and on:
+            yield f"MODEL.GN.HAND_OVER_STEPS {hand_over} and MODEL.{key} cannot be combined"
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         yield f"INPUT.MIN_SIZE_TRAIN {sizes} is no range: MIN_SIZE_TRAIN_SAMPLING takes two sizes"

@@ -46,6 +46,20 @@ def add_gn_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.WEIGHT_STANDARDIZATION = False
     # Compute norms and ReLUs again in the backward pass: GN in the activation memory of frozen BN.
     cfg.MODEL.GN.RECOMPUTE = False
+    # Steps at the beginning of a training in which GN takes over from the frozen BN that it
+    # replaces, by and by; 0 for GN from the first step.
+    cfg.MODEL.GN.HAND_OVER_STEPS = 0
+
+    cfg.MODEL.TIMM = CfgNode()
+    # The model of timm that the backbones build_timm_... are, such as "resnet50.a1_in1k".
+    cfg.MODEL.TIMM.NAME = ""
+    # Which of its feature maps, by their place in timm's feature_info; [] for strides 4 to 32.
+    cfg.MODEL.TIMM.OUT_INDICES = []
+    # What it starts from where MODEL.WEIGHTS is empty: "timm" for the weights that timm downloads,
+    # or a file with the model's state dict; "" for a random start.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # What its BN layers become: "FrozenBN", "BN" or "GN".
+    cfg.MODEL.TIMM.NORM = "FrozenBN"
 
     # Convolutions and their features in channels_last order, as tensor cores take them.
     cfg.MODEL.CHANNELS_LAST = False

@@ -70,6 +70,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
     add_gn_config(defaults)
     cfg = SafeCfgNode(defaults)
     cfg.MODEL.DEVICE = "auto"
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT = [], [], ""  # what is not said
     if path is not None:
         check_regular_file(path, "config file")
         with _one_line_errors(cfg, str(path)):
@@ -80,8 +81,25 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
             raise InputError(f"the overrides are KEY VALUE pairs, and {overrides[-1]} has no value")
         cfg.merge_from_list(overrides)
     cfg.MODEL.DEVICE = _resolve_device(cfg.MODEL.DEVICE)
+    _set_input(cfg, defaults)
     check_config(cfg)
     return cfg
+
+
+def _set_input(cfg: CfgNode, defaults: CfgNode) -> None:
+    """Give a config the mean, deviation and colours that it does not say.
+
+    They are those of the backbone of timm, where the config has one, else Detectron2's.
+    """
+    from gn_det.modeling.timm_backbone import check_timm_name, timm_input
+
+    mean, std, colours = defaults.MODEL.PIXEL_MEAN, defaults.MODEL.PIXEL_STD, defaults.INPUT.FORMAT
+    name = cfg.MODEL.TIMM.NAME
+    if name and not check_timm_name(name):  # else check_config says what is wrong
+        mean, std, colours = timm_input(name)
+    cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_MEAN or mean
+    cfg.MODEL.PIXEL_STD = cfg.MODEL.PIXEL_STD or std
+    cfg.INPUT.FORMAT = cfg.INPUT.FORMAT or colours
 
 
 def dump_config(cfg: CfgNode) -> str:

@@ -29,6 +29,7 @@ class _Start(NamedTuple):
     amp: bool
     weights: str
     freeze_at: int
+    from_timm: bool  # whether a backbone of timm brings weights of its own
 
 
 def check_run(
@@ -58,7 +59,7 @@ def check_run(
     check_processes(start.device, options, start.ims_per_batch, amp=start.amp)
     if not (options.resume and last_checkpoint(folder)):
         check_weights_exist(start.weights)
-        if not options.eval_only:
+        if not options.eval_only and not start.from_timm:
             check_start(start.weights, start.freeze_at)
     if data is None:
         data = check_config_data(cfg, options)
@@ -72,13 +73,16 @@ def check_run(
 
 def _start_of(cfg: CfgNode | DictConfig) -> _Start:
     if isinstance(cfg, DictConfig):
+        model = wrapped_model(cfg.model)
         stages = ("backbone.freeze_at", "backbone.bottom_up.freeze_at")
+        of_timm = ("backbone.weights", "backbone.bottom_up.weights")
         return _Start(
             cfg.train.device,
             cfg.dataloader.train.total_batch_size,
             cfg.train.amp.enabled,
             cfg.train.init_checkpoint,
-            max(OmegaConf.select(wrapped_model(cfg.model), s, default=0) for s in stages),
+            max(OmegaConf.select(model, s, default=0) for s in stages),
+            any(OmegaConf.select(model, weights, default="") for weights in of_timm),
         )
     return _Start(
         cfg.MODEL.DEVICE,
@@ -86,6 +90,7 @@ def _start_of(cfg: CfgNode | DictConfig) -> _Start:
         cfg.SOLVER.AMP.ENABLED,
         cfg.MODEL.WEIGHTS,
         cfg.MODEL.BACKBONE.FREEZE_AT,
+        bool(cfg.MODEL.TIMM.WEIGHTS),
     )
 
 

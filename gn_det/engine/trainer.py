@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import detectron2.modeling
@@ -20,11 +21,13 @@ from torch.utils.data import DataLoader
 
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
 from gn_det.checkpoint import Checkpointer
+from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.data.mapper import PictureMapper
 from gn_det.data.proposals import check_config_proposals
 from gn_det.data.train_loader import build_train_loader, set_up_worker
 from gn_det.engine.building import building
 from gn_det.engine.evaluation import build_evaluator
+from gn_det.engine.hand_over import HandOverHook
 from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.writers import build_writers
@@ -32,6 +35,7 @@ from gn_det.errors import InputError
 from gn_det.injection import audit, recompute
 from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2.roi_align import align_exactly
+from gn_det.layers.hand_over import HandOver
 from gn_det.layers.recomputation import recomputes_in
 from gn_det.utils import writing
 
@@ -60,7 +64,8 @@ def train(
         processes but the main one.
     """
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-    model = build_model(cfg)
+    goes_on = resume and last_checkpoint(Path(cfg.OUTPUT_DIR)) is not None
+    model = build_model(cfg, weights_follow=goes_on)
     with building("the optimizer"):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
@@ -87,7 +92,7 @@ def train(
         evaluate=lambda: evaluate(cfg, wrapped),
         eval_period=cfg.TEST.EVAL_PERIOD,
         writers=build_writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER) if main else (),
-        more_hooks=[*_precise_bn(cfg, model), *more_hooks],
+        more_hooks=[*_hand_over(cfg, model), *_precise_bn(cfg, model), *more_hooks],
         on_start=on_start,
     )
     if cfg.TEST.EXPECTED_RESULTS and main:
@@ -119,24 +124,34 @@ class _Evaluation(DefaultTrainer):
         return loader
 
 
-def build_model(cfg: CfgNode) -> nn.Module:
+def build_model(cfg: CfgNode, *, weights_follow: bool = False) -> nn.Module:
     """The model of a config as it trains, and a description of it in the log.
+
+    Args:
+        cfg: the whole config.
+        weights_follow: whether a checkpoint of the whole model is going to be loaded, so that
+            MODEL.TIMM.WEIGHTS need not be there any more.
 
     Raises:
         InputError: values that the parts of the model refuse, a key of MODEL.GN that changes
             nothing, or see :func:`prepare_model`.
     """
+    if weights_follow:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.TIMM.WEIGHTS = ""
     with building("the model"):
         model = detectron2.modeling.build_model(cfg)
     for key, acts_on in (
         ("WEIGHT_STANDARDIZATION", lambda module: isinstance(module, WeightStandardized)),
         ("RECOMPUTE", recomputes_in),
+        ("HAND_OVER_STEPS", lambda module: isinstance(module, HandOver)),
     ):
         if cfg.MODEL.GN[key] and not any(map(acts_on, model.modules())):
             raise InputError(
                 f"MODEL.GN.{key} changes nothing: none of gn_det's components is in this "
-                f"config; MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
-                "GNGeneralizedRCNN would be one"
+                "config, or none has what it acts on; MODEL.META_ARCHITECTURE is "
+                f"{cfg.MODEL.META_ARCHITECTURE}, GNGeneralizedRCNN would be one"
             )
     if cfg.MODEL.GN.RECOMPUTE:
         recompute(model)  # as a whole: what parts hand to each other, too
@@ -147,6 +162,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
     )
     logging.getLogger(__name__).info(describe_model(model))
     return model
+
+
+def _hand_over(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
+    steps = cfg.MODEL.GN.HAND_OVER_STEPS
+    return [HandOverHook(model, steps)] if steps else []
 
 
 def _precise_bn(cfg: CfgNode, model: nn.Module) -> list[HookBase]:

@@ -1,8 +1,9 @@
-"""Functions that change built models in place: inject, fuse, recompute; and audit, convert_bn."""
+"""Functions that change built models in place, and what they report."""
 
 from gn_det.injection.audit import audit
 from gn_det.injection.boxes import DetectorBatch, run_on_boxes
 from gn_det.injection.convert_bn import convert_bn
+from gn_det.injection.distill import distill
 from gn_det.injection.fuse import fuse, revert, unfuse
 from gn_det.injection.inject import inject
 from gn_det.injection.recompute import recompute
@@ -13,6 +14,7 @@ __all__ = [
     "DetectorBatch",
     "audit",
     "convert_bn",
+    "distill",
     "fuse",
     "inject",
     "recompute",

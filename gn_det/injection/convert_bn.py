@@ -24,7 +24,7 @@ from gn_det.injection.sites import SITES, Layer, Slot
 from gn_det.layers import Groups
 from gn_det.utils import markdown, printable, table
 
-__all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn"]
+__all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn", "has_bn"]
 
 # Passes end when the error of no norm changes by more. On the way the mean may rise for a while:
 # norms that are fitted to inputs that change in the same pass make them worse for those behind.
@@ -276,6 +276,11 @@ def _slots_with_bn(
                 "something else; convert the parts of the model that have BN one by one"
             )
     return slots
+
+
+def has_bn(model: nn.Module) -> bool:
+    """Whether a model has a layer that :func:`convert_bn` converts."""
+    return any(_is_bn(slot.norm) for slot in find_places(model).slots)
 
 
 def _is_bn(norm: Layer) -> bool:

@@ -111,10 +111,11 @@ def _report(model: nn.Module, reasons: dict[nn.Module, str]) -> None:
     why = "; ".join(f"{count}: {why}" for why, count in Counter(reasons.values()).most_common())
     name = type(model).__name__
     if not forms:
-        warnings.warn(
-            f"fuse: none of the {alone} norms of {name} is fused with what follows ({why})",
-            stacklevel=3,
-        )
+        if why:  # else they compute more than GN, as those that are handed over
+            warnings.warn(
+                f"fuse: none of the {alone} norms of {name} is fused with what follows ({why})",
+                stacklevel=3,
+            )
     else:
         _log.info(f"{name}: fused {forms.total()} of {forms.total() + alone} norms: {counted}")
         if why:

@@ -20,6 +20,7 @@ _FROZEN_AND_CYCLED = (
     "detectron2.layers.batch_norm.FrozenBatchNorm2d",
     "detectron2.layers.batch_norm.CycleBatchNormList",
     "torchvision.ops.misc.FrozenBatchNorm2d",
+    "timm.layers.norm_act.FrozenBatchNormAct2d",
 )
 
 

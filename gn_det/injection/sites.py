@@ -202,6 +202,7 @@ SITES = {
         {
             f"{_MODELING}.backbone.resnet.ResNet": _residual,
             f"{_MODELING}.backbone.regnet.AnyNet": find_by_type,
+            "gn_det.modeling.timm_backbone.TimmBackbone": find_by_type,
             f"{_MODELING}.roi_heads.roi_heads.Res5ROIHeads": lambda heads: _residual(heads.res5),
             "torchvision.models._utils.IntermediateLayerGetter": find_by_type,
         },
@@ -267,7 +268,11 @@ SITES = {
     "keypoint_head": Site(
         {
             f"{_MODELING}.roi_heads.keypoint_head.KRCNNConvDeconvUpsampleHead": lambda head: _own(
-                *(conv for name, conv in head.named_children() if re.fullmatch(r"conv_fcn\d+", name))
+                *(
+                    conv
+                    for name, conv in head.named_children()
+                    if re.fullmatch(r"conv_fcn\d+", name)
+                )
             ),
             f"{_TORCHVISION}.keypoint_rcnn.KeypointRCNNHeads": lambda head: _own(
                 *(conv for conv in head if isinstance(conv, nn.Conv2d))

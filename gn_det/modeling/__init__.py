@@ -1,4 +1,5 @@
-"""Entries for Detectron2's registries: Detectron2's component, with GN injected and fused.
+"""Entries for Detectron2's registries: Detectron2's component, with GN injected and fused, and
+timm's models as backbones.
 
 Importing this package registers them.
 """
@@ -23,6 +24,12 @@ from gn_det.modeling.meta_arch import (
     GNSemanticSegmentor,
 )
 from gn_det.modeling.registration import register
+from gn_det.modeling.timm_backbone import (
+    TimmBackbone,
+    build_timm_backbone,
+    build_timm_fpn_backbone,
+    build_timm_retinanet_fpn_backbone,
+)
 
 __all__ = [
     "GNFastRCNNConvFCHead",
@@ -35,9 +42,13 @@ __all__ = [
     "GNSemSegFPNHead",
     "GNSemanticSegmentor",
     "GNStandardRPNHead",
+    "TimmBackbone",
     "build_gn_resnet_backbone",
     "build_gn_resnet_fpn_backbone",
     "build_gn_retinanet_resnet_fpn_backbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
+    "build_timm_retinanet_fpn_backbone",
 ]
 
 register()

@@ -13,12 +13,15 @@ from detectron2.modeling import (
 )
 
 from gn_det.errors import InputError
-from gn_det.modeling import backbone, heads, meta_arch
+from gn_det.modeling import backbone, heads, meta_arch, timm_backbone
 
 __all__ = ["register"]
 
 _ENTRIES = [
     *((BACKBONE_REGISTRY, getattr(backbone, name)) for name in backbone.__all__),
+    (BACKBONE_REGISTRY, timm_backbone.build_timm_backbone),
+    (BACKBONE_REGISTRY, timm_backbone.build_timm_fpn_backbone),
+    (BACKBONE_REGISTRY, timm_backbone.build_timm_retinanet_fpn_backbone),
     *((META_ARCH_REGISTRY, getattr(meta_arch, name)) for name in meta_arch.__all__),
     (RPN_HEAD_REGISTRY, heads.GNStandardRPNHead),
     (ROI_BOX_HEAD_REGISTRY, heads.GNFastRCNNConvFCHead),

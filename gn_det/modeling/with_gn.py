@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from torch import nn
 
 from gn_det import injection
+from gn_det.layers.hand_over import hand_over_from, statistics_of
 
 __all__ = ["WithGN", "gn_options_from_config", "groups_from_config", "with_gn"]
 
@@ -16,10 +17,21 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def with_gn(
-    module: Module, sites: str | Sequence[str], *, recompute: bool = False, **options: int | None
+    module: Module,
+    sites: str | Sequence[str],
+    *,
+    recompute: bool = False,
+    hand_over: bool = False,
+    **options: int | None,
 ) -> Module:
-    """inject, then fuse, then recompute if asked; the options of inject by name."""
-    module = injection.fuse(injection.inject(module, sites, **options))
+    """inject, then fuse, then recompute if asked; the options of inject by name.
+
+    With hand_over, GN that replaces BN keeps its statistics, see gn_det/layers/hand_over.py.
+    """
+    bns = statistics_of(module) if hand_over else {}
+    module = injection.inject(module, sites, **options)
+    hand_over_from(module, bns)
+    module = injection.fuse(module)
     return injection.recompute(module) if recompute else module
 
 
@@ -29,6 +41,7 @@ def gn_options_from_config(cfg: CfgNode) -> dict[str, int]:
         **groups_from_config(cfg),
         "weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION,
         "recompute": cfg.MODEL.GN.RECOMPUTE,
+        "hand_over": cfg.MODEL.GN.HAND_OVER_STEPS > 0,
     }
 
 
@@ -53,6 +66,8 @@ class WithGN:
         num_groups, channels_per_group, min_channels_per_group, weight_standardization: see
             :func:`gn_det.inject`.
         recompute: whether to call :func:`gn_det.recompute` as well.
+        hand_over: whether GN that replaces BN keeps its statistics, for gn_det's trainer to hand
+            over from.
 
     Raises:
         InputError: there is nothing to normalize.
@@ -69,6 +84,7 @@ class WithGN:
         min_channels_per_group: int = 1,
         weight_standardization: bool = False,
         recompute: bool = False,
+        hand_over: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -80,6 +96,7 @@ class WithGN:
             min_channels_per_group=min_channels_per_group,
             weight_standardization=weight_standardization,
             recompute=recompute,
+            hand_over=hand_over,
         )
 
     @classmethod

@@ -23,7 +23,16 @@ FROZEN = ["--config-file", ROOT / "configs/compare/frozenbn.yaml"]
 
 
 def small(output: Path, weights: Path | str) -> list[object]:
-    return ["--output", output, "MODEL.WEIGHTS", weights, "DATALOADER.NUM_WORKERS", 0]
+    return [
+        "--output",
+        output,
+        "--distill",
+        0,
+        "MODEL.WEIGHTS",
+        weights,
+        "DATALOADER.NUM_WORKERS",
+        0,
+    ]
 
 
 def weights_of(config: Path, path: Path) -> Path:
@@ -225,7 +234,7 @@ def test_what_is_converted_is_calibrated_fine_tuned_and_a_detectors_backbone(
     output = tmp_path / "gn"
     call_main(
         PROGRAM, "--classifier", source, "--output", output, "--calibration-images", 8,
-        "--fine-tune", 1, "--device", "cpu",
+        "--distill", 0, "--fine-tune", 1, "--device", "cpu",
     )  # fmt: skip
     assert "calibrated" in capsys.readouterr().out
     report = json.loads((output / "report.json").read_text())
@@ -252,6 +261,42 @@ def test_what_is_converted_is_calibrated_fine_tuned_and_a_detectors_backbone(
     assert all(torch.equal(value, after[key]) for key, value in body.items())
     with pytest.raises(InputError, match="gn exists and is no empty folder"):
         call_main(PROGRAM, "--classifier", source, "--output", output)
+
+
+def test_a_classifier_learns_from_the_one_with_bn(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    source, output = trained(tmp_path / "bn", "BN", shapes), tmp_path / "gn"
+    call_main(
+        PROGRAM, "--classifier", source, "--output", output, "--calibration-images", 8,
+        "--distill", 5, "--device", "cpu",
+    )  # fmt: skip
+    report = json.loads((output / "report.json").read_text())
+    assert list(report["stages"]) == ["BN", "copied", "calibrated", "distilled"]
+    assert list(report["levels"]) == ["copied", "calibrated", "distilled"]
+    assert list(report["levels"]["distilled"]) == ["res2", "res3", "res4", "res5", "linear"]
+    assert len(report["distillation_losses"]) == 5
+    text = (output / "report.md").read_text()
+    assert "| res5    |" in text and "in 5 steps of 32 training images" in text
+    weights = torch.load(output / "backbone.pth", weights_only=True)["model"]
+    whole = torch.load(output / "model_gn.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, whole[f"backbone.{key}"]) for key, value in weights.items())
+
+
+@pytest.mark.slow
+def test_a_detectors_backbone_learns_from_the_one_with_bn(
+    frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    output = tmp_path / "converted"
+    call_main(
+        PROGRAM, *FROZEN, *folder_flags(shapes)[:3], "--calibration-images", 2, "--distill", 4,
+        "--output", output, "MODEL.WEIGHTS", frozen_weights, "DATALOADER.NUM_WORKERS", 0,
+    )  # fmt: skip
+    report = json.loads((output / "report.json").read_text())
+    assert [*report["levels"]["distilled"]] == ["p2", "p3", "p4", "p5", "p6"]
+    assert len(report["distillation_losses"]) == 4 and (output / "distillation.png").exists()
+    cfg = load_config(output / "config.yaml")
+    Checkpointer(build_model(cfg)).load(cfg.MODEL.WEIGHTS)
 
 
 def test_what_cannot_be_converted_is_an_error(

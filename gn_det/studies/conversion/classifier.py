@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from gn_det.studies.conversion.stages import (
     FINE_TUNED,
     WEIGHTS,
     Conversion,
+    ToDistill,
     convert_in_stages,
     write_weights,
 )
@@ -38,6 +40,7 @@ def convert_classifier(
     source: Path,
     folder: Path,
     calibration_images: int,
+    distill: int = 0,
     fine_tune: int = 0,
     *,
     lr: float,
@@ -54,6 +57,8 @@ def convert_classifier(
         source: folder of the classifier with BN.
         folder: to write to.
         calibration_images: how many training images γ, β are fitted on.
+        distill: steps of 32 images in which the network learns the features of that with BN; 0
+            for none.
         fine_tune: epochs; 0 for none.
         lr: of fine-tuning, at 32 images a process.
         device: "cpu" or "cuda".
@@ -73,8 +78,13 @@ def convert_classifier(
             f"γ, β were fitted on {calibration_images} training images of "
             f"{markdown(recipe.data)} (seed {recipe.seed}) to the BN layers of {markdown(source)}. "
             "The error is that of the held-out images. [backbone.yaml](backbone.yaml) is for "
-            "detectors that start from the calibrated weights."
+            "detectors that start from these weights."
         )
+        if conversion.losses:
+            how += (
+                f" Then the network learnt the features of that with BN, in {distill} steps of 32 "
+                "training images; convolutions learnt as well."
+            )
         if fine_tune:
             how += (
                 f" Fine-tuning takes {fine_tune} epochs at a learning rate of {lr:g}; "
@@ -85,6 +95,7 @@ def convert_classifier(
             "classifier": str(source),
             "recipe": asdict(recipe),
             "calibration_images": calibration_images,
+            "distill": distill,
             "fine_tune": fine_tune,
             "lr": lr,
         }
@@ -93,6 +104,8 @@ def convert_classifier(
 
     def keep(model: Classifier, conversion: Conversion) -> None:
         write_weights(model, folder)
+        for file in (folder / "backbone.pth", folder / "backbone.yaml"):
+            file.unlink(missing_ok=True)  # of the calibrated model, before it was distilled
         write_backbone_of(folder / "backbone.pth", gn_recipe, model)
         report(conversion)
 
@@ -108,11 +121,52 @@ def convert_classifier(
         Classifier.scores,
         evaluate=lambda model: error_rate(model, held_out),
         keep=keep,
+        to_distill=_to_distill(images, held_out, recipe.seed, distill),
         fine_tune=fine_tuned if fine_tune else None,
         **groups,
     )
     report(conversion)
     return conversion
+
+
+def _to_distill(images: Dataset, held_out: Dataset, seed: int, steps: int) -> ToDistill | None:
+    """Training images for all stages and the scores, and up to 64 held-out ones for the error."""
+    if not steps:
+        return None
+    chosen = range(min(64, len(held_out)))
+    others = [*torch.stack([held_out[index]["image"] for index in chosen]).split(32)]
+    return ToDistill(_TrainingImages(images, seed, steps), others, _features, steps)
+
+
+class _TrainingImages(Sequence):
+    """Batches of 32 training images, augmented as in training, each by the seed and its number."""
+
+    def __init__(self, images: Dataset, seed: int, number: int) -> None:
+        self.images, self.seed, self.number = images, seed, number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, number: int) -> Tensor:
+        seed_generators(self.seed, number)
+        chosen = torch.randperm(len(self.images))[:32].tolist()
+        return torch.stack([self.images[index]["image"] for index in chosen])
+
+
+def _features(model: Classifier, images: Tensor) -> dict[str, Tensor]:
+    """The stages of a ResNet, and the scores of any network."""
+    found: dict[str, Tensor] = {}
+    stages = {name: part for name, part in model.backbone.named_children() if "res" in name}
+    handles = [
+        part.register_forward_hook(lambda _, args, y, name=name: found.update({name: y}))
+        for name, part in stages.items()
+    ]
+    try:
+        scores = model.scores(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {**found, "linear": scores}
 
 
 def _calibration_batches(images: Dataset, number: int, seed: int) -> list[Tensor]:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import Tensor, nn
 
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import dump_config
+from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader
 from gn_det.engine.trainer import evaluate, train
 from gn_det.errors import InputError
 from gn_det.injection import DetectorBatch, run_on_boxes
-from gn_det.injection.convert_bn import bn_sites
+from gn_det.injection.convert_bn import bn_sites, has_bn
 from gn_det.modeling.with_gn import groups_from_config
 from gn_det.studies.conversion.report import write_report
 from gn_det.studies.conversion.stages import (
     FINE_TUNED,
     WEIGHTS,
     Conversion,
+    ToDistill,
     convert_in_stages,
     write_weights,
 )
@@ -43,7 +48,12 @@ _METRICS = {
 
 
 def convert_detector(
-    cfg: CfgNode, title: str, folder: Path, calibration_images: int, fine_tune: int = 0
+    cfg: CfgNode,
+    title: str,
+    folder: Path,
+    calibration_images: int,
+    distill: int = 0,
+    fine_tune: int = 0,
 ) -> tuple[Conversion, str]:
     """Convert the BN layers of a config's trained detector to GN.
 
@@ -56,6 +66,7 @@ def convert_detector(
         title: of the report.
         folder: to write to.
         calibration_images: how many training images γ, β are fitted on.
+        distill: steps in which the backbone learns the features of that with BN; 0 for none.
         fine_tune: iterations of the config's schedule; 0 for none.
 
     Returns:
@@ -86,6 +97,11 @@ def convert_detector(
         )
         if conversion.metric:
             how += " The predictions of each stage are in evaluation/0, evaluation/1, ..."
+        if conversion.losses:
+            how += (
+                f" Then the backbone learnt the features of that with BN, in {distill} steps of "
+                f"{cfg.SOLVER.IMS_PER_BATCH} training images; convolutions learnt as well."
+            )
         if fine_tune:
             how += f" Fine-tuning takes {fine_tune} iterations, in {FINE_TUNED}/."
         settings = {
@@ -93,6 +109,7 @@ def convert_detector(
             "weights": cfg.MODEL.WEIGHTS,
             "seed": cfg.SEED,
             "calibration_images": calibration_images,
+            "distill": distill,
             "fine_tune": fine_tune,
             "results": dict(zip(conversion.metric, evaluation.results, strict=True)),
         }
@@ -112,11 +129,47 @@ def convert_detector(
         run_on_boxes,
         evaluate=evaluation if cfg.DATASETS.TEST else None,
         keep=keep,
+        to_distill=_to_distill(cfg, model, distill),
         fine_tune=fine_tuned if fine_tune else None,
         **groups,
     )
     report(conversion)
     return conversion, evaluation.metric
+
+
+def _to_distill(cfg: CfgNode, model: nn.Module, steps: int) -> ToDistill | None:
+    """Training pictures for the backbone, and up to 8 held-out ones for its error."""
+    if not steps:
+        return None
+    backbone = getattr(model, "backbone", None)
+    if backbone is None or not hasattr(model, "preprocess_image") or not has_bn(backbone):
+        logging.getLogger(__name__).info(
+            f"no distillation: {type(model).__name__} has no backbone with BN whose features could "
+            "be compared"
+        )
+        return None
+    if cfg.DATASETS.TEST:
+        mapper = PictureMapper(cfg, is_train=False)
+        pictures = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=mapper)
+        held_out = [*islice(pictures, 8)]
+    else:
+        held_out = [*islice(_TrainingPictures(cfg), 4)]
+    return ToDistill(_TrainingPictures(cfg), held_out, _features, steps)
+
+
+class _TrainingPictures:
+    """Batches of training pictures, the same ones whenever one begins to read."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        with closing(build_train_loader(self.cfg)) as loader:
+            yield from loader
+
+
+def _features(model: nn.Module, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return model.backbone(model.preprocess_image(inputs).tensor)
 
 
 class _Evaluation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -40,12 +40,18 @@ def write_report(
     calibration, values = conversion.calibration, conversion.metric
     plot_conversion(calibration, folder / "conversion.png", metric, values)
     text = conversion_report(title, how, calibration, metric, values)
+    if conversion.losses:
+        plot_distillation(conversion.losses, folder / "distillation.png")
+    if conversion.levels:
+        text += level_report(conversion)
     write_atomically(folder / "report.md", text)
     content = {
         "gn_det": __version__,
         **settings,
         "metric": metric,
         "stages": values,
+        "levels": conversion.levels,
+        "distillation_losses": conversion.losses,
         "calibration": asdict(calibration),
     }
     write_atomically(folder / "report.json", json.dumps(with_null(content), indent=1) + "\n")
@@ -97,6 +103,43 @@ by least squares. Mean over the norms, copied and after each pass: {passes}.
 
 {calibration.to_markdown()}
 """
+
+
+def level_report(conversion: Conversion) -> str:
+    """The section on the distillation, in Markdown."""
+    levels = conversion.levels
+    names = [*next(iter(levels.values()))]
+    rows = [[name, *(errors[name] for errors in levels.values())] for name in names]
+    text = f"""
+## Error of each level of features
+
+‖gn − bn‖ / ‖bn − mean(bn)‖ of the feature maps of the whole backbone on held-out pictures, against
+those of the model with BN.
+
+{table(rows, ["level", *levels], tablefmt="github", floatfmt=".3f")}
+"""
+    if conversion.losses:
+        text += f"""
+The distillation took {len(conversion.losses)} steps. Its loss is the squared error of a channel
+relative to its variance, a mean over channels and levels.
+
+![Loss of each step](distillation.png)
+"""
+    return text
+
+
+def plot_distillation(losses: Sequence[float], png: str | Path) -> None:
+    """Draw the loss of each step, and its mean over the steps around."""
+    figure = new_figure(6, 4)
+    axes: Axes = figure.subplots()
+    axes.plot(losses, color="C0", alpha=0.3, linewidth=1, label="step")
+    width = max(1, len(losses) // 20)
+    around = [losses[max(0, i - width) : i + width + 1] for i in range(len(losses))]
+    axes.plot([sum(some) / len(some) for some in around], color="C0", label="mean around")
+    axes.set(xlabel="step", ylabel="loss", title="Distillation", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, png)
 
 
 def plot_conversion(

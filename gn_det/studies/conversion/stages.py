@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from gn_det.injection import convert_bn, inject
+from gn_det.injection import convert_bn, distill, inject
 from gn_det.injection.convert_bn import Calibration, Call, bn_sites
+from gn_det.injection.distill import Features, level_errors
 from gn_det.utils import whole_file
 
-__all__ = ["FINE_TUNED", "WEIGHTS", "Conversion", "convert_in_stages", "write_weights"]
+__all__ = [
+    "FINE_TUNED",
+    "WEIGHTS",
+    "Conversion",
+    "ToDistill",
+    "convert_in_stages",
+    "write_weights",
+]
 
 # What a conversion writes into its folder: the calibrated model, and the run of fine-tuning.
 WEIGHTS = "model_gn.pth"
 FINE_TUNED = "fine_tuned"
+
+
+@dataclass(frozen=True)
+class ToDistill:
+    """What the converted model learns from, see :func:`gn_det.distill`.
+
+    Attributes:
+        batches: of training pictures.
+        held_out: batches for the error of each level.
+        features: called with a model and a batch, returns the levels.
+        steps: how long.
+    """
+
+    batches: Iterable[Any]
+    held_out: Sequence[Any]
+    features: Callable[[nn.Module, Any], Features]
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -29,11 +54,16 @@ class Conversion:
     Attributes:
         calibration: the error of each norm.
         metric: by stage, in their order: "BN", "copied" (GN with γ, β of the BN), "calibrated",
-            "fine-tuned"; without what was not asked for.
+            "distilled", "fine-tuned"; without what was not asked for.
+        levels: by stage, from "copied" to "distilled": the error of each level of features on
+            held-out pictures, see :class:`gn_det.injection.distill.Distillation`.
+        losses: of each step of the distillation.
     """
 
     calibration: Calibration
     metric: dict[str, float]
+    levels: dict[str, dict[str, float]] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
 
 
 def convert_in_stages(
@@ -43,6 +73,7 @@ def convert_in_stages(
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
     keep: Callable[[nn.Module, Conversion], None] | None = None,
+    to_distill: ToDistill | None = None,
     fine_tune: Callable[[nn.Module], None] | None = None,
     num_groups: int | None = None,
     channels_per_group: int | None = None,
@@ -52,28 +83,56 @@ def convert_in_stages(
     Args:
         model, batches, call, num_groups, channels_per_group: see
             :func:`gn_det.convert_bn`.
-        evaluate: the metric of a model, before, after conversion, calibration and fine-tuning.
-        keep: is given the calibrated model and what was found before fine-tuning, to save both.
-        fine_tune: trains the calibrated model, in place.
+        evaluate: the metric of a model, before, after conversion, calibration, distillation and
+            fine-tuning.
+        keep: is given the calibrated model and what was found so far, to save both; and again the
+            distilled one.
+        to_distill: what the calibrated model learns from the model with BN; None for nothing.
+        fine_tune: trains the model, in place.
 
     Raises:
         InputError: see :func:`gn_det.convert_bn`.
     """
     options = {"num_groups": num_groups, "channels_per_group": channels_per_group}
     metric: dict[str, float] = {}
+    levels: dict[str, dict[str, float]] = {}
+    teacher = None if to_distill is None else copy.deepcopy(model)
 
     def measure(stage: str, at_that_stage: nn.Module) -> None:
         if evaluate is not None:
             metric[stage] = evaluate(at_that_stage)
 
+    def compare(stage: str, student: nn.Module) -> None:
+        if to_distill is not None and teacher is not None:
+            levels[stage] = level_errors(student, teacher, to_distill.held_out, to_distill.features)
+
     sites = bn_sites(model, **options)
     measure("BN", model)
-    if evaluate is not None:
-        measure("copied", inject(copy.deepcopy(model), sites, **options))
-    conversion = Conversion(convert_bn(model, batches, call, sites, **options), metric)
+    if evaluate is not None or to_distill is not None:
+        copied = inject(copy.deepcopy(model), sites, **options)
+        measure("copied", copied)
+        compare("copied", copied)
+        del copied
+    calibration = convert_bn(model, batches, call, sites, **options)
+    conversion = Conversion(calibration, metric, levels)
     measure("calibrated", model)
+    compare("calibrated", model)
     if keep is not None:
         keep(model, conversion)
+    if to_distill is not None and teacher is not None:
+        distillation = distill(
+            model,
+            teacher,
+            to_distill.batches,
+            steps=to_distill.steps,
+            call=to_distill.features,
+            held_out=to_distill.held_out,
+        )
+        levels["distilled"] = distillation.after
+        conversion = Conversion(calibration, metric, levels, distillation.losses)
+        measure("distilled", model)
+        if keep is not None:
+            keep(model, conversion)
     if fine_tune is not None:
         fine_tune(model)
         measure("fine-tuned", model)

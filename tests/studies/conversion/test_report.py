@@ -9,7 +9,14 @@ from matplotlib.figure import Figure
 from support.plots import lines_of
 
 from gn_det.injection.convert_bn import Calibration, CalibrationRow
-from gn_det.studies.conversion.report import conversion_report, plot_conversion, stage_table
+from gn_det.studies.conversion.report import (
+    conversion_report,
+    level_report,
+    plot_conversion,
+    plot_distillation,
+    stage_table,
+)
+from gn_det.studies.conversion.stages import Conversion
 
 STAGES = {"BN": 0.9, "copied": 0.3, "calibrated": 0.81234}
 FOUND = Calibration(
@@ -34,6 +41,24 @@ def test_the_report_has_tables_passes_and_picture() -> None:
     assert text.startswith("# r18.yaml from BN to GN\n\nHow.\n\n## By stage\n")
     assert "and after each pass: 1.250, 0.700, 0.650." in text
     assert "(conversion.png)" in text and FOUND.to_markdown() in text
+
+
+def test_levels_are_a_table_by_stage_with_the_curve() -> None:
+    levels = {"copied": {"res2": 0.9, "a|b": 0.5}, "distilled": {"res2": 0.25, "a|b": 0.4}}
+    text = level_report(Conversion(FOUND, {}, levels, (1.0, 0.5)))
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    assert ["", "res2", "0.900", "0.250", ""] in rows
+    assert ["", "a&#124;b", "0.500", "0.400", ""] in rows
+    assert "took 2 steps" in text
+    assert "(distillation.png)" in text
+    assert "distillation.png" not in level_report(Conversion(FOUND, {}, levels))
+
+
+def test_the_loss_of_each_step_is_drawn(tmp_path: Path, figures: list[Figure]) -> None:
+    plot_distillation((1.0, 0.5, 0.4), tmp_path / "distillation.png")
+    assert (tmp_path / "distillation.png").exists()
+    step, _ = figures[0].axes[0].lines
+    assert list(step.get_ydata()) == [1.0, 0.5, 0.4]
 
 
 def test_without_a_metric_the_report_is_of_the_norms_alone() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm, InputError
 from gn_det.injection import convert_bn
-from gn_det.studies.conversion.stages import convert_in_stages
+from gn_det.studies.conversion.stages import ToDistill, convert_in_stages
 
 
 def small() -> nn.Module:
@@ -52,6 +52,21 @@ def test_each_stage_is_evaluated_as_it_is() -> None:
     assert torch.equal(biases[2], expected[1].bias) and torch.equal(kept[0][0][1].bias, biases[2])
     assert kept[0][1] == ["BN", "copied", "calibrated"]
     assert torch.equal(biases[3], biases[2] + 1) and torch.equal(model[1].bias, biases[3])
+
+
+def test_the_model_learns_from_the_one_that_it_was() -> None:
+    model, kept = small(), []
+    task = ToDistill(batches(), batches(), lambda model, x: model(x).relu(), 40)
+    found = convert_in_stages(
+        model, batches(), run, evaluate=lambda model: 0.0, to_distill=task, num_groups=2,
+        keep=lambda model, found: kept.append((copy.deepcopy(model), [*found.metric])),
+    )  # fmt: skip
+    assert [*found.metric] == ["BN", "copied", "calibrated", "distilled"]
+    errors = [found.levels[stage]["output"] for stage in ("copied", "calibrated", "distilled")]
+    assert errors[0] > errors[1] > errors[2] and len(found.losses) == 40
+    assert [stages[-1] for _, stages in kept] == ["calibrated", "distilled"]
+    assert torch.equal(kept[1][0][0].weight, model[0].weight)
+    assert not torch.equal(kept[0][0][0].weight, model[0].weight)
 
 
 def test_without_evaluation_there_is_the_calibration_alone() -> None:

@@ -1,0 +1,320 @@
+"""Distillation: a converted network learns to give the features of the network with BN."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gn_det.errors import InputError
+from gn_det.injection.report import Report
+from gn_det.utils import check_regular_file, reason_of, table, whole_file
+
+__all__ = ["Distillation", "distill", "level_errors"]
+
+Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+Call = Callable[[nn.Module, Any], Features]
+
+# Of a level's mean variance: channels that vary less count as if they varied so much.
+_LEAST_VARIANCE = 0.1
+_SAVES, _LOGS = 20, 10  # in all
+
+
+@dataclass(frozen=True)
+class Distillation(Report):
+    """What :func:`gn_det.distill` did; str() is the table of levels.
+
+    Errors are ‖student − teacher‖ / ‖teacher − mean(teacher)‖ over the held-out batches, the mean
+    being that of each channel: 1 is no better than a constant in each channel.
+
+    Attributes:
+        before, after: error of each level by its name.
+        losses: of each step: the squared relative error, a mean over channels and levels.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    losses: tuple[float, ...]
+
+    def _tables(self, style: str) -> str:
+        rows = [[name, error, self.after[name]] for name, error in self.before.items()]
+        headers = ["level", "before", "distilled"]
+        return table(rows, headers, tablefmt=style, floatfmt=".3f")
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    *,
+    steps: int = 400,
+    lr: float = 1e-3,
+    call: Call = lambda model, batch: model(batch),
+    held_out: Sequence[Any] = (),
+    checkpoint: str | Path | None = None,
+) -> Distillation:
+    """Train a converted network to give the features of the network with BN that it was.
+
+    ``convert_bn`` fits γ and β; what it cannot change is that GN takes other statistics than BN.
+    Here all parameters of the student learn, on pictures without labels, to give the teacher's
+    feature maps. The loss is the squared error of each channel, relative to the variance of the
+    teacher's channel, a mean over channels and levels. AdamW's learning rate rises over a
+    twentieth of the steps and falls to 0 as a cosine. On a GPU, the student runs in mixed
+    precision.
+
+    Both networks run in eval mode. Modes, and which parameters train, are afterwards as before.
+
+    Args:
+        student: the converted network. It is modified in place; after an error it is unchanged.
+        teacher: the network with BN, with feature maps of the same shapes. It is not changed.
+        batches: what ``call`` takes: a sequence, of which step i takes batch i modulo its length,
+            or another iterable that is gone through again and again.
+        steps: batches to learn from, default 400.
+        lr: the highest learning rate, default 1e-3.
+        call: ``call(model, batch)`` returns the feature maps of one batch: a tensor, several, or a
+            dict of tensors, each (N, C, *spatial). Default: ``model(batch)``.
+        held_out: batches for the errors of the result; default: the first 4 of batches.
+        checkpoint: file for the state of the distillation, written 20 times on the way. Where it
+            exists, the distillation goes on from it, with the same result as without the break,
+            if the batches are the same.
+
+    Returns:
+        Distillation: the error of each level before and after, and the loss of each step.
+
+    Raises:
+        InputError: steps is below 1 or lr not above 0, the batches are none or end, feature maps
+            differ in number, names or shapes, the loss is not finite, or the checkpoint is of
+            another distillation.
+
+    Example::
+
+        import copy
+        from torchvision.models import resnet18
+
+        student = resnet18()  # in practice with your trained weights
+        teacher = copy.deepcopy(student)
+        batches = [torch.rand(2, 3, 64, 64) for _ in range(2)]
+        gn_det.convert_bn(student, batches)
+        print(gn_det.distill(student, teacher, batches, steps=3))
+    """
+    if steps < 1 or lr <= 0:
+        raise InputError(f"steps {steps} and lr {lr}: at least 1 step, and an lr above 0")
+    if isinstance(batches, Iterator):
+        raise InputError(
+            f"distillation goes through the batches again and again, and a "
+            f"{type(batches).__name__} can be read once; give a list"
+        )
+    held_out = held_out or [*islice(_endless(batches, 0), 4)]
+    file = None if checkpoint is None else Path(checkpoint)
+    start = {key: value.clone() for key, value in student.state_dict().items()}
+    with _for_distillation(student, teacher):
+        try:
+            before, losses = _learn(student, teacher, batches, steps, lr, call, held_out, file)
+            after = level_errors(student, teacher, held_out, call)
+        except BaseException:
+            student.load_state_dict(start)
+            raise
+    return Distillation(before, after, tuple(losses))
+
+
+@torch.no_grad()
+def level_errors(
+    student: nn.Module, teacher: nn.Module, batches: Iterable[Any], call: Call
+) -> dict[str, float]:
+    """The relative error of each level, see :class:`Distillation`; both in eval mode."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = defaultdict(int)
+    with _eval_mode(student, teacher):
+        for batch in batches:
+            for name, (ours, theirs) in _levels(student, teacher, batch, call).items():
+                ours, theirs = (_by_channel(y).double() for y in (ours, theirs))
+                found = torch.stack(
+                    [(ours - theirs).square().sum(1), theirs.sum(1), theirs.square().sum(1)]
+                )
+                sums[name] = sums.get(name, 0) + found
+                counts[name] += theirs.shape[1]
+    errors = {}
+    for name, (squares, total, total_squares) in sums.items():
+        spread = (total_squares - total.square() / counts[name]).sum().item()
+        error = squares.sum().item()
+        errors[name] = math.sqrt(error / spread) if spread > 0 else math.inf if error else 0.0
+    return errors
+
+
+def _learn(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Any],
+    steps: int,
+    lr: float,
+    call: Call,
+    held_out: Sequence[Any],
+    file: Path | None,
+) -> tuple[dict[str, float], list[float]]:
+    """Errors before the first step, and the loss of each."""
+    parameters = [*student.parameters()]
+    device = parameters[0].device.type
+    dtype = _amp_dtype(device)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    parts: dict[str, Any] = {"student": student, "optimizer": optimizer, "scaler": scaler}
+    settings = {"steps": steps, "lr": lr}
+    losses: list[float] = []
+    if file is not None and file.exists():
+        before, losses = _resume(file, parts, settings)
+    else:
+        before = level_errors(student, teacher, held_out, call)
+    log, began, first = logging.getLogger(__name__), time.perf_counter(), len(losses)
+    for step, batch in zip(range(first, steps), _endless(batches, first), strict=False):
+        optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps)
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            levels = _levels(student, teacher, batch, call)
+        loss = torch.stack([_loss(*both) for both in levels.values()]).mean()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise InputError(
+                f"distillation, step {step}: the loss is {losses[-1]}; take a learning rate below "
+                f"{lr:g}"
+            )
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        done = step + 1
+        if done % max(1, steps // _LOGS) == 0 or done == steps:
+            seconds = (time.perf_counter() - began) / (done - first)
+            recent = losses[-max(1, steps // _LOGS) :]
+            log.info(
+                f"distillation: step {done} of {steps}, loss {sum(recent) / len(recent):.4f}, "
+                f"{seconds * (steps - done):.0f} s to go"
+            )
+        if file is not None and (done % max(1, steps // _SAVES) == 0 or done == steps):
+            state = {name: part.state_dict() for name, part in parts.items()}
+            with whole_file(file) as stream:
+                torch.save({**state, **settings, "before": before, "losses": losses}, stream)
+    return before, losses
+
+
+def _resume(
+    file: Path, parts: Mapping[str, Any], settings: Mapping[str, float]
+) -> tuple[dict[str, float], list[float]]:
+    check_regular_file(file, "checkpoint of a distillation")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        found = {key: state[key] for key in settings}
+        if found == settings:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            return state["before"], list(state["losses"])
+    except Exception as error:  # of what is no archive, or of another student
+        raise InputError(
+            f"{file} is no checkpoint of this distillation ({reason_of(error)}); remove it"
+        ) from error
+    raise InputError(
+        f"{file} is of a distillation with {found}, and this one has {settings}; take the same, "
+        "or another file"
+    )
+
+
+def _schedule(step: int, steps: int) -> float:
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _loss(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean over channels of the squared error relative to the variance of the teacher's channel."""
+    ours, theirs = _by_channel(ours).float(), _by_channel(theirs).float()
+    variance = theirs.var(1, unbiased=False)
+    least = _LEAST_VARIANCE * variance.mean() + torch.finfo(torch.float32).tiny
+    return ((ours - theirs).square().mean(1) / variance.clamp(min=least)).mean()
+
+
+def _by_channel(feature: Tensor) -> Tensor:
+    """(N, C, *spatial) as (C, N * spatial)."""
+    return feature.transpose(0, 1).flatten(1)
+
+
+def _levels(
+    student: nn.Module, teacher: nn.Module, batch: Any, call: Call
+) -> dict[str, tuple[Tensor, Tensor]]:
+    with torch.no_grad():
+        theirs = _named(call(teacher, batch))
+    ours = _named(call(student, batch))
+    shapes = [{name: tuple(y.shape) for name, y in each.items()} for each in (ours, theirs)]
+    if shapes[0] != shapes[1] or not shapes[0]:
+        raise InputError(
+            f"the student gives feature maps {shapes[0]}, and the teacher {shapes[1]}; they have "
+            "to be the same"
+        )
+    return {name: (y, theirs[name]) for name, y in ours.items()}
+
+
+def _named(features: Features) -> dict[str, Tensor]:
+    if isinstance(features, Tensor):
+        return {"output": features}
+    if isinstance(features, Mapping):
+        return dict(features)
+    return {str(index): feature for index, feature in enumerate(features)}
+
+
+def _endless(batches: Iterable[Any], first: int) -> Iterator[Any]:
+    """Batch after batch from number first on, beginning anew where they end."""
+    if isinstance(batches, Sequence):
+        if not len(batches):
+            raise InputError("there are no batches to distill on")
+        yield from (batches[number % len(batches)] for number in count(first))
+    while True:
+        seen = 0
+        for batch in batches:
+            seen += 1
+            if first > 0:
+                first -= 1
+            else:
+                yield batch
+        if not seen:
+            raise InputError("there are no batches to distill on")
+
+
+def _amp_dtype(device: str) -> torch.dtype | None:
+    if device != "cuda":
+        return None
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+@contextmanager
+def _for_distillation(student: nn.Module, teacher: nn.Module) -> Iterator[None]:
+    """Eval mode, in which every parameter of the student trains."""
+    trains = {parameter: parameter.requires_grad for parameter in student.parameters()}
+    with _eval_mode(student, teacher), torch.enable_grad():
+        try:
+            student.requires_grad_(True)
+            yield
+        finally:
+            for parameter, before in trains.items():
+                parameter.requires_grad = before
+                parameter.grad = None
+
+
+@contextmanager
+def _eval_mode(*models: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,131 @@
+"""Hand-over: a GN that starts as the frozen BN that it replaces, and becomes GN by and by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gn_det.layers.group_norm import FusedGroupNorm, FusedGroupNormAct
+
+__all__ = ["HandOver", "finish", "hand_over_from", "hand_overs", "statistics_of"]
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+class HandOver:
+    """Makes (1 − α) · BN(x) + α · GN(x) of a FusedGroupNorm that stands behind it among the bases.
+
+    BN is frozen. Before :meth:`begin`, its statistics can be loaded under its own names, and the
+    norm is a plain GN. Afterwards the state dict has γ and β of the GN alone.
+
+    Attributes:
+        alpha: the part of GN, from 0 to 1.
+        running_mean, running_var: (C,) statistics of BN, before :meth:`begin`.
+        bn_scale, bn_shift: (C,) BN as x · scale + shift, from then on; not in the state dict.
+        bn_eps: of BN.
+    """
+
+    alpha: float
+    bn_eps: float
+
+    def normalize(self, x: Tensor, activation: str | None = None, *fused: Any) -> Tensor:
+        gn = super().normalize(x, None, *fused)
+        if self.alpha < 1:
+            shape = (1, -1, *[1] * (x.dim() - 2))
+            scale, shift = (y.view(shape).to(x.dtype) for y in (self.bn_scale, self.bn_shift))
+            gn = torch.lerp(x * scale + shift, gn, self.alpha)
+        return F.relu(gn) if activation is not None else gn
+
+    def begin(self) -> None:
+        """Take BN from the weights that are loaded: γ and β are still its."""
+        with torch.no_grad():
+            scale = self.weight * (self.running_var + self.bn_eps).rsqrt()
+            self.set_bn({"scale": scale, "shift": self.bias - self.running_mean * scale})
+
+    def set_bn(self, bn: Mapping[str, Tensor]) -> None:
+        """Set BN as its scale and shift, in place of statistics."""
+        for name in _STATISTICS:
+            self._buffers.pop(name, None)
+        for name, value in bn.items():
+            value = value.detach().clone().to(self.weight.device)
+            self.register_buffer(f"bn_{name}", value, persistent=False)
+
+    def bn(self) -> dict[str, Tensor]:
+        """What :meth:`set_bn` takes."""
+        return {"scale": self.bn_scale, "shift": self.bn_shift}
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list, *rest: Any
+    ) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        if "running_mean" not in self._buffers:  # weights of a network with BN, after the begin
+            for name in _STATISTICS:
+                state_dict.pop(f"{prefix}{name}", None)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+        # Weights of GN have none, and those of Caffe's BN are folded.
+        missing[:] = [key for key in missing if key not in {f"{prefix}{n}" for n in _STATISTICS}]
+
+
+class HandOverGroupNorm(HandOver, FusedGroupNorm):
+    """FusedGroupNorm with a hand-over."""
+
+
+class HandOverGroupNormAct(HandOver, FusedGroupNormAct):
+    """FusedGroupNormAct with a hand-over."""
+
+
+_CLASSES: dict[type, type] = {
+    FusedGroupNorm: HandOverGroupNorm,
+    FusedGroupNormAct: HandOverGroupNormAct,
+}
+
+
+def statistics_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Running mean, running variance and eps of each BN of a model, by its name.
+
+    BN of any kind that has running statistics, and norms whose hand-over has not begun.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if getattr(module, "running_mean", None) is not None:
+            eps = module.bn_eps if isinstance(module, HandOver) else module.eps
+            found[name] = (module.running_mean, module.running_var, eps)
+    return found
+
+
+def hand_over_from(model: nn.Module, bns: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
+    """Let the GN layers of a model, with γ and β, that replaced BN be handed over, in place.
+
+    Args:
+        model: after inject.
+        bns: :func:`statistics_of` the model before inject.
+    """
+    for name, module in model.named_modules():
+        if name in bns and type(module) in _CLASSES and module.weight is not None:
+            mean, variance, eps = bns[name]
+            module.__class__ = _CLASSES[type(module)]
+            module.alpha, module.bn_eps = 1.0, eps
+            module.register_buffer("running_mean", mean.detach().clone())
+            module.register_buffer("running_var", variance.detach().clone())
+
+
+def hand_overs(model: nn.Module) -> Iterator[tuple[str, HandOver]]:
+    """The norms of a model that are handed over, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, HandOver):
+            yield name, module
+
+
+def finish(model: nn.Module) -> None:
+    """Make each norm that is handed over a plain GN, in place."""
+    plain = {hand_over: kind for kind, hand_over in _CLASSES.items()}
+    for _, norm in [*hand_overs(model)]:
+        for name in (*_STATISTICS, "bn_scale", "bn_shift"):
+            norm._buffers.pop(name, None)
+            norm._non_persistent_buffers_set.discard(name)
+        del norm.alpha, norm.bn_eps
+        norm.__class__ = plain[type(norm)]

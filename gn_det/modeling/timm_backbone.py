@@ -1,0 +1,419 @@
+"""timm's models as backbones: any that timm can build with features_only, by its name."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor, nn
+
+from gn_det.errors import InputError
+from gn_det.modeling.with_gn import gn_options_from_config, with_gn
+from gn_det.utils import nearest, reason_of, some
+
+__all__ = [
+    "FrozenBatchNormAct2d",
+    "TimmBackbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
+    "build_timm_retinanet_fpn_backbone",
+    "check_timm_name",
+    "timm_input",
+]
+
+_STRIDES = (4, 8, 16, 32)  # of the levels that FPN takes
+# Levels that timm's HRNet names by what is no module of it.
+_MODULES_OF_LEVELS = {"stem": "act2", "stage1": "layer1"}
+# Where the config says no mean, deviation and colours, it has Detectron2's.
+_DETECTRON2_INPUT = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "BGR")
+
+
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """Detectron2's FrozenBatchNorm2d with the dropout and the activation that timm's BN holds.
+
+    Attributes:
+        drop, act: nn.Modules, called in this order behind the norm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+class TimmBackbone(Backbone):
+    """A model of timm that returns its feature maps, named by their strides.
+
+    The map of stride 4 is ``res2``, that of stride 8 ``res3``, and so on, as in Detectron2's
+    ResNets. Parts of the model that no map comes from do not train.
+
+    Args:
+        name: of a model that ``timm.create_model(name, features_only=True)`` builds.
+        out_indices: which of its feature maps to return, by their place in timm's ``feature_info``.
+            Default: those of strides 4, 8, 16 and 32.
+        weights: "" for a random start, "timm" for the weights that timm downloads, or a file with
+            the state dict of the model, with or without its classifier (.pth, .safetensors).
+        norm: "FrozenBN" (default), "BN" or "GN": what the model's BN layers become. Frozen layers
+            keep their activation. Other norms, such as ConvNeXt's, stay.
+        freeze_at: stages that do not train, and whose BN is frozen: 1 is the stem (all up to stride
+            2), 2 adds what leads to ``res2``, up to 5 for all. Default: 0.
+        options: those of :func:`gn_det.inject` and ``recompute``, for norm "GN".
+
+    Raises:
+        InputError: timm is not installed or knows no such model, there is no such feature map, two
+            have the same stride, weights cannot be read or lack tensors of the model, or the model
+            takes pictures of one size alone.
+
+    Example::
+
+        backbone = TimmBackbone("resnet18", freeze_at=2)
+        assert backbone(torch.zeros(1, 3, 64, 64))["res5"].shape == (1, 512, 2, 2)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        out_indices: Sequence[int] = (),
+        weights: str = "",
+        norm: str = "FrozenBN",
+        freeze_at: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if norm not in ("FrozenBN", "BN", "GN"):
+            raise InputError(f"the norm of a timm backbone is {norm!r}, not FrozenBN, BN or GN")
+        body = _create(name, tuple(out_indices), weights)
+        info = body.feature_info
+        strides = info.reduction()
+        names = [f"res{int(math.log2(stride))}" for stride in strides]
+        if len({*names}) < len(names):
+            raise InputError(
+                f"{name}: the feature maps {list(info.out_indices)} have strides {strides}, and a "
+                "detector takes one of each; choose with MODEL.TIMM.OUT_INDICES (out_indices)"
+            )
+        self.body = body
+        self._out_features = names
+        self._out_feature_strides = dict(zip(names, strides, strict=True))
+        self._out_feature_channels = dict(zip(names, info.channels(), strict=True))
+        self._size_divisibility = max(level["reduction"] for level in info.info)
+        _train_what_is_used(name, self)
+        frozen = _first_stages(body, freeze_at)
+        for module in frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad = False
+        _freeze_batch_norms(body, body.modules() if norm == "FrozenBN" else frozen)
+        if norm == "GN":
+            with_gn(self, "backbone", **options)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Feature maps by name of (N, 3, H, W) pictures, each (N, C, H / stride, W / stride)."""
+        features = self.body(x)
+        if str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC"):
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return dict(zip(self._out_features, features, strict=True))
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._size_divisibility
+
+
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """The model MODEL.TIMM.NAME of timm, for C4-like models.
+
+    Raises:
+        InputError: see :class:`TimmBackbone`; MODEL.TIMM.NAME is empty, or MODEL.PIXEL_MEAN,
+            MODEL.PIXEL_STD or INPUT.FORMAT is not that of timm's weights.
+    """
+    keys = cfg.MODEL.TIMM
+    if not keys.NAME:
+        raise InputError(f"{cfg.MODEL.BACKBONE.NAME} needs the name of a model in MODEL.TIMM.NAME")
+    # MODEL.WEIGHTS are those of the whole detector, the backbone included.
+    weights = "" if cfg.MODEL.WEIGHTS else keys.WEIGHTS
+    _check_input(cfg, starts_from_weights=bool(weights or cfg.MODEL.WEIGHTS))
+    return TimmBackbone(
+        keys.NAME,
+        out_indices=keys.OUT_INDICES,
+        weights=weights,
+        norm=keys.NORM,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        **gn_options_from_config(cfg),
+    )
+
+
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Detectron2's FPN, with P6, on the model MODEL.TIMM.NAME of timm.
+
+    FPN takes the levels MODEL.FPN.IN_FEATURES, or all where that is empty.
+    """
+    bottom_up = build_timm_backbone(cfg, input_shape)
+    return _fpn(cfg, bottom_up, LastLevelMaxPool())
+
+
+def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Detectron2's FPN for RetinaNet, with P6 and P7, on the model MODEL.TIMM.NAME of timm."""
+    bottom_up = build_timm_backbone(cfg, input_shape)
+    last = [*bottom_up.output_shape()][-1]
+    channels = bottom_up.output_shape()[last].channels
+    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, last))
+
+
+def _fpn(cfg: CfgNode, bottom_up: TimmBackbone, top_block: nn.Module) -> FPN:
+    there = bottom_up.output_shape()
+    in_features = list(cfg.MODEL.FPN.IN_FEATURES) or [*there]
+    absent = [name for name in in_features if name not in there]
+    if absent:
+        raise InputError(
+            f"MODEL.FPN.IN_FEATURES has {', '.join(absent)}, and {cfg.MODEL.TIMM.NAME} gives "
+            f"{', '.join(f'{name} (stride {shape.stride})' for name, shape in there.items())}; "
+            "name some of these, or set MODEL.TIMM.OUT_INDICES"
+        )
+    fpn = FPN(
+        bottom_up,
+        in_features,
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+    if cfg.MODEL.TIMM.NORM == "GN":
+        with_gn(fpn, "fpn", **gn_options_from_config(cfg))
+    return fpn
+
+
+def check_timm_name(name: str) -> str:
+    """What is wrong with the name of a timm model, and the nearest names; empty where nothing is.
+
+    Names of files and of repositories (``local-dir:``, ``hf-hub:``) are left to timm.
+    """
+    if importlib.util.find_spec("timm") is None:
+        return "the name of a model of timm, which is not installed: pip install timm"
+    import timm
+
+    if ":" in name:
+        return ""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        return f"the name of a model of timm{nearest(architecture, timm.list_models())}"
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in known:
+        return f"the name of a model of timm{nearest(name, known)}"
+    return ""
+
+
+def timm_input(name: str) -> tuple[list[float], list[float], str]:
+    """Mean and standard deviation of the pictures that a timm model takes, and their colours.
+
+    Args:
+        name: of the model.
+
+    Returns:
+        Mean and deviation of each channel, of values from 0 to 255, and "RGB".
+
+    Raises:
+        InputError: timm does not know the name.
+    """
+    wrong = check_timm_name(name)
+    if wrong:
+        raise InputError(f"MODEL.TIMM.NAME is {name!r}, and has to be {wrong}")
+    import timm
+
+    if ":" in name:
+        config = timm.create_model(name, pretrained=False).pretrained_cfg
+    else:
+        config = timm.get_pretrained_cfg(name).to_dict()
+    mean, std = ([round(255 * x, 3) for x in config[key]] for key in ("mean", "std"))
+    return mean, std, "RGB"
+
+
+def _check_input(cfg: CfgNode, *, starts_from_weights: bool) -> None:
+    mean, std, colours = timm_input(cfg.MODEL.TIMM.NAME)
+    there = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD), cfg.INPUT.FORMAT
+    same = there[2] == colours and all(
+        len(ours) == len(theirs)
+        and all(abs(a - b) <= 0.5 for a, b in zip(ours, theirs, strict=True))
+        for ours, theirs in zip(there, (mean, std), strict=False)
+    )
+    log = logging.getLogger(__name__)
+    if same:
+        log.info(f"{cfg.MODEL.TIMM.NAME} takes {colours}, mean {mean}, deviation {std}")
+    elif there == _DETECTRON2_INPUT and not starts_from_weights:
+        log.info(f"{cfg.MODEL.TIMM.NAME} starts at random, with Detectron2's colours and means")
+    else:
+        raise InputError(
+            f"{cfg.MODEL.TIMM.NAME} of timm takes INPUT.FORMAT {colours}, MODEL.PIXEL_MEAN {mean} "
+            f"and MODEL.PIXEL_STD {std}, and the config says {there[2]}, {list(there[0])} and "
+            f"{list(there[1])}; write timm's values there"
+        )
+
+
+def _create(name: str, out_indices: tuple[int, ...], weights: str) -> Any:
+    """timm's model with its features, on the CPU."""
+    wrong = check_timm_name(name)
+    if wrong:
+        raise InputError(f"timm backbone {name!r}: it has to be {wrong}")
+    import timm
+
+    state = _read_state(weights) if weights not in ("", "timm") else None
+    source: dict[str, Any] = {"pretrained": bool(weights)}
+    if state is not None:
+        source["pretrained_cfg_overlay"] = {"state_dict": state}
+    try:
+        flags, body = _of_any_size(name)
+        levels = [level["reduction"] for level in body.feature_info.info]
+        out_indices = out_indices or tuple(i for i, s in enumerate(levels) if s in _STRIDES)
+        if not all(-len(levels) <= index < len(levels) for index in out_indices):
+            raise InputError(
+                f"MODEL.TIMM.OUT_INDICES (out_indices) {list(out_indices)}: {name} has "
+                f"{len(levels)} feature maps, 0 to {len(levels) - 1}, of strides {levels}"
+            )
+        out_indices = tuple(sorted(index % len(levels) for index in out_indices))
+        body = timm.create_model(
+            name, features_only=True, out_indices=out_indices, **flags, **source
+        )
+    except InputError:
+        raise
+    except Exception as error:  # of timm's many models, and of the network
+        what = f" with the weights {weights}" if weights else ""
+        advice = "; MODEL.TIMM.WEIGHTS can name a file" if weights == "timm" else ""
+        raise InputError(f"timm cannot build {name}{what}: {reason_of(error)}{advice}") from error
+    if state is not None:
+        _check_all_loaded(body, state, weights)
+    source_of = weights or "none, a random start"
+    logging.getLogger(__name__).info(f"timm {name}: weights {source_of}")
+    return body
+
+
+def _of_any_size(name: str) -> tuple[dict[str, bool], Any]:
+    """The model at a random start, and the argument by which it takes pictures of any size.
+
+    Transformers have one, by one of two names. Convolutional models know neither.
+    """
+    import timm
+
+    for flags in ({"dynamic_img_size": True}, {"strict_img_size": False}):
+        with suppress(TypeError):
+            return flags, timm.create_model(name, features_only=True, **flags)
+    return {}, timm.create_model(name, features_only=True)
+
+
+def _read_state(file: str) -> dict[str, Tensor]:
+    from timm.models import load_state_dict
+
+    if not Path(file).is_file():
+        raise InputError(
+            f"MODEL.TIMM.WEIGHTS (weights of TimmBackbone) {file}: no such file; name one, or "
+            '"timm" for those that timm downloads'
+        )
+    try:
+        state = load_state_dict(file, weights_only=True)
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:  # of pickles and archives that are none
+        raise InputError(f"{file} holds no weights that can be read: {reason_of(error)}") from error
+    if not tensors:
+        raise InputError(f"{file} holds no weights")
+    return tensors
+
+
+def _check_all_loaded(body: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
+    """timm loads what fits and says nothing of the rest."""
+    # With features, some classes join the parts of a name in another way, and some rename.
+    names = {key.replace(".", "_") for key in state}
+    values = {_fingerprint(value) for value in state.values()}
+    own = body.state_dict()
+    missing = [
+        key
+        for key, value in own.items()
+        if not key.endswith("num_batches_tracked")
+        and key.replace(".", "_") not in names
+        and _fingerprint(value) not in values
+    ]
+    if missing:
+        raise InputError(
+            f"{file} does not fit the timm model: it lacks {len(missing)} of {len(own)} tensors "
+            f"({some(missing, 3)})"
+        )
+
+
+def _fingerprint(tensor: Tensor) -> tuple[int, float]:
+    return tensor.numel(), tensor.double().sum().item()
+
+
+def _train_what_is_used(name: str, backbone: TimmBackbone) -> None:
+    """Try the model on a small picture, and freeze parameters that no feature map comes from.
+
+    DistributedDataParallel waits for the gradient of every parameter that trains.
+    """
+    side = 2 * backbone.size_divisibility
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    try:
+        with torch.enable_grad():
+            features = backbone(torch.zeros(1, 3, side, side + backbone.size_divisibility))
+            total = sum(feature.mean() for feature in features.values())
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"timm's {name} does not take pictures of any size, as a detector needs it: "
+            f"{reason_of(error)}"
+        ) from error
+    for module, mode in modes.items():
+        module.training = mode
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad = False
+
+
+def _first_stages(body: Any, freeze_at: int) -> list[nn.Module]:
+    """Modules up to stage freeze_at, which ends at the feature map of stride 2^freeze_at."""
+    if freeze_at == 0:
+        return []
+    modules = [*body.modules()]  # in the order in which they run
+    # timm joins the parts of some names by "_".
+    names = [name.removeprefix("model.").replace(".", "_") for name, _ in body.named_modules()]
+    levels = [
+        (level["module"].replace(".", "_"), level["reduction"]) for level in body.feature_info.info
+    ]
+    levels = [(n if n in names else _MODULES_OF_LEVELS[n], stride) for n, stride in levels]
+    inside = [name for name, stride in levels if stride <= 2**freeze_at]
+    if not inside:  # the stem leads to the first map, whose stride is larger
+        return modules[: names.index(levels[0][0])]
+    if len(inside) == len(levels):
+        return modules
+    end = max(i for i, name in enumerate(names) if f"{name}_".startswith(f"{inside[-1]}_"))
+    return modules[: end + 1]
+
+
+def _freeze_batch_norms(body: nn.Module, among: Iterable[nn.Module]) -> None:
+    """Exchange the BN layers among some modules of a model for frozen ones.
+
+    Detectron2's own conversion would drop the activation that timm's BN layers hold.
+    """
+    chosen = {module for module in among if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    for parent in [*body.modules()]:
+        for name, child in [*parent.named_children()]:
+            if child in chosen:
+                setattr(parent, name, _frozen(child))
+
+
+def _frozen(bn: Any) -> FrozenBatchNorm2d:
+    act = hasattr(bn, "act")
+    new = (FrozenBatchNormAct2d if act else FrozenBatchNorm2d)(bn.num_features, bn.eps)
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        if getattr(bn, key) is not None:
+            getattr(new, key).copy_(getattr(bn, key).detach())
+    if act:
+        new.drop, new.act = bn.drop, bn.act
+    for key, value in vars(bn).items():
+        if key.startswith(("_forward_", "_backward_")):  # timm takes some feature maps by hooks
+            setattr(new, key, value)
+    return new.train(bn.training)

@@ -1,0 +1,186 @@
+"""distill: what it learns, what it leaves alone, and that a break changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gn_det
+from gn_det import InputError
+from gn_det.injection.distill import level_errors
+
+
+class Small(nn.Module):
+    """Two levels, with BN of statistics that are not those of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8))
+        self.dropout = nn.Dropout(0.5)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.first(x)
+        return {"one": x, "two": self.dropout(self.second(x))}
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    """A converted network, and that with BN."""
+    torch.manual_seed(0)
+    teacher = Small()
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.5, 1.5)
+    student = copy.deepcopy(teacher)
+    gn_det.inject(student, num_groups=2)  # γ, β copied: not what a fit would find
+    return student, teacher
+
+
+def batches(number: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 3, 12, 12, generator=generator) for _ in range(number)]
+
+
+def test_every_level_comes_closer_also_on_pictures_that_were_held_out() -> None:
+    student, teacher = networks()
+    held_out = batches(5)[3:]
+    found = gn_det.distill(student, teacher, batches(), steps=150, lr=3e-3, held_out=held_out)
+    assert set(found.before) == {"one", "two"} and len(found.losses) == 150
+    assert all(found.after[level] < 0.9 * error for level, error in found.before.items())
+    assert found.after == level_errors(student, teacher, held_out, lambda model, x: model(x))
+    assert "distilled" in str(found) and "one" in found.to_markdown()
+
+
+def test_the_error_is_that_of_numpy() -> None:
+    student, teacher = networks()
+    found = level_errors(student, teacher, batches(), lambda model, x: model(x))
+    student.eval(), teacher.eval()
+    ours, theirs = (torch.cat([model(x)["two"] for x in batches()]) for model in (student, teacher))
+    mean = theirs.mean((0, 2, 3), keepdim=True)
+    assert found["two"] == pytest.approx(((ours - theirs).norm() / (theirs - mean).norm()).item())
+
+
+@pytest.mark.parametrize("stops_after", [1, 7, 19, 20])
+def test_a_break_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_after: int
+) -> None:
+    whole, teacher = networks()
+    found = gn_det.distill(whole, teacher, batches(), steps=20)
+    student, _ = networks()
+    file = tmp_path / "distillation.pth"
+    calls = 0
+
+    def breaks(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += (
+            model is student and model.first[0].weight.requires_grad and torch.is_grad_enabled()
+        )
+        if calls > stops_after:
+            raise KeyboardInterrupt
+        return model(x)
+
+    if stops_after < 20:
+        with pytest.raises(KeyboardInterrupt):
+            gn_det.distill(student, teacher, batches(), steps=20, checkpoint=file, call=breaks)
+        fresh, _ = networks()
+        assert all(map(torch.equal, student.state_dict().values(), fresh.state_dict().values()))
+    again = gn_det.distill(student, teacher, batches(), steps=20, checkpoint=file)
+    assert again == found
+    assert all(map(torch.equal, student.state_dict().values(), whole.state_dict().values()))
+
+
+def test_an_iterable_is_gone_through_again_and_continued_where_it_was(tmp_path: Path) -> None:
+    class Loader:
+        def __iter__(self) -> object:
+            return iter(batches())
+
+    (whole, teacher), (student, _) = networks(), networks()
+    a = gn_det.distill(whole, teacher, batches(), steps=8)
+    b = gn_det.distill(student, teacher, Loader(), steps=8)
+    assert a.losses == b.losses
+
+
+def test_modes_and_what_trains_stay() -> None:
+    student, teacher = networks()
+    student.train()
+    teacher.second.train()
+    student.first.requires_grad_(False)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    weight = student.first[0].weight.detach().clone()
+    gn_det.distill(student, teacher, batches(), steps=2)
+    assert not torch.equal(student.first[0].weight, weight)  # frozen layers learn here
+    assert not any(p.requires_grad for p in student.first.parameters())
+    assert all(p.requires_grad and p.grad is None for p in student.second.parameters())
+    assert student.training and student.dropout.training and teacher.second.training
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        lambda model, x: model(x)["two"],
+        lambda model, x: list(model(x).values()),
+        lambda model, x: model(x)["two"].mean((2, 3)),
+    ],
+    ids=["a tensor", "a list", "vectors"],
+)
+def test_features_of_every_form(features: Callable) -> None:
+    student, teacher = networks()
+    found = gn_det.distill(student, teacher, batches(), steps=60, lr=3e-3, call=features)
+    assert sum(found.after.values()) < sum(found.before.values())
+
+
+def test_progress_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        gn_det.distill(*networks(), batches(), steps=20)
+    assert "step 20 of 20, loss " in caplog.text and "s to go" in caplog.text
+
+
+def _another_level_with_bn(model: nn.Module, x: Tensor) -> Tensor:
+    has_bn = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return model(x)["one" if has_bn else "two"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps 0"),
+        ({"lr": 0.0}, "lr 0.0"),
+        ({"batches": []}, "no batches"),
+        ({"batches": iter(batches())}, "can be read once"),
+        ({"call": _another_level_with_bn}, "the student gives feature maps"),
+        ({"call": lambda model, x: model(x)["two"] * float("nan")}, "the loss is nan"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_distilled_is_one_line(options: dict, message: str) -> None:
+    student, teacher = networks()
+    before = copy.deepcopy(student.state_dict())
+    arguments = {"batches": batches(), "steps": 3, **options}
+    with pytest.raises(InputError, match=message):
+        gn_det.distill(student, teacher, **arguments)
+    assert all(map(torch.equal, student.state_dict().values(), before.values()))
+
+
+@pytest.mark.parametrize("change", ["other steps", "no archive", "another network"])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, change: str) -> None:
+    student, teacher = networks()
+    file = tmp_path / "distillation.pth"
+    gn_det.distill(student, teacher, batches(), steps=2, checkpoint=file)
+    if change == "no archive":
+        file.write_bytes(b"no archive")
+    if change == "another network":
+        state = torch.load(file, weights_only=True)
+        state["student"].popitem()
+        torch.save(state, file)
+    with pytest.raises(InputError, match=r"distillation\.pth"):
+        steps = 3 if change == "other steps" else 2
+        gn_det.distill(student, teacher, batches(), steps=steps, checkpoint=file)
