@@ -11,8 +11,8 @@ from gn_det.injection.fuse import fused_forms
 from gn_det.injection.recompute import recomputed_norms
 from gn_det.injection.report import Report
 from gn_det.injection.sites import DEFAULT_SITES, SITES, Slot, find_owners, find_slots
-from gn_det.injection.standardize import why_not_standardizable
-from gn_det.layers import WeightStandardized, default_num_groups
+from gn_det.injection.standardize import is_standardized, why_not_standardizable
+from gn_det.layers import default_num_groups
 from gn_det.utils import table
 
 __all__ = ["Audit", "LeftAlone", "NormRow", "audit"]
@@ -113,7 +113,7 @@ def audit(model: nn.Module) -> Audit:
     names = {module: name for name, module in model.named_modules()}
     forms, recomputed = fused_forms(model), recomputed_norms(model)
     slots = find_slots(model)
-    standardized = any(isinstance(slot.conv, WeightStandardized) for slot in slots)
+    standardized = any(is_standardized(slot.conv) for slot in slots)
     rows: dict[tuple, list[Slot]] = {}
     left: dict[tuple[str, str], list[str]] = {}
     for slot in slots:
@@ -121,7 +121,7 @@ def audit(model: nn.Module) -> Audit:
         if isinstance(norm, nn.GroupNorm):
             trainable = norm.weight is not None and norm.weight.requires_grad
             form = str(forms[norm])
-            if isinstance(slot.conv, WeightStandardized):
+            if is_standardized(slot.conv):
                 form = f"WS+{form}"
             elif standardized and (reason := why_not_standardizable(slot.conv)):
                 left.setdefault((slot.site, reason), []).append(names[slot.conv or norm])
