@@ -1,9 +1,10 @@
 """Entries for Detectron2's registries: Detectron2's component, with GN injected and fused.
 
-Importing this package registers them.
+Importing this package registers them. WithGN makes such an entry of any other class.
 """
 
 from gn_det.modeling.backbone import (
+    build_gn_backbone,
     build_gn_resnet_backbone,
     build_gn_resnet_fpn_backbone,
     build_gn_retinanet_resnet_fpn_backbone,
@@ -23,6 +24,7 @@ from gn_det.modeling.meta_arch import (
     GNSemanticSegmentor,
 )
 from gn_det.modeling.registration import register
+from gn_det.modeling.with_gn import WithGN
 
 __all__ = [
     "GNFastRCNNConvFCHead",
@@ -35,6 +37,8 @@ __all__ = [
     "GNSemSegFPNHead",
     "GNSemanticSegmentor",
     "GNStandardRPNHead",
+    "WithGN",
+    "build_gn_backbone",
     "build_gn_resnet_backbone",
     "build_gn_resnet_fpn_backbone",
     "build_gn_retinanet_resnet_fpn_backbone",
