@@ -138,6 +138,11 @@ def build_model(cfg: CfgNode) -> nn.Module:
                 f"config; MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
                 "GNGeneralizedRCNN would be one"
             )
+    if cfg.MODEL.GN.BACKBONE and cfg.MODEL.BACKBONE.NAME != "build_gn_backbone":
+        raise InputError(
+            f"MODEL.GN.BACKBONE changes nothing, as MODEL.BACKBONE.NAME is "
+            f"{cfg.MODEL.BACKBONE.NAME}; only build_gn_backbone reads it"
+        )
     if cfg.MODEL.GN.RECOMPUTE:
         recompute(model)  # as a whole: what parts hand to each other, too
     prepare_model(
