@@ -15,6 +15,8 @@ __all__ = ["WithGN", "gn_options_from_config", "groups_from_config", "with_gn"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
+_EITHER = ("num_groups", "channels_per_group")  # of which inject takes one
+
 
 def with_gn(
     module: Module, sites: str | Sequence[str], *, recompute: bool = False, **options: int | None
@@ -81,7 +83,7 @@ class WithGN:
         cfg = kwargs.get("cfg", args[0] if args else None)
         configured = gn_options_from_config(cfg) if isinstance(cfg, CfgNode) else {}
         if num_groups or channels_per_group:
-            configured = {k: v for k, v in configured.items() if k in _NOT_OF_GROUPS}
+            configured = {k: v for k, v in configured.items() if k not in _EITHER}
         given = {
             "num_groups": num_groups,
             "channels_per_group": channels_per_group,
@@ -95,6 +97,3 @@ class WithGN:
         if isinstance(cfg, CfgNode) and names & {"default", "ALL", "backbone"}:
             warn_of_bn_weights(cfg)
         with_gn(self, where, **configured | {k: v for k, v in given.items() if v is not None})
-
-
-_NOT_OF_GROUPS = ("weight_standardization", "recompute")
