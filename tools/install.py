@@ -1,18 +1,25 @@
 """Make a virtual environment with everything that gn_det, its tools and its tests need.
 
-Runs on the standard library alone, and on Pythons too old for gn_det, to say so. What the
-environment already has is kept: a Detectron2 or PyTorch of your own stays as it is.
+Runs on the standard library alone, and on Pythons too old for gn_det, to say so. No package that
+the environment already has is replaced: a PyTorch, a Detectron2 or an mmcv of your own stays as it
+is, and one that is too old is told before anything changes.
 """
 
 import argparse
+import ast
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 
 PYTHON = (3, 10)
+OLDEST_TORCH = (2, 6)
 TORCH = ["torch==2.14.1", "torchvision==0.29.1"]
+# mmcv without its compiled operators: enough for the tests.
+MMCV = "mmcv-lite>=2.2"
 # FAIR's main of late 2024. Tagged for CPython 3.10, pure Python but for an optional extension.
 DETECTRON2 = (
     "sal-detectron2==0.7.2 "
@@ -39,7 +46,16 @@ for package in list(importlib.metadata.distributions(path=[purelib])):
 for module in {"torch", "detectron2"}.difference(whole):
     shutil.rmtree(os.path.join(purelib, module), ignore_errors=True)
 """
+# By the name that pip takes for the same, whatever the distribution writes it as.
+PRESENT = """
+import importlib.metadata, json, re
+print(json.dumps({
+    re.sub("[-_.]+", "-", package.metadata["Name"]).lower(): package.version
+    for package in importlib.metadata.distributions() if package.metadata["Name"]
+}))
+"""
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+GN_DET = ["-e", ROOT]
 
 
 def main():
@@ -69,15 +85,62 @@ def main():
 
 def install(venv, python):
     """Install what is not there."""
+    check_versions(venv, python)
     if not has(python, "torch"):
         check_disk(venv)
-        step("PyTorch", python, TORCH)
-    # Named again, lest some package's newest release bring another PyTorch along.
-    torch = "torch==" + output(python, "import importlib.metadata as m; print(m.version('torch'))")
-    gn_det = ROOT + "[detectron2,dev,mmcv]"
-    step("gn_det and what its tools and tests need", python, [torch, "-e", gn_det])
+        install_beside("PyTorch", python, TORCH)
+    install_beside("gn_det and what its tools and tests need", python, GN_DET + needs(python))
     if not has(python, "detectron2"):
         install_detectron2(python)
+
+
+def check_versions(venv, python):
+    """Refuse an environment whose Python or PyTorch is too old for gn_det."""
+    version = tuple(json.loads(output(python, "import sys; print(list(sys.version_info[:2]))")))
+    if version < PYTHON:
+        fail(
+            "%s has Python %d.%d, and gn_det needs %d.%d or newer; nothing was changed: name "
+            "another environment with VENV=..." % ((venv, *version, *PYTHON))
+        )
+    torch = present(python).get("torch")
+    if torch and tuple(map(int, re.findall(r"\d+", torch)[:2])) < OLDEST_TORCH:
+        fail(
+            "%s has PyTorch %s, and gn_det needs %d.%d or newer; nothing was changed: update it "
+            "together with what was compiled for it (Detectron2, mmcv), or name another "
+            "environment with VENV=..." % ((venv, torch, *OLDEST_TORCH))
+        )
+
+
+def present(python):
+    """Versions of the packages in the environment, by name."""
+    return json.loads(output(python, PRESENT))
+
+
+def needs(python):
+    """What the extras of setup.py name, but for what would be written over something else."""
+    with open(os.path.join(ROOT, "setup.py")) as file:
+        tree = ast.parse(file.read())
+    keywords = [keyword for node in ast.walk(tree) for keyword in getattr(node, "keywords", [])]
+    (extras,) = [each.value for each in keywords if each.arg == "extras_require"]
+    extras = ast.literal_eval(extras)
+    requirements = extras["detectron2"] + extras["dev"] + extras["mmcv"]
+    if not has(python, "mmcv"):
+        requirements.append(MMCV)
+    if has(python, "cv2") and "opencv-python" not in present(python):
+        # Another build of OpenCV; mmengine and mmcv-lite would bring theirs.
+        brought = ("opencv-python", "mmengine", "mmcv-lite")
+        requirements = [each for each in requirements if not each.startswith(brought)]
+    return requirements
+
+
+def install_beside(name, python, requirements):
+    """pip install, with every package that is there held at its version."""
+    held = ["%s==%s" % each for each in present(python).items() if each[0] != "gn-det"]
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = os.path.join(folder, "present.txt")
+        with open(constraints, "w") as file:
+            file.write("\n".join(held))
+        step(name, python, ["--constraint=" + constraints, *requirements])
 
 
 def create(venv):
@@ -166,6 +229,12 @@ def step(name, python, arguments):
         advice = "the download is not the file that was checked: do not use it, try again later"
     elif "connection" in errors.lower() or "name resolution" in errors.lower():
         advice = "PyPI cannot be reached: check the network or the proxy, then run this again"
+    elif "ResolutionImpossible" in errors or "conflicting dependencies" in errors:
+        sys.stderr.write(errors)
+        advice = (
+            "a package of this environment stands against it, and none is replaced: see pip's "
+            "output above, change that one yourself, or name another environment with VENV=..."
+        )
     elif "No matching distribution" in errors:
         advice = "PyPI has none for Python %d.%d; try PYTHON=python3.11" % sys.version_info[:2]
     else:

@@ -1,8 +1,9 @@
-"""Writing a backbone for MODEL.WEIGHTS, and beside it the config that a detector shares with it."""
+"""Writing a backbone's weights, and beside them the config that a detector shares with them."""
 
 from __future__ import annotations
 
 import pickle
+import pprint
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,27 @@ from torch import Tensor
 from gn_det.errors import InputError
 from gn_det.utils import make_folder, whole_file, write_atomically
 
-__all__ = ["check_backbone_file", "write_backbone"]
+__all__ = ["check_backbone_file", "write_backbone", "write_backbone_for_mmdetection"]
 
 _ENDINGS = (".pth", ".safetensors", ".pkl")
 
 
-def check_backbone_file(file: Path) -> None:
-    """Check that :func:`write_backbone` can write a file, before there is what it is to hold.
+def check_backbone_file(file: Path, mmdetection: bool = False) -> None:
+    """Check that a function of this module can write a file, before there is what it is to hold.
+
+    Args:
+        file: of the weights.
+        mmdetection: whether it is for mmdetection, which reads .pth alone.
 
     Raises:
         InputError: another ending than .pth, .safetensors or .pkl, a file that exists, or a folder
             that cannot be written.
     """
+    if mmdetection and file.suffix != ".pth":
+        raise InputError(f"mmdetection's layout is one of .pth files, and {file} is none")
     if file.suffix not in _ENDINGS:
         raise InputError(f"{file} ends in none of {', '.join(_ENDINGS)}")
-    for path in (file, file.with_suffix(".yaml")):
+    for path in (file, file.with_suffix(".py" if mmdetection else ".yaml")):
         if path.exists():
             raise InputError(f"{path} exists; remove it, or name another")
     make_folder(file.parent)
@@ -57,10 +64,7 @@ def write_backbone(file: Path, weights: Mapping[str, Tensor], config: Mapping[st
         InputError: as :func:`check_backbone_file`, or the disk is full. Neither file is there then.
     """
     check_backbone_file(file)
-    weights = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in weights.items()
-    }
+    weights = _on_cpu(weights)
     try:
         with whole_file(file) as stream:
             if file.suffix == ".safetensors":
@@ -73,6 +77,42 @@ def write_backbone(file: Path, weights: Mapping[str, Tensor], config: Mapping[st
     except InputError:
         file.unlink(missing_ok=True)
         raise
+
+
+def write_backbone_for_mmdetection(
+    file: Path, weights: Mapping[str, Tensor], model: Mapping[str, Any]
+) -> None:
+    """Write a backbone's weights for mmdetection, and what a config shares with them.
+
+    The fragment, beside the weights with the ending .py, is the lower part of a config that
+    inherits from another one.
+
+    Args:
+        file: .pth; its folder is made.
+        weights: by mmdetection's names (``layer1.0.gn1.weight``), on any device.
+        model: keys of a config's ``model``; the backbone's init_cfg is added.
+
+    Raises:
+        InputError: as :func:`check_backbone_file`, or the disk is full. Neither file is there then.
+    """
+    check_backbone_file(file, mmdetection=True)
+    backbone = {**model["backbone"], "init_cfg": {"type": "Pretrained", "checkpoint": str(file)}}
+    text = pprint.pformat({**model, "backbone": backbone}, sort_dicts=False, width=88)
+    head = f"# What a detector shares with {file.name!a}. Name a config to start from:"
+    try:
+        with whole_file(file) as stream:
+            torch.save({"state_dict": _on_cpu(weights)}, stream)
+        write_atomically(file.with_suffix(".py"), f'{head}\n# _base_ = "..."\nmodel = {text}\n')
+    except InputError:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in weights.items()
+    }
 
 
 def _pickled(weights: dict[str, Tensor]) -> dict[str, Any]:

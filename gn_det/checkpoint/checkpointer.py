@@ -27,6 +27,8 @@ _CHECKPOINT = re.compile(r"model_(\d+|final)\.pth")
 # Layers whose shape follows the number of classes: fine-tuning starts them anew.
 _CLASS_LAYERS = re.compile(r"predictor|cls_score|bbox_pred|score_lowres")
 
+_FOLDED_BN = re.compile(r"_bn_[bs]$")
+
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints in the folder of a run, the newest last."""
@@ -163,6 +165,8 @@ class Checkpointer(DetectionCheckpointer):
             )
         if self._matching_heuristics:
             loaded["matching_heuristics"] = True
+        # FAIR's files have BN as a scale and a shift, which GN takes without a trace.
+        self._has_folded_bn = any(_FOLDED_BN.search(key) for key in loaded["model"])
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
@@ -207,11 +211,36 @@ class Checkpointer(DetectionCheckpointer):
                 "which would stay at their random start: name weights that hold them, or set "
                 "MODEL.BACKBONE.FREEZE_AT to 0 (freeze_at of the ResNet for a LazyConfig)"
             )
+        self._say_where_gn_took_bn(incompatible)
         if any(misfits.values()):
             logging.getLogger(__name__).warning(
                 f"{fitting} of {total} tensors come from {self._path}. "
                 f"At their random start: {_by_part([*missing, *shapes])}. "
                 f"Not used: {_by_part(unexpected)}."
+            )
+
+    def _say_where_gn_took_bn(self, incompatible: Any) -> None:
+        """Warn of GN layers that took γ and β of BN, whose statistics they do not have."""
+        lost = {
+            key.removesuffix(".running_mean")
+            for key in incompatible.unexpected_keys
+            if key.endswith(".running_mean")
+        }
+        missing = set(incompatible.missing_keys)
+        took = [
+            module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.GroupNorm)
+            and f"{name}.weight" not in missing
+            and (self._has_folded_bn or any(f".{name}".endswith(f".{each}") for each in lost))
+        ]
+        if took:
+            frozen = sum(not p.requires_grad for module in took for p in module.parameters()) // 2
+            also = f", and {frozen} of them are frozen" if frozen else ""
+            logging.getLogger(__name__).warning(
+                f"{len(took)} GN layers took γ and β of BN from {self._path}, without its "
+                f"statistics{also}. Name weights with GN, or convert a trained model "
+                "(tools/convert_bn_to_gn.py); if you go on, set MODEL.BACKBONE.FREEZE_AT to 0"
             )
 
 

@@ -17,7 +17,14 @@ from torch import Tensor
 from gn_det.errors import InputError
 from gn_det.utils import some
 
-__all__ = ["ResNetWeights", "build_resnet", "resnet_weights", "to_detectron"]
+__all__ = [
+    "ResNetWeights",
+    "build_resnet",
+    "mmdetection_backbone",
+    "resnet_weights",
+    "to_detectron",
+    "to_mmdetection",
+]
 
 # The name by which a layout is known; a ResNet may lie below others.
 _ANCHORS = {"torchvision": "layer1.0.conv1.weight", "Detectron2": "res2.0.conv1.weight"}
@@ -131,6 +138,48 @@ def to_detectron(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return blobs
 
 
+def to_mmdetection(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet's weights by mmdetection's names (``layer1.0.gn1.weight``).
+
+    Args:
+        weights: by Detectron2's names.
+    """
+    norm = "bn" if any(name.endswith("running_var") for name in weights) else "gn"
+    return {_to_mmdetection(name, norm): value for name, value in weights.items()}
+
+
+def mmdetection_backbone(resnets: Mapping[str, Any], stride_in_1x1: bool) -> dict[str, Any]:
+    """The keys of mmdetection's backbone for a ResNet.
+
+    Args:
+        resnets: by keys below MODEL.RESNETS.
+        stride_in_1x1: whether bottlenecks have their stride in the first convolution.
+
+    Raises:
+        InputError: mmdetection has no such ResNet.
+    """
+    groups, width = resnets["NUM_GROUPS"], resnets["WIDTH_PER_GROUP"]
+    if groups == 1 and width != 64:
+        raise InputError(
+            f"mmdetection has no ResNet whose bottlenecks are {width} wide instead of 64"
+        )
+    gn = {"type": "GN", "num_groups": 32, "requires_grad": True}
+    return {
+        **({"type": "ResNeXt", "groups": groups, "base_width": width} if groups > 1 else {}),
+        "depth": resnets["DEPTH"],
+        "norm_cfg": gn if resnets["NORM"] == "GN" else {"type": "BN", "requires_grad": False},
+        "style": "caffe" if stride_in_1x1 else "pytorch",
+    }
+
+
+def _to_mmdetection(name: str, norm: str) -> str:
+    *block, layer, tensor = re.sub(r"\.norm\b", "#", name).split(".")
+    stage = "" if block == ["stem"] else f"layer{int(block[0][3:]) - 1}.{block[1]}."
+    if layer.startswith("shortcut"):
+        return f"{stage}downsample.{'1' if layer.endswith('#') else '0'}.{tensor}"
+    return f"{stage}{norm if layer.endswith('#') else 'conv'}{layer.strip('conv#')}.{tensor}"
+
+
 def _find(weights: Mapping[str, Tensor], prefix: str | None) -> tuple[str, str]:
     """Layout and prefix of the only ResNet, or of the one below prefix."""
     found = {
@@ -154,7 +203,7 @@ def _find(weights: Mapping[str, Tensor], prefix: str | None) -> tuple[str, str]:
 
 def _from_torchvision(name: str) -> str | None:
     """Detectron2's name, or None where there is none."""
-    pattern = r"(?:layer(\d)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.(\w+)"
+    pattern = r"(?:layer(\d)\.(\d+)\.)?(conv|bn|gn|downsample\.)(\d)\.(\w+)"
     match = re.fullmatch(pattern, name)
     if match is None:
         return None
@@ -163,7 +212,7 @@ def _from_torchvision(name: str) -> str | None:
     if kind == "downsample.":
         norms = {"0": "", "1": ".norm"}
         return f"{place}.shortcut{norms[number]}.{tensor}" if number in norms else None
-    return f"{place}.conv{number}{'.norm' if kind == 'bn' else ''}.{tensor}"
+    return f"{place}.conv{number}{'' if kind == 'conv' else '.norm'}.{tensor}"
 
 
 def _add_statistics(resnet: dict[str, Tensor]) -> None:

@@ -36,6 +36,8 @@ def add_gn_config(cfg: CfgNode) -> None:
     # Where the meta-architectures GN... put GN: names of parts (see gn_det.inject), "default" for
     # those that Detectron2's NORM keys reach, "ALL".
     cfg.MODEL.GN.SITES = ["default"]
+    # The registered builder that build_gn_backbone gives GN to.
+    cfg.MODEL.GN.BACKBONE = ""
     # Groups of every GN layer; where the channels are no multiple of it, the largest divisor below.
     cfg.MODEL.GN.NUM_GROUPS = 32
     # The other way to say it, if above 0: channels in each group, or the largest divisor below.

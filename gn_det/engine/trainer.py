@@ -153,6 +153,11 @@ def build_model(cfg: CfgNode, *, weights_follow: bool = False) -> nn.Module:
                 "config, or none has what it acts on; MODEL.META_ARCHITECTURE is "
                 f"{cfg.MODEL.META_ARCHITECTURE}, GNGeneralizedRCNN would be one"
             )
+    if cfg.MODEL.GN.BACKBONE and cfg.MODEL.BACKBONE.NAME != "build_gn_backbone":
+        raise InputError(
+            f"MODEL.GN.BACKBONE changes nothing, as MODEL.BACKBONE.NAME is "
+            f"{cfg.MODEL.BACKBONE.NAME}; only build_gn_backbone reads it"
+        )
     if cfg.MODEL.GN.RECOMPUTE:
         recompute(model)  # as a whole: what parts hand to each other, too
     prepare_model(

@@ -15,7 +15,7 @@ from gn_det.injection.recompute import recomputed_norms
 from gn_det.injection.report import Report
 from gn_det.injection.sites import SITES, Slot, find_owners
 from gn_det.injection.standardize import standardizes, why_not_standardizable
-from gn_det.layers import WeightStandardized, default_num_groups
+from gn_det.layers import default_num_groups
 from gn_det.ops.form import Form
 from gn_det.utils import table
 
@@ -148,7 +148,7 @@ def audit(model: nn.Module, optimizer: Any = None) -> Audit:
     names = {module: name for name, module in model.named_modules()}
     forms, recomputed = fused_forms(model), recomputed_norms(model)
     places = find_places(model)
-    standardized = any(isinstance(slot.conv, WeightStandardized) for slot in places.slots)
+    standardized = any(standardizes(slot.conv) for slot in places.slots)
     held = optimizer and {id(p) for group in optimizer.param_groups for p in group["params"]}
     rows: dict[tuple, list[Slot]] = {}
     left: dict[tuple[str, str], list[str]] = {}

@@ -20,6 +20,8 @@ _OTHERS = (
     "mmcv.cnn.bricks.conv_ws.ConvAWS2d",
     "timm.layers.std_conv.StdConv2d",
     "timm.layers.std_conv.StdConv2dSame",
+    "timm.layers.std_conv.ScaledStdConv2d",
+    "timm.layers.std_conv.ScaledStdConv2dSame",
 )
 
 

@@ -1,10 +1,11 @@
 """Entries for Detectron2's registries: Detectron2's component, with GN injected and fused, and
 timm's models as backbones.
 
-Importing this package registers them.
+Importing this package registers them. WithGN makes such an entry of any other class.
 """
 
 from gn_det.modeling.backbone import (
+    build_gn_backbone,
     build_gn_resnet_backbone,
     build_gn_resnet_fpn_backbone,
     build_gn_retinanet_resnet_fpn_backbone,
@@ -30,6 +31,7 @@ from gn_det.modeling.timm_backbone import (
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
 )
+from gn_det.modeling.with_gn import WithGN
 
 __all__ = [
     "GNFastRCNNConvFCHead",
@@ -43,6 +45,8 @@ __all__ = [
     "GNSemanticSegmentor",
     "GNStandardRPNHead",
     "TimmBackbone",
+    "WithGN",
+    "build_gn_backbone",
     "build_gn_resnet_backbone",
     "build_gn_resnet_fpn_backbone",
     "build_gn_retinanet_resnet_fpn_backbone",

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from detectron2.config import CfgNode, configurable
 from detectron2.modeling import (
     GeneralizedRCNN,
     PanopticFPN,
@@ -25,38 +21,21 @@ __all__ = [
 ]
 
 
-class _AtSites(WithGN):
-    """WithGN whose sites are an argument.
-
-    Args:
-        sites: see :func:`gn_det.inject`.
-    """
-
-    @configurable
-    def __init__(self, *, sites: str | Sequence[str] = "default", **kwargs: Any) -> None:
-        self.sites = sites
-        super().__init__(**kwargs)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**super().from_config(cfg), "sites": cfg.MODEL.GN.SITES}
-
-
-class GNGeneralizedRCNN(_AtSites, GeneralizedRCNN):
+class GNGeneralizedRCNN(WithGN, GeneralizedRCNN):
     """Faster, Mask, Keypoint and Cascade R-CNN with GN."""
 
 
-class GNProposalNetwork(_AtSites, ProposalNetwork):
+class GNProposalNetwork(WithGN, ProposalNetwork):
     """RPN alone with GN."""
 
 
-class GNRetinaNet(_AtSites, RetinaNet):
+class GNRetinaNet(WithGN, RetinaNet):
     """RetinaNet with GN, also in its towers."""
 
 
-class GNPanopticFPN(_AtSites, PanopticFPN):
+class GNPanopticFPN(WithGN, PanopticFPN):
     """Panoptic FPN with GN."""
 
 
-class GNSemanticSegmentor(_AtSites, SemanticSegmentor):
+class GNSemanticSegmentor(WithGN, SemanticSegmentor):
     """Semantic segmentation with GN."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from torch import nn
 
 from gn_det import injection
 from gn_det.layers.hand_over import hand_over_from, statistics_of
+from gn_det.modeling.bn_weights import warn_of_bn_weights
 
 __all__ = ["WithGN", "gn_options_from_config", "groups_from_config", "with_gn"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_EITHER = ("num_groups", "channels_per_group")  # of which inject takes one
 
 
 def with_gn(
@@ -59,11 +62,19 @@ def groups_from_config(cfg: CfgNode) -> dict[str, int]:
 class WithGN:
     """Builds the class that follows in the method resolution order, then injects GN and fuses.
 
-    Built from a config, as Detectron2 does, or with explicit arguments, as LazyConfigs do.
+    For a head or a model of any registry, built from a config or with explicit arguments::
+
+        @META_ARCH_REGISTRY.register()
+        class GNTheirs(gn_det.modeling.WithGN, Theirs):
+            pass
+
+    A class attribute ``sites`` says where, as for a head that is one site by itself. Without it,
+    ``MODEL.GN.SITES`` does.
 
     Args:
-        args, kwargs: those of the Detectron2 class.
-        num_groups, channels_per_group, min_channels_per_group, weight_standardization: see
+        args, kwargs: those of the class that follows; with a config as the first, what is not given
+            here is what ``MODEL.GN`` says.
+        sites, num_groups, channels_per_group, min_channels_per_group, weight_standardization: see
             :func:`gn_det.inject`.
         recompute: whether to call :func:`gn_det.recompute` as well.
         hand_over: whether GN that replaces BN keeps its statistics, for gn_det's trainer to hand
@@ -73,32 +84,37 @@ class WithGN:
         InputError: there is nothing to normalize.
     """
 
-    sites: ClassVar[str]
+    sites: ClassVar[str | Sequence[str] | None] = None
 
-    @configurable
     def __init__(
         self,
         *args: Any,
+        sites: str | Sequence[str] | None = None,
         num_groups: int | None = None,
         channels_per_group: int | None = None,
-        min_channels_per_group: int = 1,
-        weight_standardization: bool = False,
-        recompute: bool = False,
-        hand_over: bool = False,
+        min_channels_per_group: int | None = None,
+        weight_standardization: bool | None = None,
+        recompute: bool | None = None,
+        hand_over: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        with_gn(
-            self,
-            self.sites,
-            num_groups=num_groups,
-            channels_per_group=channels_per_group,
-            min_channels_per_group=min_channels_per_group,
-            weight_standardization=weight_standardization,
-            recompute=recompute,
-            hand_over=hand_over,
-        )
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**super().from_config(cfg, *args, **kwargs), **gn_options_from_config(cfg)}
+        cfg = kwargs.get("cfg", args[0] if args else None)
+        configured = gn_options_from_config(cfg) if isinstance(cfg, CfgNode) else {}
+        if num_groups or channels_per_group:
+            configured = {k: v for k, v in configured.items() if k not in _EITHER}
+        given = {
+            "num_groups": num_groups,
+            "channels_per_group": channels_per_group,
+            "min_channels_per_group": min_channels_per_group,
+            "weight_standardization": weight_standardization,
+            "recompute": recompute,
+            "hand_over": hand_over,
+        }
+        where = sites or self.sites
+        if not where:
+            where = cfg.MODEL.GN.SITES if isinstance(cfg, CfgNode) else "default"
+        names = {where} if isinstance(where, str) else {*where}
+        if isinstance(cfg, CfgNode) and names & {"default", "ALL", "backbone"}:
+            warn_of_bn_weights(cfg)
+        with_gn(self, where, **configured | {k: v for k, v in given.items() if v is not None})

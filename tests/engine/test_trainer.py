@@ -72,6 +72,20 @@ def test_weight_standardization_that_changes_nothing_is_an_error() -> None:
     assert any(isinstance(module, WeightStandardized) for module in model.modules())
 
 
+def test_a_backbone_that_nothing_reads_is_an_error() -> None:
+    overrides = ["MODEL.DEVICE", "cpu", "MODEL.GN.BACKBONE", "build_resnet_fpn_backbone"]
+    with pytest.raises(
+        InputError, match=r"MODEL\.GN\.BACKBONE changes nothing, as MODEL\.BACKBONE"
+    ):
+        build_model(load_config(ROOT / "configs/compare/gn.yaml", overrides))
+    build_model(
+        load_config(
+            ROOT / "configs/compare/gn.yaml",
+            [*overrides, "MODEL.BACKBONE.NAME", "build_gn_backbone"],
+        )
+    )
+
+
 def test_recomputation_that_changes_nothing_or_is_compiled_is_an_error() -> None:
     overrides = ["MODEL.DEVICE", "cpu", "MODEL.GN.RECOMPUTE", "True"]
     with pytest.raises(InputError, match="RECOMPUTE changes nothing: .* is GeneralizedRCNN"):

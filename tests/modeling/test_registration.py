@@ -182,12 +182,12 @@ def test_registering_twice_is_told() -> None:
 
 
 def test_a_name_that_another_package_took_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build_gn_resnet_backbone() -> None:
+    def build_gn_backbone() -> None:
         pass
 
-    entries = {**BACKBONE_REGISTRY._obj_map, "build_gn_resnet_backbone": build_gn_resnet_backbone}
+    entries = {**BACKBONE_REGISTRY._obj_map, "build_gn_backbone": build_gn_backbone}
     monkeypatch.setattr(BACKBONE_REGISTRY, "_obj_map", entries)
-    with pytest.raises(InputError, match=rf"build_gn_resnet_backbone .* from {__name__}.*rename"):
+    with pytest.raises(InputError, match=rf"build_gn_backbone .* from {__name__}.*rename"):
         gn_det.modeling.register()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,3 +77,73 @@ def test_the_program_prints_the_table_and_nothing_else(tmp_path: Path) -> None:
     done = run_program(TOOL, "--config-file", MASK_RCNN, "--sites", "fpn", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("site ")
     assert not done.stderr and not list(tmp_path.iterdir())
+
+
+MMENGINE = {
+    "a type": "model = dict(type='ConvModule', in_channels=3, out_channels=64, kernel_size=3,\n"
+    "             norm_cfg=dict(type='BN'))\n",
+    "a dict": "model = {'type': 'ConvModule', 'in_channels': 3, 'out_channels': 64,\n"
+    "         'kernel_size': 3, 'norm_cfg': {'type': 'BN'}}\n",
+    "a base": "_base_ = 'a_type.py'\nmodel = dict(out_channels=64)\n",
+    "an import": "custom_imports = dict(imports=['gn_det.mmcv_plugin'])\n_base_ = 'a_type.py'\n",
+}
+
+
+@pytest.mark.parametrize("case", MMENGINE)
+def test_a_config_of_mmengine_is_shown(
+    case: str, call_main: Callable, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import mmcv.cnn  # noqa: F401 (registration)
+
+    (tmp_path / "a_type.py").write_text(MMENGINE["a type"])
+    (tmp_path / "config.py").write_text(MMENGINE[case])
+    name = tmp_path / "config.py"
+    call_main(TOOL, "--config-file", name, "--format", "json")
+    read = json.loads(capsys.readouterr().out)
+    assert [(row["modules"], row["reason"]) for row in read["left_alone"]] == [
+        (["bn"], "BatchNorm2d; inject replaces it")
+    ]
+    call_main(
+        TOOL, "--config-file", name, "--format", "json", "--sites", "ALL", "--",
+        "model.out_channels=48",
+    )  # fmt: skip
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["modules"], row["channels"]) == (["bn"], 48)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("_base_ = 'mmocr::textdet/x.py'\n", [], "cannot be built as .* mmocr is not installed"),
+        ("default_scope = None\n", [], "has no model"),
+        ("model = dict(type='Unheard')\n", [], "cannot be built .*Unheard is not in the"),
+        (MMENGINE["a type"], ["--", "model.out_channels", "48"], "is no override .* key=value"),
+    ],
+)
+def test_a_config_of_mmengine_that_cannot_be_shown_is_told_in_a_line(
+    text: str, overrides: list[str], message: str, call_main: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        call_main(TOOL, "--config-file", tmp_path / "config.py", "--sites", "ALL", *overrides)
+
+
+def test_a_package_that_is_not_there_is_told_and_not_installed(
+    call_main: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: object, **options: object) -> None:
+        pytest.fail(f"ran {arguments}")
+
+    for name in ("check_call", "run", "Popen", "call"):
+        monkeypatch.setattr(subprocess, name, run)
+    with pytest.raises(InputError, match="mmocr is not installed"):
+        call_main(TOOL, "--config-file", "mmocr::textdet/x.py")
+
+
+def test_an_absent_mmengine_is_told(
+    call_main: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "mmengine.config", None)
+    (tmp_path / "config.py").write_text(MMENGINE["a type"])
+    with pytest.raises(InputError, match="is a config of mmengine, which is not in this env"):
+        call_main(TOOL, "--config-file", tmp_path / "config.py")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
+from mmengine.config import Config
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from support.hostile import REFUSED, write_hostile
@@ -415,6 +417,70 @@ def test_a_file_as_fair_wrote_it_is_converted(
     call_main(PROGRAM, tmp_path / "R-50-GN.pkl", "--output", tmp_path / "back.pth")
     assert "2 (linear 2)" in capsys.readouterr().out
     assert same(list(source(x).values()), our_features(tmp_path / "back.yaml", x))
+
+
+MMDETECTION = {  # source, flags, what the fragment says of the backbone
+    "timm's GN": (
+        lambda: timm.create_model("resnet50_gn", pretrained=False), [],
+        {"depth": 50, "style": "pytorch",
+         "norm_cfg": {"type": "GN", "num_groups": 32, "requires_grad": True}},
+    ),
+    "torchvision's BN": (
+        lambda: torchvision.models.resnet18(weights=None), [],
+        {"depth": 18, "style": "pytorch", "norm_cfg": {"type": "BN", "requires_grad": False}},
+    ),
+    "ResNeXt": (
+        lambda: torchvision.models.resnext50_32x4d(weights=None), ["--stride-in-1x1", "true"],
+        {"type": "ResNeXt", "groups": 32, "base_width": 4, "depth": 50, "style": "caffe",
+         "norm_cfg": {"type": "BN", "requires_grad": False}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MMDETECTION)
+@torch.no_grad()
+def test_mmdetections_names_and_keys_are_written_and_read_back(
+    case: str, x: Tensor, tmp_path: Path, call_main: Callable
+) -> None:
+    make, flags, backbone = MMDETECTION[case]
+    source = randomized(make())
+    torch.save(source.state_dict(), tmp_path / "theirs.pth")
+    output = tmp_path / "mm.pth"
+    arguments = [PROGRAM, tmp_path / "theirs.pth", "--output", output, "--layout", "mmdetection"]
+    call_main(*arguments, *flags)
+
+    names = torch.load(output, weights_only=True)["state_dict"]
+    gn = backbone["norm_cfg"]["type"] == "GN"
+    theirs = {
+        re.sub(r"\bbn(\d)", r"gn\1" if gn else r"bn\1", name): value
+        for name, value in source.state_dict().items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
+    assert names.keys() == theirs.keys()
+    assert all(torch.equal(names[name], value) for name, value in theirs.items())
+
+    model = Config.fromfile(output.with_suffix(".py")).model.to_dict()
+    assert model["backbone"].pop("init_cfg") == {"type": "Pretrained", "checkpoint": str(output)}
+    assert model["backbone"] == backbone
+    assert model["data_preprocessor"] == {
+        "mean": BGR_MEAN[::-1], "std": [58.395, 57.12, 57.375], "bgr_to_rgb": True
+    }  # fmt: skip
+
+    call_main(PROGRAM, output, "--output", tmp_path / "back.pth")
+    assert same(their_features(source, x), our_features(tmp_path / "back.yaml", x))
+
+
+def test_what_mmdetection_cannot_take_is_told(tmp_path: Path, call_main: Callable) -> None:
+    torch.save(torchvision.models.wide_resnet50_2(weights=None).state_dict(), tmp_path / "wide.pth")
+    layout = ("--layout", "mmdetection")
+    with pytest.raises(InputError, match="bottlenecks are 128 wide instead of 64"):
+        call_main(PROGRAM, tmp_path / "wide.pth", "--output", tmp_path / "mm.pth", *layout)
+    with pytest.raises(InputError, match=r"one of \.pth files, and .*mm\.pkl is none"):
+        call_main(PROGRAM, tmp_path / "wide.pth", "--output", tmp_path / "mm.pkl", *layout)
+    (tmp_path / "mm.py").touch()
+    with pytest.raises(InputError, match=r"mm\.py exists"):
+        call_main(PROGRAM, tmp_path / "wide.pth", "--output", tmp_path / "mm.pth", *layout)
+    assert not (tmp_path / "mm.pth").exists()
 
 
 @pytest.mark.parametrize(

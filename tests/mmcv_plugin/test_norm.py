@@ -10,16 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer, is_norm
-from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from support.programs import ROOT
 from torch import nn
 
 import gn_det.mmcv_plugin
-from gn_det import FusedGroupNorm, InputError, audit, fuse, inject
-
-EXAMPLE = ROOT / "configs/mmdet/mask-rcnn_r50_fpn_gn_2x_coco.py"
+from gn_det import FusedGroupNorm, InputError, audit, inject
 
 
 def test_build_norm_layer_gives_our_layer_under_mmcvs_name() -> None:
@@ -53,12 +49,34 @@ def test_a_conv_module_computes_and_loads_as_with_mmcvs_gn() -> None:
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_the_activation_can_be_the_norms() -> None:
-    fused = ConvModule(3, 64, 3, norm_cfg=dict(type="FusedGN", activation="relu"), act_cfg=None)
-    plain = ConvModule(3, 64, 3, norm_cfg=dict(type="FusedGN"))
-    fused.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 8, 9)
-    torch.testing.assert_close(fused(x), plain(x))
+@pytest.mark.parametrize("act_cfg", [None, dict(type="ReLU")])
+def test_an_activation_of_the_norm_is_refused(act_cfg: dict | None) -> None:
+    norm_cfg = dict(type="FusedGN", activation="relu")
+    with pytest.raises(InputError, match=r"activation='relu' has no place in a norm_cfg: .*fuse"):
+        ConvModule(3, 64, 3, norm_cfg=norm_cfg, act_cfg=act_cfg)
+    with pytest.raises(InputError, match="has no place"):
+        build_norm_layer(norm_cfg, 64)
+    assert build_norm_layer(dict(type="FusedGN", activation=None), 64)[1].activation is None
+
+
+def test_one_import_makes_gn_of_configs_and_defaults_ours() -> None:
+    code = (
+        "import gn_det.mmcv_plugin.as_gn\n"
+        "from mmcv.cnn import ConvModule, build_norm_layer\n"
+        "class Head(ConvModule):\n"
+        "    def __init__(self, norm_cfg=dict(type='GN', num_groups=8, requires_grad=True)):\n"
+        "        super().__init__(3, 16, 3, norm_cfg=norm_cfg)\n"
+        "name, layer = build_norm_layer(dict(type='GN', num_groups=4), 32, postfix=2)\n"
+        "print(name, type(layer).__name__, layer.num_groups, *Head().state_dict())\n"
+        "print(type(Head().norm).__name__, Head().norm.num_groups)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "gn2 FusedGroupNorm 4 conv.weight gn.weight gn.bias",
+        "FusedGroupNorm 8",
+    ], done.stderr
 
 
 def test_a_config_file_brings_the_plugin_by_custom_imports(tmp_path: Path) -> None:
@@ -85,43 +103,25 @@ def test_a_config_file_brings_the_plugin_by_custom_imports(tmp_path: Path) -> No
     assert done.stdout.strip() == "FusedGroupNorm", done.stderr
 
 
-def example() -> Config:
-    """The example without its base configs, which are mmdetection's."""
-    text = EXAMPLE.read_text()
-    own = text[: text.index("_base_")] + text[text.index("custom_imports") :]
-    return Config.fromstring(own, ".py")
+def test_convolutions_of_mmcv_that_standardize_their_weight_are_known() -> None:
+    def model() -> nn.Module:
+        ws = dict(type="ConvWS")
+        return nn.Sequential(
+            ConvModule(3, 64, 3, conv_cfg=ws, norm_cfg=dict(type="BN")),
+            ConvModule(64, 64, 3, norm_cfg=dict(type="BN")),
+        )
 
+    only = nn.Sequential(model()[0])
+    inject(only, weight_standardization=True)  # it does already, so there is nothing to refuse
+    assert [row.form for row in audit(only).rows] == ["WS+GN"]
 
-def test_the_example_builds_every_norm_that_it_names() -> None:
-    model = example().model
-    roi_head = model.roi_head
-    for part in (model.backbone, model.neck, roi_head.bbox_head, roi_head.mask_head):
-        assert type(build_norm_layer(part.norm_cfg, 256)[1]) is FusedGroupNorm
-
-
-def test_the_examples_optimizer_does_not_decay_gamma_and_beta() -> None:
-    model = nn.Sequential(ConvModule(3, 64, 1, norm_cfg=dict(type="FusedGN")))
-    sgd = dict(type="SGD", lr=0.1, weight_decay=1e-4)
-    wrapper = build_optim_wrapper(model, dict(optimizer=sgd, **example().optim_wrapper))
-    decays = {
-        parameter: group["weight_decay"]
-        for group in wrapper.param_groups
-        for parameter in group["params"]
-    }
-    assert [decays[p] for p in model.parameters()] == [1e-4, 0.0, 0.0]
-
-
-def test_inject_and_fuse_take_mmcvs_modules() -> None:
-    model = nn.Sequential(ConvModule(3, 64, 3, norm_cfg=dict(type="BN")))
-    inject(model)
-    assert type(model[0].norm) is FusedGroupNorm and list(model.state_dict())[1] == "0.bn.weight"
-    x = torch.randn(1, 3, 8, 8)
-    expected = model(x)
-    assert audit(fuse(model)).num_norms == 1
-    torch.testing.assert_close(model(x), expected)
+    both = inject(model(), weight_standardization=True)
+    assert [(row.form, len(row.modules)) for row in audit(both).rows] == [("WS+GN", 2)]
+    assert audit(both).left_alone == ()
+    assert type(both[0].conv).__name__ == "ConvWS2d"
 
 
 def test_a_name_that_is_taken_is_told() -> None:
-    assert MODELS.get("FusedGN") is FusedGroupNorm
+    assert MODELS.get("FusedGN") is gn_det.mmcv_plugin.FusedGN
     with pytest.raises(InputError, match=r"FusedGN is in mmengine's MODELS registry already"):
         importlib.reload(gn_det.mmcv_plugin)

@@ -1,0 +1,35 @@
+"""Weights with BN for a model with GN: said once, as nothing in their names or shapes shows it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+
+from detectron2.config import CfgNode
+
+__all__ = ["warn_of_bn_weights", "warn_once"]
+
+
+def warn_of_bn_weights(cfg: CfgNode) -> None:
+    """Say it once where MODEL.WEIGHTS names weights of Detectron2's catalog that have BN."""
+    weights = cfg.MODEL.WEIGHTS
+    catalog = re.search(r"ImageNetPretrained/(?!.*GN)", weights)
+    if catalog:
+        warn_once(
+            f"MODEL.WEIGHTS, {weights}, has BN: GN takes its γ and β without its statistics"
+            f"{_frozen(cfg)}. Name weights with GN, such as "
+            "detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl with MODEL.RESNETS.STRIDE_IN_1X1 "
+            "False, or convert a trained model by gn_det.convert_bn"
+        )
+
+
+def _frozen(cfg: CfgNode) -> str:
+    stages = cfg.MODEL.BACKBONE.FREEZE_AT
+    return f", and MODEL.BACKBONE.FREEZE_AT {stages} freezes them so" if stages > 0 else ""
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Log a warning, the first time."""
+    logging.getLogger("gn_det").warning(text)
