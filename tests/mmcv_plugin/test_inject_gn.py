@@ -147,7 +147,7 @@ def test_a_child_of_a_config_adds_two_keys(tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(
         "_base_ = 'base.py'\n"
         "custom_imports = dict(imports=['gn_det.mmcv_plugin'], allow_failed_imports=False)\n"
-        "model = dict(type='InjectGN', model='TinyDetector', sites=['other'])\n"
+        "model = dict(type='InjectGN', model='TinyDetector', sites=['backbone', 'dense_head'])\n"
     )
     config = Config.fromfile(tmp_path / "child.py")
     model = MODELS.build(config.model)
