@@ -56,6 +56,8 @@ print(json.dumps({
 """
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GN_DET = ["-e", ROOT]
+# What a new environment begins with may be too old for PyTorch.
+NOT_HELD = ("gn-det", "pip", "setuptools", "wheel")
 
 
 def main():
@@ -135,7 +137,7 @@ def needs(python):
 
 def install_beside(name, python, requirements):
     """pip install, with every package that is there held at its version."""
-    held = ["%s==%s" % each for each in present(python).items() if each[0] != "gn-det"]
+    held = ["%s==%s" % each for each in present(python).items() if each[0] not in NOT_HELD]
     with tempfile.TemporaryDirectory() as folder:
         constraints = os.path.join(folder, "present.txt")
         with open(constraints, "w") as file:
