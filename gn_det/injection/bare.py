@@ -224,9 +224,10 @@ class Look:
     def _is_extra(self, name: str) -> bool:
         """Whether a convolution is of a level above the laterals of a pyramid."""
         match = re.fullmatch(r"(.*?)\.?(\w+)\.(\d+)(\.conv)?", name)
-        laterals = match and getattr(self.names.get(match[1]), "lateral_convs", None)
-        is_list = isinstance(laterals, nn.ModuleList) and match[2] != "lateral_convs"
-        return is_list and int(match[3]) >= len(laterals)
+        if match is None or match[2] == "lateral_convs":
+            return False
+        laterals = getattr(self.names.get(match[1]), "lateral_convs", None)
+        return isinstance(laterals, nn.ModuleList) and int(match[3]) >= len(laterals)
 
     def _is_gate(self, name: str, conv: Layer, above: list[tuple[str, nn.Module]]) -> bool:
         if conv in self.gated:
@@ -261,7 +262,8 @@ def _is_activation(layer: object) -> bool:
 def _activates(owner: nn.Module) -> bool:
     """Whether the code of a module, or a child, applies an activation."""
     return any(map(_is_activation, owner.children())) or any(
-        _ACTIVATIONS.fullmatch(name) for name in names_used(type(owner))
+        _ACTIVATIONS.fullmatch(name)
+        for name in names_used(type(owner))  # type: ignore[arg-type]
     )
 
 

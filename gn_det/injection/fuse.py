@@ -151,7 +151,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     module: Layer
     for name, module in model.named_modules():
         changed = isinstance(module, tuple(unfused)) and type(module) not in unfused
-        if changed or (isinstance(module, Rewritten) and not _is_rewritten(module)):
+        if changed or (issubclass(type(module), Rewritten) and not _is_rewritten(module)):
             raise InputError(
                 f"{name} is a {type(module).__name__} since fuse; undo that (parametrizations, "
                 "FSDP) before unfuse"

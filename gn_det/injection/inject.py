@@ -219,7 +219,7 @@ def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:
             own.requires_grad_(value.requires_grad)
         if not isinstance(old, nn.GroupNorm):
             # A later load raises the versions. (TorchScript reads no attribute that a class types.)
-            norm.taken_from_bn = (norm.weight._version, norm.bias._version)
+            vars(norm)["taken_from_bn"] = (norm.weight._version, norm.bias._version)
     for name, value in vars(old).items():
         if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):  # their hooks
             setattr(norm, name, value)

@@ -17,7 +17,7 @@ from types import CodeType
 import torch
 from torch import Tensor, nn
 
-from gn_det.injection.kinds import is_conv, is_norm, library_of
+from gn_det.injection.kinds import Layer, is_conv, is_norm, library_of
 
 __all__ = ["gated_modules", "is_gate", "names_used"]
 
@@ -43,7 +43,7 @@ def is_gate(module: nn.Module) -> bool:
     """Whether a module is a sigmoid or softmax, or calls one."""
     kind = type(module)
     own = any(word in kind.__name__.lower() for word in _GATES)
-    return own or any(word in name for name in names_used(kind) for word in _GATES)
+    return own or any(word in name for name in names_used(kind) for word in _GATES)  # type: ignore[arg-type]
 
 
 @cache
@@ -61,7 +61,7 @@ def names_used(kind: type[nn.Module]) -> frozenset[str]:
 
 def _pools(module: nn.Module) -> bool:
     has_pool = any("pool" in type(child).__name__.lower() for child in module.children())
-    return has_pool or not names_used(type(module)).isdisjoint(_POOLS)
+    return has_pool or not names_used(type(module)).isdisjoint(_POOLS)  # type: ignore[arg-type]
 
 
 def _gates(unit: nn.Module) -> bool:
@@ -73,7 +73,7 @@ def _gates(unit: nn.Module) -> bool:
 
 def _pixels(unit: nn.Module) -> dict[nn.Module, int]:
     """The most pixels that each convolution and norm of a module gets; empty if it does not run."""
-    conv = next(filter(is_conv, unit.modules()), None)
+    conv: Layer = next(filter(is_conv, unit.modules()), None)
     if conv is None:
         return {}
     pixels: dict[nn.Module, int] = {}

@@ -110,7 +110,7 @@ def _site(module: nn.Module, attribute: str, above: str, of_regions: bool) -> st
             site = by_class if by_class not in (None, "dense_head") else "box_head"
         else:
             site = "box_head" if by_class == "box_head" else "dense_head"
-    return site if above in _MAY_LIE_IN.get(site, (above,)) else None
+    return site if site and above in _MAY_LIE_IN.get(site, (above,)) else None
 
 
 def _match(forms: Mapping[str, str], name: str) -> str | None:

@@ -95,6 +95,7 @@ class Kind:
         self._launch = launch
         dense = self._dense(*tensors)
         self._is_dense = all(a is b for a, b in zip(dense, tensors, strict=True))
+        assert dense[0] is not None
         plan = launch.plan_of(dense[0], num_groups, backward=False)
         self._forward = launch.Forward(plan, self.eps, form, x.device)
         plan = launch.plan_of(dense[0], num_groups, backward=True)
@@ -140,7 +141,7 @@ class Kind:
         residual_bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """y and the statistics, as of fused_group_norm."""
-        tensors = x, weight, bias, residual, residual_weight, residual_bias
+        tensors: tuple[Any, ...] = x, weight, bias, residual, residual_weight, residual_bias
         if not self._is_dense:
             tensors = self._dense(*tensors)
         y, statistics, launches = self._forward(*tensors)
@@ -166,7 +167,7 @@ class Kind:
         if y is not None:
             y = y.contiguous(memory_format=layout)
         if not self._is_dense:
-            x, weight, bias, residual, residual_weight, residual_bias = self._dense(
+            x, weight, bias, residual, residual_weight, residual_bias = self._dense(  # type: ignore[assignment]
                 x, weight, bias, residual, residual_weight, residual_bias
             )
         dx, dresidual, dparameters, launches = self._backward(
@@ -186,7 +187,7 @@ class Kind:
             dresidual = dy
         return dx, found[0], found[1], dresidual, found[2], found[3]
 
-    def _ran(self, launches: Any, x: Tensor | None) -> bool:
+    def _ran(self, launches: Any, x: Tensor) -> bool:
         """Whether launches could be run; where one cannot, calls go to ATen from then on."""
         if not self._works:
             return False
