@@ -77,11 +77,12 @@ def convert_in_stages(
     fine_tune: Callable[[nn.Module], None] | None = None,
     num_groups: int | None = None,
     channels_per_group: int | None = None,
+    min_channels_per_group: int = 1,
 ) -> Conversion:
     """Convert every BN layer of a model to GN, in place, and evaluate what each stage makes of it.
 
     Args:
-        model, batches, call, num_groups, channels_per_group: see
+        model, batches, call, num_groups, channels_per_group, min_channels_per_group: see
             :func:`gn_det.convert_bn`.
         evaluate: the metric of a model, before, after conversion, calibration, distillation and
             fine-tuning.
@@ -93,7 +94,11 @@ def convert_in_stages(
     Raises:
         InputError: see :func:`gn_det.convert_bn`.
     """
-    options = {"num_groups": num_groups, "channels_per_group": channels_per_group}
+    options: dict[str, Any] = {
+        "num_groups": num_groups,
+        "channels_per_group": channels_per_group,
+        "min_channels_per_group": min_channels_per_group,
+    }
     metric: dict[str, float] = {}
     levels: dict[str, dict[str, float]] = {}
     teacher = None if to_distill is None else copy.deepcopy(model)
