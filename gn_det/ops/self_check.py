@@ -21,10 +21,10 @@ class _Case(NamedTuple):
     layout: torch.memory_format
 
 
-# Every kernel once: a group that fits into a program, with rows that no vector divides, and one
-# that takes several programs, with rows that all do.
+# Every kernel once: a group that fits into a program, with rows that no vector divides and so many
+# samples that their sums are reduced, and one that takes several programs, with rows that all do.
 _CASES = (
-    _Case((2, 6, 5, 7), 3, Form(relu=True), torch.contiguous_format),
+    _Case((3, 6, 5, 7), 3, Form(relu=True), torch.contiguous_format),
     _Case((1, 8, 48, 48), 4, Form(relu=True, add=True, normalize_add=True), torch.channels_last),
 )
 

@@ -151,11 +151,33 @@ def counting_flops(x: Tensor) -> None:
 OUTSIDERS = {
     "make_fx": lambda x: make_fx(lambda x: group_norm(x, NUM_GROUPS))(x),
     "fake tensors": in_fake_mode,
-    "functorch": lambda x: torch.func.functionalize(lambda x: group_norm(x, NUM_GROUPS))(x),
-    "forward gradients": with_forward_gradients,
     "a mode": counting_flops,
     "a subclass": lambda x: group_norm(x.as_subclass(Marked), NUM_GROUPS),
 }
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["first call", "known kind"])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda x: torch.func.functionalize(lambda x: group_norm(x, NUM_GROUPS))(x),
+        with_forward_gradients,
+    ],
+    ids=["functorch", "forward gradients"],
+)
+def test_transforms_have_the_rules_of_atens_operators(
+    transform: Callable,
+    known: bool,
+    device: torch.device,
+    operator_calls: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(SHAPE, device=device)
+    if known:
+        group_norm(x, NUM_GROUPS)
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("a kernel was launched"))
+    transform(x)
+    assert not operator_calls
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["first call", "known kind"])
