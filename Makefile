@@ -22,8 +22,8 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfi
 help:
 	@echo "make quickstart    install, generate data, train, evaluate and plot (10 minutes)"
 	@echo "make compare       GN against frozen BN and BN, three seeds (an hour; QUICK=--quick: 12 minutes)"
-	@echo "make check         lint, then the fast tests of the library (2 minutes)"
-	@echo "make test          the fast tests, and those of the kernels (8 minutes)"
+	@echo "make check         lint, then the fast tests of the library (4 minutes)"
+	@echo "make test          the fast tests, and those of the kernels (12 minutes)"
 	@echo "make test-all      every test (half an hour)"
 	@echo "make test-kernels  the tests of the kernels; TRITON_INTERPRET=0 runs them on a GPU"
 	@echo "make gpu           checks and times everything on a GPU, PYTHON=... with an environment of yours"

@@ -30,13 +30,28 @@ def gated_modules(model: nn.Module) -> set[nn.Module]:
     """The modules of a model between a global pooling and the sigmoid or softmax of a gate.
 
     A module that pools somewhere is copied without its weights and run on one map on the meta
-    device, which computes shapes alone. What does not run on one map tells nothing.
+    device, which computes shapes alone. Where it takes something else, as the branches that it
+    weighs, who holds it is run. What does not run on one map either tells nothing.
     """
     gated: set[nn.Module] = set()
-    for unit in model.modules():
+    found: dict[str, dict[nn.Module, int]] = {}
+    for name, unit in model.named_modules():
         if _pools(unit) and _gates(unit):
-            gated |= {module for module, pixels in _pixels(unit).items() if pixels == 1}
+            for holder in _upwards(name):
+                if holder not in found:
+                    found[holder] = _pixels(model.get_submodule(holder))
+                if found[holder]:
+                    gated |= {part for part in unit.modules() if found[holder].get(part) == 1}
+                    break
     return gated
+
+
+def _upwards(name: str) -> Iterator[str]:
+    """The name of a module, and of all who hold it, up to the model's, which is empty."""
+    yield name
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def is_gate(module: nn.Module) -> bool:
