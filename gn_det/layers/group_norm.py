@@ -39,7 +39,7 @@ class FusedGroupNorm(nn.GroupNorm):
 
     Raises:
         ValueError: num_channels is not a multiple of num_groups, the activation is unknown, or, in
-            a call, each group is a single value.
+            a call of an injected layer, each group is a single value.
 
     Example::
 
@@ -144,8 +144,9 @@ class FusedGroupNorm(nn.GroupNorm):
         residual_weight: Tensor | None,
         residual_bias: Tensor | None,
     ) -> Tensor:
-        # What torch.fx records has no sizes.
-        if self.num_groups == self.num_channels and isinstance(x, Tensor):
+        # Of a layer that somebody built so, as for the paper's ablation, group_norm warns. What
+        # torch.fx records has no sizes.
+        if self.name and self.num_groups == self.num_channels and isinstance(x, Tensor):
             self._check_size(x)
         return group_norm(
             x, self.num_groups, self.weight, self.bias, self.eps,
@@ -156,9 +157,9 @@ class FusedGroupNorm(nn.GroupNorm):
     def _check_size(self, x: Tensor) -> None:
         if x.shape[2:].numel() == 1 and x.numel() > 0:
             raise InputError(
-                f"{self.name or type(self).__name__}: each of {self.num_groups} groups is one "
-                f"value in an input {tuple(x.shape)}, so that GN returns its β for any picture; "
-                "give it fewer groups (num_groups, channels_per_group), or no norm"
+                f"{self.name}: each of {self.num_groups} groups is one value in an input "
+                f"{tuple(x.shape)}, so that GN returns its β for any picture; give it fewer groups "
+                "(num_groups, channels_per_group), or no norm"
             )
 
     def extra_repr(self) -> str:

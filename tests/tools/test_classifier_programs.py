@@ -72,7 +72,7 @@ def test_error_against_batch_size_and_the_gap_of_its_classifiers(
     assert (gap / "gap.png").exists()
     with pytest.raises(InputError, match="two of the classifiers are a resnet10 with BN"):
         programs("train_test_gap", runs[0], runs[0], "--output", tmp_path / "other")
-    with pytest.raises(InputError, match="holds a table already"):
+    with pytest.raises(InputError, match="exists and is no empty folder"):
         programs("train_test_gap", *runs, "--output", gap)
 
 
