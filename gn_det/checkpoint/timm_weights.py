@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
-from gn_det.utils import reason_of
 
 __all__ = ["in_timms_names", "top_classes"]
 
@@ -65,11 +65,7 @@ def top_classes(
 
     classifier = _timm_model(model).eval()
     classifier.load_state_dict(weights)
-    try:
-        with Image.open(picture) as image:
-            pixels = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{picture} is no picture: {reason_of(error)}") from error
+    pixels = Image.fromarray(read_picture(picture, "RGB"))
     transform = create_transform(**resolve_model_data_config(classifier))
     with torch.no_grad():
         probabilities = classifier(transform(pixels)[None]).softmax(1)[0]

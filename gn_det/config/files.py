@@ -91,12 +91,12 @@ def _set_input(cfg: CfgNode, defaults: CfgNode) -> None:
 
     They are those of the backbone of timm, where the config has one, else Detectron2's.
     """
-    from gn_det.modeling.timm_backbone import check_timm_name, timm_input
-
     mean, std, colours = defaults.MODEL.PIXEL_MEAN, defaults.MODEL.PIXEL_STD, defaults.INPUT.FORMAT
-    name = cfg.MODEL.TIMM.NAME
-    if name and not check_timm_name(name):  # else check_config says what is wrong
-        mean, std, colours = timm_input(name)
+    if name := cfg.MODEL.TIMM.NAME:
+        from gn_det.modeling.timm_backbone import check_timm_name, timm_input
+
+        if not check_timm_name(name):  # else check_config says what is wrong
+            mean, std, colours = timm_input(name)
     cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_MEAN or mean
     cfg.MODEL.PIXEL_STD = cfg.MODEL.PIXEL_STD or std
     cfg.INPUT.FORMAT = cfg.INPUT.FORMAT or colours

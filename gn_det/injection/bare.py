@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gn_det.injection.kinds import Layer, is_conv, is_norm, library_of
+from gn_det.injection.kinds import Layer, is_conv, is_norm, library_of, upwards
 from gn_det.injection.one_pixel import is_gate, names_used
 from gn_det.injection.parts import Part
 from gn_det.layers.conv_norm import takes_norm
@@ -215,11 +215,8 @@ class Look:
 
     def _owner(self, name: str) -> nn.Module:
         """The module whose code calls a convolution: the first above that is no list."""
-        while name:
-            name = name.rpartition(".")[0]
-            if type(self.names[name]) not in _LISTS:
-                break
-        return self.names[name]
+        above = (self.names[each] for each in [*upwards(name)][1:])
+        return next((each for each in above if type(each) not in _LISTS), self.names[""])
 
     def _is_extra(self, name: str) -> bool:
         """Whether a convolution is of a level above the laterals of a pyramid."""

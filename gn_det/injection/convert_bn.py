@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 from gn_det.injection.choose import Which, choose_slots
+from gn_det.injection.eval_mode import eval_mode
 from gn_det.injection.inject import place_norms
+from gn_det.injection.kinds import Layer
 from gn_det.injection.least_squares import ChannelFit
 from gn_det.injection.places import find_places
 from gn_det.injection.regions import Regions
 from gn_det.injection.report import Report
-from gn_det.injection.sites import SITES, Layer, Slot
+from gn_det.injection.sites import SITES, Slot
 from gn_det.layers import Groups
 from gn_det.utils import markdown, printable, table
 
@@ -182,7 +184,7 @@ def convert_bn(
 
     history: list[dict[str, float | None]] = []
     best: dict[str, dict[str, Tensor]] = {}
-    with _eval_mode(model), _eval_mode(converted), torch.no_grad():
+    with eval_mode(model), eval_mode(converted), torch.no_grad():
         while len(history) <= len(norms):
             fits = _fits(model, converted, bns, norms, batches, call)
             history.append({name: _error(norms[name], fit) for name, fit in fits.items()})
@@ -314,17 +316,6 @@ def _copied(model: nn.Module) -> nn.Module:
     for module in model.modules():
         keep(vars(module))
     return copy.deepcopy(model, memo)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _fits(

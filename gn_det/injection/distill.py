@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
+from gn_det.injection.eval_mode import eval_mode
 from gn_det.injection.report import Report
 from gn_det.utils import check_regular_file, reason_of, table, whole_file
 
@@ -134,7 +135,7 @@ def level_errors(
     """The relative error of each level, see :class:`Distillation`; both in eval mode."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = defaultdict(int)
-    with _eval_mode(student, teacher):
+    with eval_mode(student, teacher):
         for batch in batches:
             for name, (ours, theirs) in _levels(student, teacher, batch, call).items():
                 ours, theirs = (_by_channel(y).double() for y in (ours, theirs))
@@ -298,7 +299,7 @@ def _amp_dtype(device: str) -> torch.dtype | None:
 def _for_distillation(student: nn.Module, teacher: nn.Module) -> Iterator[None]:
     """Eval mode, in which every parameter of the student trains."""
     trains = {parameter: parameter.requires_grad for parameter in student.parameters()}
-    with _eval_mode(student, teacher), torch.enable_grad():
+    with eval_mode(student, teacher), torch.enable_grad():
         try:
             student.requires_grad_(True)
             yield
@@ -306,15 +307,3 @@ def _for_distillation(student: nn.Module, teacher: nn.Module) -> Iterator[None]:
             for parameter, before in trains.items():
                 parameter.requires_grad = before
                 parameter.grad = None
-
-
-@contextmanager
-def _eval_mode(*models: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for model in models for module in model.modules()}
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from gn_det.errors import InputError
+from gn_det.injection.kinds import Layer, type_name
 from gn_det.injection.rewrite import CONV_NORMS, Rewritten, plan
-from gn_det.injection.sites import Layer, type_name
 from gn_det.layers import FusedGroupNorm, FusedReLU
 from gn_det.layers.detectron2 import loaded_blocks
 from gn_det.layers.recomputation import keep_in

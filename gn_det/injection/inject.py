@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from gn_det.errors import InputError
 from gn_det.injection.bare import is_conv_module
 from gn_det.injection.choose import Which, choose_slots
+from gn_det.injection.kinds import Layer, num_channels, upwards
 from gn_det.injection.places import find_places
-from gn_det.injection.sites import SITES, Layer, Slot, num_channels
+from gn_det.injection.sites import SITES, Slot
 from gn_det.injection.standardize import check_standardizable, standardize
 from gn_det.layers import (
     FusedGroupNorm,
@@ -200,11 +201,11 @@ def _trains(model: nn.Module, name: str, conv: Layer) -> bool:
     """Whether a convolution trains, or else what is nearest to a module: it, or who holds it."""
     if conv is not None and conv.weight is not None:
         return conv.weight.requires_grad
-    while True:
-        parameters = [*model.get_submodule(name).parameters()]
-        if parameters or not name:
-            return not parameters or any(parameter.requires_grad for parameter in parameters)
-        name = name.rpartition(".")[0]
+    for holder in upwards(name):
+        parameters = [*model.get_submodule(holder).parameters()]
+        if parameters:
+            return any(parameter.requires_grad for parameter in parameters)
+    return True
 
 
 def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:

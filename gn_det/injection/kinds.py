@@ -5,11 +5,21 @@ Classes are known by their names, so that no library needs to be installed for a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-__all__ = ["Layer", "is_a", "is_conv", "is_norm", "library_of", "num_channels", "type_name"]
+__all__ = [
+    "Layer",
+    "is_a",
+    "is_conv",
+    "is_norm",
+    "library_of",
+    "num_channels",
+    "type_name",
+    "upwards",
+]
 
 # A convolution, norm or head of any library, or None: nn.Module declares none of their attributes.
 Layer = Any
@@ -62,3 +72,11 @@ def num_channels(norm: Layer) -> int:
         if hasattr(norm, name):
             return getattr(norm, name)
     return len(norm.weight)
+
+
+def upwards(name: str) -> Iterator[str]:
+    """The name of a module, and of all who hold it, up to the model's, which is empty."""
+    yield name
+    while name:
+        name = name.rpartition(".")[0]
+        yield name

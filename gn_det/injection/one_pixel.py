@@ -17,7 +17,7 @@ from types import CodeType
 import torch
 from torch import Tensor, nn
 
-from gn_det.injection.kinds import Layer, is_conv, is_norm, library_of
+from gn_det.injection.kinds import Layer, is_conv, is_norm, library_of, upwards
 
 __all__ = ["gated_modules", "is_gate", "names_used"]
 
@@ -37,21 +37,13 @@ def gated_modules(model: nn.Module) -> set[nn.Module]:
     found: dict[str, dict[nn.Module, int]] = {}
     for name, unit in model.named_modules():
         if _pools(unit) and _gates(unit):
-            for holder in _upwards(name):
+            for holder in upwards(name):
                 if holder not in found:
                     found[holder] = _pixels(model.get_submodule(holder))
                 if found[holder]:
                     gated |= {part for part in unit.modules() if found[holder].get(part) == 1}
                     break
     return gated
-
-
-def _upwards(name: str) -> Iterator[str]:
-    """The name of a module, and of all who hold it, up to the model's, which is empty."""
-    yield name
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
 
 
 def is_gate(module: nn.Module) -> bool:

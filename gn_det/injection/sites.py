@@ -19,14 +19,11 @@ from gn_det.injection.kinds import Layer, is_a, is_conv, is_norm, num_channels, 
 __all__ = [
     "DEFAULT_SITES",
     "SITES",
-    "Layer",
     "Site",
     "Slot",
     "find_by_type",
     "find_owners",
-    "num_channels",
     "sites_of_owners",
-    "type_name",
 ]
 
 
@@ -143,7 +140,7 @@ def find_by_type(module: nn.Module) -> Iterator[Place]:
         for name, child in parent.named_children():
             number = name.lstrip(_NO_DIGITS)
             # Behind a linear layer, a channel is one value: GN would return its β.
-            if is_norm(child) and not _ends_in_linear(before):
+            if is_norm(child) and not isinstance(_last(before), nn.Linear):
                 convs = (in_lists.get(child), numbered.get(number), before)
                 found = (_conv_of(conv, num_channels(child)) for conv in convs)
                 yield parent, next(filter(None, found), None), child
@@ -162,22 +159,21 @@ def _pairs_in_lists(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
                 yield from zip(norms, convs, strict=True)
 
 
-def _ends_in_linear(layer: nn.Module | None) -> bool:
-    if isinstance(layer, nn.Sequential) and len(layer):
+def _last(layer: Layer) -> Layer:
+    """The layer, or the last one with parameters where it is an nn.Sequential."""
+    while isinstance(layer, nn.Sequential):
         with_parameters = [part for part in layer if any(True for _ in part.parameters())]
-        return bool(with_parameters) and _ends_in_linear(with_parameters[-1])
-    return isinstance(layer, nn.Linear)
+        layer = with_parameters[-1] if with_parameters else None
+    return layer
 
 
 def _conv_of(layer: Layer, channels: int) -> Layer:
     """The convolution with so many output channels that a layer is, ends in or wraps, or None."""
+    layer = _last(layer)
     if layer is None or is_norm(layer):
         return None
     if getattr(layer, "weight", None) is not None:
         return layer if getattr(layer, "out_channels", None) == channels else None
-    if isinstance(layer, nn.Sequential):
-        with_parameters = [part for part in layer if any(True for _ in part.parameters())]
-        return _conv_of(with_parameters[-1], channels)
     # Beside the convolution, a deformable one holds another that predicts sampling points.
     fitting = [m for m in layer.modules() if is_conv(m) and m.out_channels == channels]
     return fitting[0] if len(fitting) == 1 else None

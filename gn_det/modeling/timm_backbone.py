@@ -18,6 +18,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
+from gn_det.injection.eval_mode import eval_mode
 from gn_det.modeling.with_gn import gn_options_from_config, with_gn
 from gn_det.utils import nearest, reason_of, some
 
@@ -354,10 +355,8 @@ def _train_what_is_used(name: str, backbone: TimmBackbone) -> None:
     """
     side = 2 * backbone.size_divisibility
     parameters = [p for p in backbone.parameters() if p.requires_grad]
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
     try:
-        with torch.enable_grad():
+        with eval_mode(backbone), torch.enable_grad():
             features = backbone(torch.zeros(1, 3, side, side + backbone.size_divisibility))
             total = sum(feature.mean() for feature in features.values())
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)
@@ -366,8 +365,6 @@ def _train_what_is_used(name: str, backbone: TimmBackbone) -> None:
             f"timm's {name} does not take pictures of any size, as a detector needs it: "
             f"{reason_of(error)}"
         ) from error
-    for module, mode in modes.items():
-        module.training = mode
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             parameter.requires_grad = False

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from gn_det.ops import aten
+from gn_det.ops.backend import under_transform
 from gn_det.ops.form import Form
 from gn_det.ops.guarded import give_up
-from gn_det.ops.triton_op import gradients, layout_of
+from gn_det.ops.triton_op import dense_inputs, gradients, kept, layout_of
 
 __all__ = ["Kind", "is_eager", "key_of", "kinds", "remember"]
 
@@ -34,8 +34,7 @@ def is_eager() -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        or under_transform()
     )
 
 
@@ -80,25 +79,21 @@ class Kind:
         num_groups, eps, form: of all of them.
     """
 
-    def __init__(
-        self, tensors: tuple[Tensor | None, ...], num_groups: int, eps: float, form: Form
-    ) -> None:
+    def __init__(self, tensors: tuple[Any, ...], num_groups: int, eps: float, form: Form) -> None:
         from gn_det.ops.kernels import launch
 
         x = tensors[0]
-        assert x is not None
         self.num_groups, self.eps, self.form = num_groups, float(eps), form
         self.device_type = x.device.type
         self._device = x.device
         self._works = True
         self._layout = layout_of(x)
         self._launch = launch
-        dense = self._dense(*tensors)
+        dense = dense_inputs(*tensors)
         self._is_dense = all(a is b for a, b in zip(dense, tensors, strict=True))
-        assert dense[0] is not None
-        plan = launch.plan_of(dense[0], num_groups, backward=False)
+        plan = launch.plan_of(dense.x, num_groups, backward=False)
         self._forward = launch.Forward(plan, self.eps, form, x.device)
-        plan = launch.plan_of(dense[0], num_groups, backward=True)
+        plan = launch.plan_of(dense.x, num_groups, backward=True)
         self._backward = launch.Backward(plan, form)
         self._dtypes = [
             None if p is None else p.dtype for p in (*tensors[1:3], *tensors[4:])
@@ -131,21 +126,12 @@ class Kind:
             )  # fmt: skip
         return self.forward(x, weight, bias, residual, residual_weight, residual_bias)[0]
 
-    def forward(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        residual_weight: Tensor | None,
-        residual_bias: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """y and the statistics, as of fused_group_norm."""
-        tensors: tuple[Any, ...] = x, weight, bias, residual, residual_weight, residual_bias
+    def forward(self, *tensors: Any) -> tuple[Tensor, Tensor]:
+        """y and the statistics, as of fused_group_norm, of what a call takes."""
         if not self._is_dense:
-            tensors = self._dense(*tensors)
+            tensors = dense_inputs(*tensors)
         y, statistics, launches = self._forward(*tensors)
-        if not self._ran(launches, x):
+        if not self._ran(launches, tensors[0]):
             return aten.forward(self._launch.Inputs(*tensors), self.num_groups, self.eps, self.form)
         return y, statistics
 
@@ -167,7 +153,7 @@ class Kind:
         if y is not None:
             y = y.contiguous(memory_format=layout)
         if not self._is_dense:
-            x, weight, bias, residual, residual_weight, residual_bias = self._dense(  # type: ignore[assignment]
+            x, weight, bias, residual, residual_weight, residual_bias = dense_inputs(
                 x, weight, bias, residual, residual_weight, residual_bias
             )
         dx, dresidual, dparameters, launches = self._backward(
@@ -199,54 +185,15 @@ class Kind:
             give_up(x, error)
         return self._works
 
-    def _dense(
-        self,
-        x: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        residual_weight: Tensor | None,
-        residual_bias: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        images = [
-            t if t is None else t.contiguous(memory_format=self._layout) for t in (x, residual)
-        ]
-        return (
-            images[0],
-            None if weight is None else weight.contiguous(),
-            None if bias is None else bias.contiguous(),
-            images[1],
-            None if residual_weight is None else residual_weight.contiguous(),
-            None if residual_bias is None else residual_bias.contiguous(),
-        )
-
 
 class _GroupNorm(torch.autograd.Function):
     """Calls that are differentiated."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        kind: Kind,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        residual_weight: Tensor | None,
-        residual_bias: Tensor | None,
-    ) -> Tensor:
-        y, statistics = kind.forward(x, weight, bias, residual, residual_weight, residual_bias)
+    def forward(ctx: Any, kind: Kind, *tensors: Any) -> Tensor:
+        y, statistics = kind.forward(*tensors)
         ctx.kind = kind
-        ctx.save_for_backward(
-            x,
-            y if kind.form.keeps_output else None,
-            statistics,
-            weight,
-            bias,
-            residual if kind.form.normalize_add else None,
-            residual_weight,
-            residual_bias,
-        )
+        ctx.save_for_backward(*kept(kind.form, y, statistics, *tensors))
         return y
 
     @staticmethod

@@ -10,7 +10,14 @@ from gn_det.ops import guarded
 from gn_det.ops.aten import group_norm_composed
 from gn_det.ops.form import Form
 
-__all__ = ["fused_group_norm", "fused_group_norm_backward", "gradients", "layout_of"]
+__all__ = [
+    "dense_inputs",
+    "fused_group_norm",
+    "fused_group_norm_backward",
+    "gradients",
+    "kept",
+    "layout_of",
+]
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
@@ -24,6 +31,42 @@ def _dense(
     tensor: Optional[Tensor], layout: torch.memory_format = torch.contiguous_format
 ) -> Optional[Tensor]:
     return None if tensor is None else tensor.contiguous(memory_format=layout)
+
+
+def dense_inputs(
+    x: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    residual: Optional[Tensor],
+    residual_weight: Optional[Tensor],
+    residual_bias: Optional[Tensor],
+) -> Any:
+    """A gn_det.ops.kernels.launch.Inputs: x and the residual in the layout of x, all dense."""
+    from gn_det.ops.kernels import launch
+
+    layout = layout_of(x)
+    return launch.Inputs(
+        x.contiguous(memory_format=layout), _dense(weight), _dense(bias),
+        _dense(residual, layout), _dense(residual_weight), _dense(residual_bias),
+    )  # fmt: skip
+
+
+def kept(
+    form: Form,
+    y: Tensor,
+    statistics: Tensor,
+    x: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    residual: Optional[Tensor],
+    residual_weight: Optional[Tensor],
+    residual_bias: Optional[Tensor],
+) -> tuple[Optional[Tensor], ...]:
+    """What the backward pass needs, in the order in which :func:`gradients` takes it."""
+    return (
+        x, y if form.keeps_output else None, statistics, weight, bias,
+        residual if form.normalize_add else None, residual_weight, residual_bias,
+    )  # fmt: skip
 
 
 @torch.library.custom_op("gn_det::group_norm", mutates_args=())
@@ -45,13 +88,7 @@ def fused_group_norm(
         y of x's shape and dtype in x's layout, and the statistics, float32 (2, N, G): mean and
         1/√(variance + eps) of each group, followed by the residual's, (4, N, G), if normalized.
     """
-    from gn_det.ops.kernels import launch
-
-    layout = layout_of(x)
-    inputs = launch.Inputs(
-        x.contiguous(memory_format=layout), _dense(weight), _dense(bias),
-        _dense(residual, layout), _dense(residual_weight), _dense(residual_bias),
-    )  # fmt: skip
+    inputs = dense_inputs(x, weight, bias, residual, residual_weight, residual_bias)
     form = Form(relu, residual is not None, normalize_residual)
     return guarded.forward(inputs, num_groups, eps, form)
 
@@ -98,13 +135,8 @@ def fused_group_norm_backward(
         dx; the residual's gradient, empty where that is dy or nothing; and float32 (2, C), dγ and
         dβ, followed by those of a normalized residual, (4, C).
     """
-    from gn_det.ops.kernels import launch
-
     layout = layout_of(x)
-    inputs = launch.Inputs(
-        x.contiguous(memory_format=layout), _dense(weight), _dense(bias),
-        _dense(residual, layout), _dense(residual_weight), _dense(residual_bias),
-    )  # fmt: skip
+    inputs = dense_inputs(x, weight, bias, residual, residual_weight, residual_bias)
     # A residual that was only added, without a ReLU, leaves no trace here: its gradient is dy.
     form = Form(relu, y is not None or residual is not None, residual is not None)
     dx, dresidual, dparameters = guarded.backward(
@@ -147,16 +179,8 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     y, statistics = output
     ctx.num_groups, ctx.eps = num_groups, eps
     ctx.form = Form(relu, residual is not None, normalize_residual)
-    ctx.save_for_backward(
-        x,
-        y if ctx.form.keeps_output else None,
-        statistics,
-        weight,
-        bias,
-        residual if normalize_residual else None,
-        residual_weight,
-        residual_bias,
-    )
+    tensors = x, weight, bias, residual, residual_weight, residual_bias
+    ctx.save_for_backward(*kept(ctx.form, y, statistics, *tensors))
 
 
 def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple:

@@ -23,18 +23,12 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from gn_det.errors import InputError
-from gn_det.ops import backend, group_norm, guarded
+from gn_det.ops import group_norm, guarded
 from gn_det.ops.form import FORMS
 from gn_det.ops.kernels import launch
 from gn_det.ops.obstacles import obstacle_of
 
-
-@pytest.fixture(autouse=True)
-def as_on_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GN_DET_BACKEND", raising=False)
-    monkeypatch.delenv("GN_DET_SELF_CHECK", raising=False)
-    monkeypatch.setattr(backend, "_warned", set())
-    monkeypatch.setattr(guarded, "_verdicts", {})
+pytestmark = pytest.mark.usefixtures("as_on_a_new_process")
 
 
 @pytest.fixture
@@ -62,11 +56,11 @@ PTXAS = "Internal Triton PTX codegen error\n`ptxas` stderr:\nptxas fatal   : "
 ERRORS = {
     "no compiler": (RuntimeError("Failed to find C compiler. Please specify via CC"), "gcc"),
     "a cache whose file is gone": (
-        FileNotFoundError(errno.ENOENT, "No such file or directory", "/root/.triton/cache/k.json"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/home/u/.triton/k.json"),
         "remove Triton's",
     ),
     "a read-only cache": (
-        OSError(errno.EROFS, "Read-only file system", "/root/.triton"),
+        OSError(errno.EROFS, "Read-only file system", "/home/u/.triton"),
         "TRITON_CACHE_DIR",
     ),
     "a cache of another user": (
@@ -74,7 +68,7 @@ ERRORS = {
         "TRITON_CACHE_DIR",
     ),
     "a cache that is a file": (
-        NotADirectoryError(errno.ENOTDIR, "Not a directory", "/root/.triton/cache"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "/home/u/.triton/cache"),
         "TRITON_CACHE_DIR",
     ),
     "no home": (RuntimeError("Could not create or locate cache dir"), "TRITON_CACHE_DIR"),

@@ -15,19 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from gn_det.errors import InputError
-from gn_det.ops import aten, backend, group_norm, guarded, self_check
+from gn_det.ops import aten, group_norm, guarded, self_check
 from gn_det.ops.form import Form
 from gn_det.ops.kernels import launch
 
 CPU, CARD = torch.device("cpu"), torch.device("meta")  # a card is any that is not the CPU
 
 
-@pytest.fixture(autouse=True)
-def as_on_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GN_DET_BACKEND", raising=False)
-    monkeypatch.delenv("GN_DET_SELF_CHECK", raising=False)
-    monkeypatch.setattr(backend, "_warned", set())
-    monkeypatch.setattr(guarded, "_verdicts", {})
+pytestmark = pytest.mark.usefixtures("as_on_a_new_process")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from support.kernels import CHANNELS_LAST, CONTIGUOUS, make_inputs
+from support.kernels import CHANNELS_LAST, CONTIGUOUS, make_inputs, run_operator
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,7 +17,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from gn_det.layers import FusedGroupNorm
 from gn_det.ops import group_norm
 from gn_det.ops.form import FORMS, Form
-from gn_det.ops.triton_op import fused_group_norm
 
 META = torch.device("meta")
 SHAPE, NUM_GROUPS = (2, 64, 50, 40), 32
@@ -30,14 +29,6 @@ def options_of(form: Form) -> dict[str, object]:
         "activation": "relu" if form.relu else None,
         "normalize_residual": form.normalize_add,
     }
-
-
-def run_operator(form: Form, inputs: dict[str, Tensor]) -> Tensor:
-    return fused_group_norm(
-        inputs["x"], NUM_GROUPS, inputs["weight"], inputs["bias"], 1e-5, form.relu,
-        inputs.get("residual"), form.normalize_add,
-        inputs.get("residual_weight"), inputs.get("residual_bias"),
-    )[0]  # fmt: skip
 
 
 def operators(graph: GraphModule) -> set[str]:
@@ -192,7 +183,7 @@ def test_backward_keeps_the_input_the_statistics_the_parameters_and_nothing_it_c
     name: str, num_images: int, num_statistics: int, num_parameters: int
 ) -> None:
     inputs = leaves_for(FORMS[name])
-    saved = saved_for_backward(lambda: run_operator(FORMS[name], inputs))
+    saved = saved_for_backward(lambda: run_operator(FORMS[name], NUM_GROUPS, inputs))
     images = [tensor for tensor in saved if tensor.shape == SHAPE]
     assert [image.dtype for image in images] == [torch.bfloat16] * num_images
     statistics = [tensor for tensor in saved if tensor.shape[1:] == (SHAPE[0], NUM_GROUPS)]
@@ -238,7 +229,7 @@ def test_backward_keeps_half_or_less_of_what_aten_keeps_under_autocast(
             y = y + inputs["residual"]
         return F.relu(y) if form.relu else y
 
-    ours = num_bytes(saved_for_backward(lambda: run_operator(form, inputs)))
+    ours = num_bytes(saved_for_backward(lambda: run_operator(form, NUM_GROUPS, inputs)))
     theirs = num_bytes(saved_for_backward(aten))
     # The images are exactly that fraction; statistics and parameters are less than 1% of them.
     assert fraction * theirs < 1.01 * ours < 1.02 * fraction * theirs
@@ -250,7 +241,7 @@ def test_gradients_have_the_dtype_and_layout_of_their_inputs(
     form: Form, layout: torch.memory_format
 ) -> None:
     leaves = leaves_for(form, layout)
-    y = run_operator(form, leaves)
+    y = run_operator(form, NUM_GROUPS, leaves)
     gradients = torch.autograd.grad(y, list(leaves.values()), torch.empty_like(y))
     for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
         assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype), name

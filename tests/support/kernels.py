@@ -10,6 +10,7 @@ from torch import Tensor
 from gn_det.ops import group_norm
 from gn_det.ops.form import Form
 from gn_det.ops.reference import group_norm_reference
+from gn_det.ops.triton_op import fused_group_norm
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -43,6 +44,15 @@ def make_inputs(
     if form.normalize_add:
         inputs |= {"residual_weight": parameter(), "residual_bias": parameter()}
     return inputs
+
+
+def run_operator(form: Form, num_groups: int, inputs: dict[str, Tensor]) -> Tensor:
+    """The output of the custom operator on inputs by group_norm's names."""
+    return fused_group_norm(
+        inputs["x"], num_groups, inputs["weight"], inputs["bias"], 1e-5, form.relu,
+        inputs.get("residual"), form.normalize_add,
+        inputs.get("residual_weight"), inputs.get("residual_bias"),
+    )[0]  # fmt: skip
 
 
 def run_kernels(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gn_det.layers.group_norm import FusedGroupNorm
 from gn_det.layers.recomputation import recomputed
+from gn_det.layers.watched import watched
 from gn_det.layers.weight_standardization import WeightStandardized
 from gn_det.ops.form import Form
 
@@ -243,16 +244,11 @@ def _is_relu(activation: object) -> bool:
 
 
 def _watched(parts: Iterable[nn.Module]) -> bool:
-    """Whether parts have to be called one by one: something watches or replaces what they do."""
-    return torch.nn.modules.module._has_any_global_hook() or any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
-        or (isinstance(module, FusedConv2d) and not isinstance(module.norm, FusedGroupNorm))
-        for part in parts
-        for module in part.modules()
+    """Whether parts have to be called one by one, as they are watched or have another norm."""
+    modules = [module for part in parts for module in part.modules()]
+    return watched(modules) or any(
+        isinstance(module, FusedConv2d) and not isinstance(module.norm, FusedGroupNorm)
+        for module in modules
     )
 
 

@@ -333,7 +333,20 @@ def _arguments(
     return arguments
 
 
-def _unfused(
+def _unfused(x: Tensor, **arguments: Any) -> Tensor:
+    """The same out of PyTorch's own layers, in the dtype of x."""
+    parameters = ("weight", "bias", "residual_weight", "residual_bias")
+    cast = {name: arguments[name].to(x.dtype) for name in parameters if name in arguments}
+    return _composed(x, **(arguments | cast))
+
+
+def _unfused_autocast(x: Tensor, **arguments: Any) -> Tensor:
+    """The same, as models write it, under autocast in bfloat16."""
+    with torch.autocast(x.device.type, x.dtype, enabled=x.dtype != torch.float32):
+        return _composed(x, **arguments)
+
+
+def _composed(
     x: Tensor,
     num_groups: int,
     weight: Tensor,
@@ -344,36 +357,12 @@ def _unfused(
     residual_weight: Tensor | None = None,
     residual_bias: Tensor | None = None,
 ) -> Tensor:
-    """The same out of PyTorch's own layers, in the dtype of x."""
-    parameters = [p if p is None else p.to(x.dtype) for p in (weight, bias)]
-    y = F.group_norm(x, num_groups, *parameters)
+    y = F.group_norm(x, num_groups, weight, bias)
     if normalize_residual:
-        parameters = [p.to(x.dtype) for p in (residual_weight, residual_bias)]
-        y = y + F.group_norm(residual, num_groups, *parameters)
+        y = y + F.group_norm(residual, num_groups, residual_weight, residual_bias)
     elif residual is not None:
         y = y + residual
     return F.relu(y) if activation else y
-
-
-def _unfused_autocast(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    activation: str | None,
-    residual: Tensor | None = None,
-    normalize_residual: bool = False,
-    residual_weight: Tensor | None = None,
-    residual_bias: Tensor | None = None,
-) -> Tensor:
-    """The same, as models write it, under autocast in bfloat16."""
-    with torch.autocast(x.device.type, x.dtype, enabled=x.dtype != torch.float32):
-        y = F.group_norm(x, num_groups, weight, bias)
-        if normalize_residual:
-            y = y + F.group_norm(residual, num_groups, residual_weight, residual_bias)
-        elif residual is not None:
-            y = y + residual
-        return F.relu(y) if activation else y
 
 
 def _check_on_device(case: Case, arguments: dict[str, Any], dy: Tensor) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.kernels import CHANNELS_LAST, CONTIGUOUS, LAYOUTS, make_inputs
+from support.kernels import CHANNELS_LAST, CONTIGUOUS, LAYOUTS, make_inputs, run_operator
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
@@ -57,14 +57,6 @@ def call(form: Form, inputs: dict[str, Tensor]) -> Tensor:
     )
 
 
-def call_operator(form: Form, inputs: dict[str, Tensor]) -> Tensor:
-    return fused_group_norm(
-        inputs["x"], NUM_GROUPS, inputs["weight"], inputs["bias"], 1e-5, form.relu,
-        inputs.get("residual"), form.normalize_add,
-        inputs.get("residual_weight"), inputs.get("residual_bias"),
-    )[0]  # fmt: skip
-
-
 def sliced(tensor: Tensor) -> Tensor:
     """The same values with gaps between them."""
     return torch.stack([tensor, tensor], dim=-1)[..., 0]
@@ -105,7 +97,11 @@ def test_results_gradients_and_what_is_kept_equal_the_operators(
             y = function(form, leaves)
         return [y, *torch.autograd.grad(y, list(leaves.values()), dy)], kept
 
-    first, again, expected = results(call), results(call), results(call_operator)
+    first, again, expected = (
+        results(call),
+        results(call),
+        results(lambda form, inputs: run_operator(form, NUM_GROUPS, inputs)),
+    )
     assert not operator_calls and len(eager.kinds) == 1
     for ours in (first, again):
         for found, truth in zip(ours, expected, strict=True):
