@@ -14,9 +14,11 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +30,14 @@ from gn_det.ops import group_norm
 from gn_det.ops.form import FORMS
 from gn_det.studies.gpu.environment import environment
 from gn_det.studies.gpu.findings import Findings, LeftOut
-from gn_det.studies.gpu.launch_gaps import gap_row
+from gn_det.studies.gpu.launch_gaps import gaps_in
 from gn_det.studies.gpu.report import has_failed, write_plots, write_report
 from gn_det.studies.kernels import report as kernel_report
+from gn_det.studies.kernels.estimate import card_of, estimate_rows
 from gn_det.utils import make_folder
 
 ROOT = Path(__file__).parents[1]
+GRACE = 10  # seconds for an interrupted command to write what it has
 
 
 class Extent(NamedTuple):
@@ -106,6 +110,7 @@ def check(device: torch.device, output: Path, extent: Extent) -> int:
     for name, (title, section, budget) in SECTIONS.items():
         print(f"{title} ...", flush=True)
         found[name] = Findings(title, budget)
+        torch.manual_seed(0)
         section(found[name], device, output, extent)
         write_plots_if_possible(output, found)
         write_report(output, facts, found)
@@ -137,11 +142,18 @@ def run_kernel_tests(output: Path, seconds: float) -> dict[str, Any]:
         command.append(f"--ignore={folder / 'test_fused_models.py'}")
     if installed("xdist"):
         command += ["--numprocesses", str(min(8, os.cpu_count() or 1)), "--dist", "loadfile"]
-    done = run(command, output / "kernel_tests.txt", seconds, {"TRITON_INTERPRET": "0"})
-    lines = (output / "kernel_tests.txt").read_text().splitlines()
-    if done:
-        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    log = output / "kernel_tests.txt"
+    over = None
+    try:
+        done = run(command, log, seconds, {"TRITON_INTERPRET": "0"})
+    except LeftOut as late:
+        over, done = late, 0
+    lines = log.read_text().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    if failed or done:
         raise RuntimeError("; ".join(failed[:3]) or f"pytest ended with status {done}")
+    if over:
+        raise over
     return {"tests": lines[-1].strip("= ")}
 
 
@@ -155,8 +167,22 @@ def exactness(found: Findings, device: torch.device, output: Path, extent: Exten
 
 def times(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
     for (dtype, layout), case in itertools.product(extent.variants, extent.timed):
-        measure = partial(kernel_report.timing_row, case, "GN+ReLU", dtype, layout, device.type)
+        measure = partial(time_row, device, case, "GN+ReLU", dtype, layout)
         found.check(f"{case.name}, {dtype}, {layout}", measure)
+
+
+def time_row(
+    device: torch.device, case: kernel_report.Case, form: str, dtype: str, layout: str
+) -> dict[str, Any]:
+    """Times of one case, and ours over the estimate where the card is one that has one."""
+    row = kernel_report.timing_row(case, form, dtype, layout, device.type)
+    card = card_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if card:
+        (estimated,) = estimate_rows([case], form, dtype, layout, card)
+        for direction in ("forward", "backward"):
+            microseconds = 1000 * row[f"ours {direction} ms"]
+            row[f"{direction} / estimate"] = microseconds / estimated[f"{direction} µs"]
+    return row
 
 
 def gaps(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
@@ -177,6 +203,12 @@ def gaps(found: Findings, device: torch.device, output: Path, extent: Extent) ->
         found.check(f"{name}, {case.name}", partial(gap_row, name, partial(step, norm)))
 
 
+def gap_row(name: str, function: Callable[[], None]) -> dict[str, Any]:
+    for _ in range(5):
+        function()
+    return {"implementation": name, **gaps_in(function)}
+
+
 def steps(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
     for amp, images in itertools.product((False, True), extent.images):
         what = f"{images} images, {'AMP' if amp else 'fp32'}"
@@ -191,6 +223,7 @@ def step_rows(
     """Time and memory of a training step of each variant, once their features agree."""
     need("detectron2")
     from gn_det.engine.step import amp_dtype
+    from gn_det.engine.stopwatch import seconds_of_step
 
     from gn_det.config import get_config
     from gn_det.studies.comparison.cost import step_seconds
@@ -207,6 +240,11 @@ def step_rows(
     with torch.autocast(device.type, dtype, enabled=amp):
         check_models(models, batch, tolerance=0.1 if amp else 0.02)
         seconds = step_seconds(models, batch, extent.rounds)
+        traces = {
+            variant: gaps_in(partial(seconds_of_step, model, batch), calls=3)
+            for variant, model in models.items()
+            if device.type == "cuda"
+        }
     del models
     for variant in VARIANTS:
         row = {
@@ -218,6 +256,8 @@ def step_rows(
             "forecast MiB": count_step(cfg, variant, images, extent.image_size).total / 2**20,
         }
         if device.type == "cuda":
+            row["launches"] = traces[variant]["launches"]
+            row["busy ms"] = traces[variant]["busy µs"] / 1000
             torch.cuda.empty_cache()
             _, peak = measure_step(cfg, variant, images, extent.image_size)
             row["peak MiB"] = peak / 2**20
@@ -315,16 +355,26 @@ def check_losses(losses: list[float]) -> None:
 
 
 def run(command: list[str], log: Path, seconds: float, more: dict[str, str]) -> int:
-    """The exit status of a command that writes to a log; what takes too long is left out."""
+    """The exit status of a command that writes to a log; what takes too long is left out.
+
+    It is interrupted then, as by Ctrl-C, so that its log says how far it came.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with open(log, "w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path} | more,
+            stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
         try:
-            return subprocess.run(
-                command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path} | more,
-                stdout=file, stderr=subprocess.STDOUT, timeout=seconds,
-            ).returncode  # fmt: skip
+            return process.wait(seconds)
         except subprocess.TimeoutExpired as error:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
             raise LeftOut(f"not through in {seconds:.0f} s; see {log}") from error
+        finally:
+            process.kill()
+            process.wait()
 
 
 def need(*packages: str) -> None:

@@ -212,7 +212,7 @@ program = runpy.run_path("tools/check_gpu.py", run_name="check_gpu")
 for name in ("tests", "times", "gaps"):
     del program["SECTIONS"][name]
 import torch
-extent = program["FULL"]._replace(checked=[program["kernel_report"].Case("small", (1, 32, 2, 2))])
+extent = program["FULL"]._replace(checked=[program["kernel_report"].Case("small", (1, 64, 4, 4))])
 assert program["check"](torch.device("cpu"), Path(output), extent) == 0
 sys.argv = ["check_gpu.py", "--output", output]
 runpy.run_path("tools/check_gpu.py", run_name="__main__")

@@ -10,23 +10,21 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["gap_row", "gaps_of"]
+__all__ = ["gaps_in", "gaps_of"]
 
 CALLS = 50
 
 
-def gap_row(name: str, function: Callable[[], Any]) -> dict[str, Any]:
+def gaps_in(function: Callable[[], Any], calls: int = CALLS) -> dict[str, float]:
     """What the GPU does over some calls of a function: kernels, busy µs and gaps of one call.
 
     Args:
-        name: of the row.
-        function: that launches kernels on the current GPU.
+        function: that launches kernels on the current GPU, and did so before.
+        calls: of it.
     """
-    for _ in range(5):
-        function()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
-        for _ in range(CALLS):
+        for _ in range(calls):
             function()
         torch.cuda.synchronize()
     kernels = [
@@ -34,7 +32,7 @@ def gap_row(name: str, function: Callable[[], Any]) -> dict[str, Any]:
         for event in trace.events()
         if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
     ]
-    return {"implementation": name, **gaps_of(kernels, CALLS)}
+    return gaps_of(kernels, calls)
 
 
 def gaps_of(kernels: Iterable[tuple[float, float]], calls: int) -> dict[str, float]:
