@@ -22,10 +22,11 @@ class _Case(NamedTuple):
 
 
 # Every kernel once: a group that fits into a program, with rows that no vector divides and so many
-# samples that their sums are reduced, and one that takes several programs, with rows that all do.
+# samples that their sums are reduced, and one that takes several programs, with rows that all do
+# and several groups in each, of three channels.
 _CASES = (
     _Case((3, 6, 5, 7), 3, Form(relu=True), torch.contiguous_format),
-    _Case((1, 8, 48, 48), 4, Form(relu=True, add=True, normalize_add=True), torch.channels_last),
+    _Case((1, 12, 48, 48), 4, Form(relu=True, add=True, normalize_add=True), torch.channels_last),
 )
 
 _EPS = 1e-5

@@ -74,11 +74,11 @@ def test_times_follow_a_check_of_every_result(
     """On the CPU, standing in for a GPU: with a clock that says 2 ms for everything."""
     calls = []
 
-    def do_bench(function: Callable[[], object], warmup: int, rep: int) -> float:
+    def milliseconds(function: Callable[[], object]) -> list[float]:
         calls.append(function())
-        return 2.0
+        return [2.0]
 
-    monkeypatch.setattr("triton.testing.do_bench", do_bench)
+    monkeypatch.setattr(kernel_report, "_milliseconds", milliseconds)
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     case = Case("small", (1, 64, 4, 4))
     row = timing_row(case, form, dtype, "channels_last", device="cpu")
@@ -93,12 +93,12 @@ def test_times_follow_a_check_of_every_result(
 def test_passes_of_the_compiled_peer_can_be_timed_again_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def do_bench(function: Callable[[], object], warmup: int, rep: int) -> float:
+    def milliseconds(function: Callable[[], object]) -> list[float]:
         function()
         function()
-        return 2.0
+        return [2.0]
 
-    monkeypatch.setattr("triton.testing.do_bench", do_bench)
+    monkeypatch.setattr(kernel_report, "_milliseconds", milliseconds)
     row = timing_row(Case("small", (1, 64, 4, 4)), "GN+ReLU", "bf16", "contiguous", device="cpu")
     assert row["compiled ATen backward ms"] == 2.0
 

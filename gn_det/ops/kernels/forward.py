@@ -17,6 +17,7 @@ from gn_det.ops.kernels.tile import (
     program_position,
     relu,
     spread,
+    sum_segments,
     tile_channels,
     tile_groups,
     tile_offsets,
@@ -26,20 +27,20 @@ __all__ = ["apply_kernel", "one_pass_kernel", "statistics_kernel"]
 
 
 @triton.jit
-def merge_moments(count, mean, m2):
-    """Merge sets along axis 1, each with its count, mean and Σ(x - mean)² (Chan et al. 1983).
+def merge_moments(count, mean, m2, total, SEGMENTS: tl.constexpr, LANES: tl.constexpr):
+    """Merge the sets of each segment, given count, mean and Σ(x - mean)² (Chan et al. 1983).
 
-    The merged mean is found twice, the second time from the differences to the first, so that it
-    carries one rounding and not those of the sum: at a mean of 10⁴ σ one float32 step of the mean
-    is 10⁻³ σ.
+    The arguments are tiles (SEGMENTS * LANES, columns), and total is the sum of the counts of each
+    segment. The merged mean is found twice, the second time from the differences to the first, so
+    that it carries one rounding and not those of the sum: at a mean of 10⁴ σ one float32 step of
+    the mean is 10⁻³ σ.
 
-    Returns the mean and Σ(x - mean)² per row.
+    Returns the mean and Σ(x - mean)² per segment.
     """
-    total = tl.maximum(tl.sum(count, axis=1), 1.0)
-    center = tl.sum(count * mean, axis=1) / total
-    delta = tl.where(count > 0, mean - center[:, None], 0.0)
-    shift = tl.sum(count * delta, axis=1) / total
-    m2 = tl.sum(m2 + count * delta * delta, axis=1) - total * shift * shift
+    center = sum_segments(count * mean, SEGMENTS, LANES) / total
+    delta = tl.where(count > 0, mean - spread(center, SEGMENTS, LANES)[:, None], 0.0)
+    shift = sum_segments(count * delta, SEGMENTS, LANES) / total
+    m2 = sum_segments(m2 + count * delta * delta, SEGMENTS, LANES) - total * shift * shift
     return center + shift, relu(m2)
 
 
@@ -89,7 +90,7 @@ def one_pass_kernel(
     stride = num_samples * num_groups
 
     x = tl.load(x_ptr + base + offsets, mask, other=0.0).to(tl.float32)
-    mean, rstd = group_statistics(x, mask, num_pixels, eps, CHANNELS_PER_GROUP, SEGMENTS)
+    mean, rstd = group_statistics(x, mask, num_pixels, eps, CHANNELS_PER_GROUP, SEGMENTS, LANES)
     tl.store(statistics, mean, group_valid)
     tl.store(statistics + stride, rstd, group_valid)
     centered = x - spread(mean, SEGMENTS, LANES)[:, None]
@@ -100,7 +101,7 @@ def one_pass_kernel(
         residual = tl.load(residual_ptr + base + offsets, mask, other=0.0).to(tl.float32)
         if NORMALIZE_RESIDUAL:
             mean, rstd = group_statistics(
-                residual, mask, num_pixels, eps, CHANNELS_PER_GROUP, SEGMENTS
+                residual, mask, num_pixels, eps, CHANNELS_PER_GROUP, SEGMENTS, LANES
             )
             tl.store(statistics + 2 * stride, mean, group_valid)
             tl.store(statistics + 3 * stride, rstd, group_valid)
@@ -118,14 +119,18 @@ def one_pass_kernel(
 
 @triton.jit
 def group_statistics(
-    x, mask, num_pixels, eps, CHANNELS_PER_GROUP: tl.constexpr, SEGMENTS: tl.constexpr
+    x,
+    mask,
+    num_pixels,
+    eps,
+    CHANNELS_PER_GROUP: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """Mean and rstd of SEGMENTS whole groups that a tile holds: each element is a set of one."""
-    elements: tl.constexpr = x.shape[0] * x.shape[1] // SEGMENTS
-    x = tl.reshape(x, [SEGMENTS, elements])
-    count = tl.reshape(mask, [SEGMENTS, elements]).to(tl.float32)
-    mean, m2 = merge_moments(count, x, 0.0)
-    return mean, reciprocal_deviation(m2, CHANNELS_PER_GROUP * num_pixels.to(tl.float32), eps)
+    group_size = CHANNELS_PER_GROUP * num_pixels.to(tl.float32)
+    mean, m2 = merge_moments(mask.to(tl.float32), x, 0.0, group_size, SEGMENTS, LANES)
+    return mean, reciprocal_deviation(m2, group_size, eps)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -161,7 +166,7 @@ def statistics_kernel(
             x_ptr = residual_ptr
     mean, m2 = split_moments(
         x_ptr + base, channel, valid, split, split_blocks, num_channels, num_pixels,
-        SEGMENTS, BLOCK_PIXELS, CHANNELS_LAST,
+        SEGMENTS, LANES, BLOCK_PIXELS, CHANNELS_LAST,
     )  # fmt: skip
     entries = num_splits * PARTS
     tensor_stride = num_samples * num_groups * entries
@@ -186,6 +191,7 @@ def split_moments(
     num_channels,
     num_pixels,
     SEGMENTS: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
@@ -214,12 +220,8 @@ def split_moments(
 
     lane_count = (last - first - lane + BLOCK_PIXELS - 1) // BLOCK_PIXELS
     count = tl.where(valid[:, None], lane_count.to(tl.float32)[None, :], 0.0)
-    elements: tl.constexpr = channel.shape[0] * BLOCK_PIXELS // SEGMENTS
-    return merge_moments(
-        tl.reshape(count, [SEGMENTS, elements]),
-        tl.reshape(mean, [SEGMENTS, elements]),
-        tl.reshape(m2, [SEGMENTS, elements]),
-    )
+    total = tl.maximum(sum_segments(count, SEGMENTS, LANES), 1.0)
+    return merge_moments(count, mean, m2, total, SEGMENTS, LANES)
 
 
 @triton.jit
@@ -248,10 +250,11 @@ def merge_partials(
     mask = group_valid[:, None] & (entry < entries)[None, :]
     count = tl.where(mask, (pixels.to(tl.float32) * channels)[None, :], 0.0)
     ptrs = partials_ptr + group[:, None] * entries + entry[None, :]
-    mean, m2 = merge_moments(
-        count, tl.load(ptrs, mask, other=0.0), tl.load(ptrs + stride, mask, other=0.0)
-    )
-    return mean, reciprocal_deviation(m2, CHANNELS_PER_GROUP * num_pixels.to(tl.float32), eps)
+    mean = tl.load(ptrs, mask, other=0.0)
+    m2 = tl.load(ptrs + stride, mask, other=0.0)
+    group_size = CHANNELS_PER_GROUP * num_pixels.to(tl.float32)
+    mean, m2 = merge_moments(count, mean, m2, group_size, count.shape[0], 1)
+    return mean, reciprocal_deviation(m2, group_size, eps)
 
 
 @triton.jit(do_not_specialize=SIZES)

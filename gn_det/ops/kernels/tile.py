@@ -21,6 +21,7 @@ __all__ = [
     "program_position",
     "relu",
     "spread",
+    "sum_segments",
     "tile_channels",
     "tile_groups",
     "tile_offsets",
@@ -111,6 +112,19 @@ def tile_offsets(channel, pixel, num_channels, num_pixels, CHANNELS_LAST: tl.con
 def fold(per_channel, SEGMENTS: tl.constexpr, LANES: tl.constexpr):
     """Sum a vector of SEGMENTS * LANES over the lanes of each segment: (SEGMENTS,)."""
     return tl.sum(tl.reshape(per_channel, [SEGMENTS, LANES]), axis=1)
+
+
+@triton.jit
+def sum_segments(tile, SEGMENTS: tl.constexpr, LANES: tl.constexpr):
+    """Sum a tile (SEGMENTS * LANES, columns) over all that belongs to each segment: (SEGMENTS,).
+
+    Several segments are summed over columns first. Where they are reshaped to one axis instead,
+    the threads of a segment are no neighbours, and Triton up to 3.6 adds those of others.
+    """
+    if SEGMENTS == 1:
+        return tl.sum(tl.reshape(tile, [1, tile.shape[0] * tile.shape[1]]), axis=1)
+    else:
+        return fold(tl.sum(tile, axis=1), SEGMENTS, LANES)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ looked at is the code of the launches that gn_det makes, from the same arguments
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -22,7 +24,7 @@ from triton.compiler import ASTSource
 
 from gn_det.ops.kernels.launch import Launch
 
-__all__ = ["TARGETS", "MachineCode", "compile_launch"]
+__all__ = ["TARGETS", "MachineCode", "compile_launch", "scattered_sums"]
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -61,7 +63,30 @@ def compile_launch(launch: Launch, target: str, aligned: bool = True) -> Machine
     Args:
         aligned: whether the tensors start at multiples of 16 bytes, as PyTorch allocates them.
     """
-    gpu = TARGETS[target]
+    compiled = _compile(launch, TARGETS[target], aligned)
+    if TARGETS[target].backend == "hip":
+        return _read_amdgcn(compiled.asm["amdgcn"])
+    return _read_cubin(compiled.asm["cubin"])
+
+
+def scattered_sums(launch: Launch, target: str) -> int:
+    """Reductions of a launch over threads of a warp that are no neighbours.
+
+    Triton up to 3.6 sums others in their place: of every layout it takes a run of threads.
+    """
+    ttgir = _compile(launch, TARGETS[target], aligned=True).asm["ttgir"]
+    # #linear = #ttg.linear<{register = [], lane = [[0, 1], [1, 0], [0, 2], ...], warp = ...}>
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.linear<\{.*lane = (\[.*\]), warp", ttgir, re.M))
+    reduction = r'"tt\.reduce"[^\n]*axis = (\d).*?\}\) : \(tensor<[^\n]*?, (#\w+)>\) ->'
+    count = 0
+    for axis, layout in re.findall(reduction, ttgir, re.S):
+        lanes = json.loads(layouts.get(layout, "[]"))
+        bits = [bit for bit, basis in enumerate(lanes) if basis[int(axis)]]
+        count += bits != [*range(bits[0], bits[-1] + 1)] if bits else 0
+    return count
+
+
+def _compile(launch: Launch, gpu: GPUTarget, aligned: bool) -> Any:
     names = launch.kernel.arg_names
     signature, attributes = {}, {}
     constants = {(names.index(name),): value for name, value in launch.constants.items()}
@@ -75,14 +100,11 @@ def compile_launch(launch: Launch, target: str, aligned: bool = True) -> Machine
         else:
             signature[names[index]] = "fp32" if isinstance(argument, float) else "i32"
     signature = {name: signature.get(name, "constexpr") for name in names}
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(launch.kernel, signature, constants, attributes),
         target=gpu,
         options=launch.options(gpu.warp_size, nvidia=gpu.backend == "cuda"),
     )
-    if gpu.backend == "hip":
-        return _read_amdgcn(compiled.asm["amdgcn"])
-    return _read_cubin(compiled.asm["cubin"])
 
 
 def _read_cubin(cubin: bytes) -> MachineCode:

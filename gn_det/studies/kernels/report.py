@@ -40,7 +40,9 @@ __all__ = [
 NUM_GROUPS = 32
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECKED_DTYPES = DTYPES | {"fp16": torch.float16}
-ROUNDS = 5
+ROUNDS, CALLS = 5, 10  # of timing
+CACHE_BYTES = 2**28  # more than any GPU's L2 cache holds
+BUSY_FILLS = 6  # of as many bytes: half a millisecond on an H100
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -302,13 +304,33 @@ def check_row(
 
 def _in_turns(functions: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """The median milliseconds of each."""
-    from triton.testing import do_bench
-
+    for function in functions.values():
+        function()  # compiled by now
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(ROUNDS):
         for name, function in functions.items():
-            times[name].append(do_bench(function, warmup=5, rep=15))
+            times[name] += _milliseconds(function)
     return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _milliseconds(function: Callable[[], Any]) -> list[float]:
+    """What the GPU takes for some calls, each with nothing of its inputs in the cache.
+
+    The GPU is kept busy before each, longer than the host takes to queue the call: what is timed is
+    the work of the GPU, and not how long it waits for Python.
+    """
+    cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device="cuda")
+    moments = []
+    for _ in range(CALLS):
+        for _ in range(BUSY_FILLS):
+            cache.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        function()
+        end.record()
+        moments.append((begin, end))
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) for begin, end in moments]
 
 
 def _arguments(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import pytest
 import torch
 from support.kernels import LAYOUTS, check_against_reference, make_inputs, run_kernels
-from torch import Tensor
 
 from gn_det.ops.form import FORMS
 from gn_det.ops.reference import group_norm_reference
@@ -16,25 +12,6 @@ from gn_det.ops.reference import group_norm_reference
 # Lanes, pixels and, in channels_last, groups of a tile are partly empty in both.
 ONE_PASS = ((2, 9, 3, 5), 3)
 SPLIT = ((1, 9, 25, 41), 3)
-
-
-@pytest.fixture
-def nan_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Let all memory start as NaN; the list gets the shapes of what was allocated."""
-    shapes = []
-
-    def filled(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        @functools.wraps(allocate)
-        def wrapper(*args: object, **kwargs: object) -> Tensor:
-            tensor = allocate(*args, **kwargs)
-            shapes.append(tensor.shape)
-            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-        return wrapper
-
-    for owner, name in [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")]:
-        monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
-    return shapes
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from gn_det.ops.form import FORMS
-from gn_det.studies.kernels.machine_code import TARGETS, MachineCode, compile_launch
+from gn_det.ops.kernels.launch import Launch
+from gn_det.studies.kernels.machine_code import (
+    TARGETS,
+    MachineCode,
+    compile_launch,
+    scattered_sums,
+)
 from gn_det.studies.kernels.report import DTYPES, LAYOUTS, Case, launches_of, mask_rcnn_cases
 
 CASES = {case.name: case for case in mask_rcnn_cases(1)}
@@ -79,3 +87,34 @@ def test_no_form_spills_or_exceeds_its_registers(dtype: str, layout: str, form: 
         for launch in (launch for launches in directions for launch in launches):
             code = compile_launch(launch, "sm_90")
             check(code, launch.kernel.__name__, FORMS[form].normalize_add, "sm_90")
+
+
+# Groups whose channels a vector does not hold, several in a tile: one pass and split.
+SEVERAL_NARROW_GROUPS = [((2, 96, 9, 11), 32), ((1, 256, 50, 84), 32), ((1, 33, 40, 48), 11)]
+
+
+@pytest.mark.parametrize("form", ["GN+ReLU", "GN+GN+add+ReLU"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_reduction_adds_threads_that_are_no_neighbours(
+    layout: str, dtype: str, form: str
+) -> None:
+    for shape, num_groups in SEVERAL_NARROW_GROUPS:
+        directions = launches_of(
+            shape, FORMS[form], DTYPES[dtype], LAYOUTS[layout], num_groups=num_groups
+        )
+        for launch in (launch for launches in directions for launch in launches):
+            assert scattered_sums(launch, "sm_90") == 0, (launch.kernel.__name__, shape)
+
+
+@triton.jit
+def sums_of_pairs(x_ptr, y_ptr, num_channels):
+    """Of four channels × 32 pixels, channels contiguous, one sum of each two channels."""
+    channel = tl.arange(0, 4)
+    x = tl.load(x_ptr + tl.arange(0, 32)[None, :] * num_channels + channel[:, None])
+    tl.store(y_ptr + tl.arange(0, 2), tl.sum(tl.reshape(x, [2, 64]), axis=1))
+
+
+def test_such_a_reduction_would_be_found() -> None:
+    x = torch.empty(128, device="meta")
+    assert scattered_sums(Launch(sums_of_pairs, 1, (x, x, 5), {}, 32), "sm_90") == 1
