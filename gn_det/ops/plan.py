@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 __all__ = ["MAX_ENTRIES", "Plan", "make_plan"]
 
-# Programs of the split forward and backward pass for each of the 132 multiprocessors of an H100: as
-# many as are resident at once, by the registers of their 256 threads, so that no wave is partial.
-# Two would keep about the latency-bandwidth product of its memory in flight, by its data sheet; on
-# an H200 four and three were faster on every map of 50×84 and more, by up to a fifth.
-TARGET_PROGRAMS = {"forward": 4 * 132, "backward": 4 * 132}
+# Four programs for each of the 132 multiprocessors of an H100, resident at once if a thread takes 64
+# registers, and never more than that, as a last wave costs what a full one does. On an H200 they
+# were up to a fifth faster than two, which by the data sheet have enough bytes in flight.
+TARGET_PROGRAMS = 4 * 132
 
 # Elements of a thread: one 128-bit load of bfloat16, two of float32, and few enough for three
 # tensors or accumulators to stay in registers.
 ELEMENTS_PER_THREAD = 8
+
+# Elements of a thread of the one-pass forward, which holds one tensor or two. Twice as many, and half
+# the threads to wait for at each sum, took an H200 0.6 to 1 times as long.
+ONE_PASS_ELEMENTS = 16
 
 # Threads of a program that holds whole groups, at most: each can have 128 registers then.
 ONE_PASS_THREADS = 512
@@ -27,9 +30,10 @@ ONE_PASS_THREADS = 512
 # Elements of a split's tile: 256 threads.
 SPLIT_TILE = 2048
 
-# Rows of pixels in one thread of the one-pass backward. Without vectors, every element of a thread
-# lies in another row, with its own address and six sums and parameters of its channel.
+# Rows of pixels in one thread of the one-pass backward, and at most. Without vectors, every element
+# of a thread lies in another row, with its own address and six sums and parameters of its channel.
 ROWS_PER_THREAD = 2
+MAX_ROWS_PER_THREAD = 4
 
 # Channels of a split's tile where rows of pixels are contiguous: 16 leave rows of 128 pixels, long
 # enough that the sectors at their unaligned ends do not count.
@@ -48,9 +52,8 @@ MAX_ENTRIES = 128
 WAVE = 64
 
 # Threads of the whole one-pass backward: samples beyond are taken in turn, and leave fewer partial
-# sums of γ and β. 1024 on each of 132 multiprocessors.
+# sums of γ and β. As many as 132 multiprocessors can hold.
 GRADIENT_THREADS = 132 * 2048
-
 
 # Samples that are always one run: it leaves no partial sums, and the launch that would add them
 # costs more than a second sample of a small group.
@@ -137,11 +140,12 @@ def make_plan(
     shape = (num_samples, num_channels, num_groups, num_pixels, channels_last)
 
     tile = segments * lanes * block_pixels
-    elements = ELEMENTS_PER_THREAD
+    elements, most = ONE_PASS_ELEMENTS, ELEMENTS_PER_THREAD
     if backward:
-        elements = min(elements, ROWS_PER_THREAD * vector)
-    if tile <= ONE_PASS_THREADS * elements:
-        num_threads = max(WAVE, tile // (elements if backward else 16))
+        elements = min(ELEMENTS_PER_THREAD, ROWS_PER_THREAD * vector)
+        most = min(ELEMENTS_PER_THREAD, MAX_ROWS_PER_THREAD * vector)
+    if tile <= ONE_PASS_THREADS * most:
+        num_threads = min(ONE_PASS_THREADS, max(WAVE, tile // elements))
         runs = max(1, GRADIENT_THREADS // (num_threads * math.ceil(num_groups / segments)))
         return Plan(
             *shape,
@@ -156,7 +160,6 @@ def make_plan(
             samples_per_run=max(1, num_samples if num_samples <= ONE_RUN else num_samples // runs),
         )
 
-    target = TARGET_PROGRAMS["backward" if backward else "forward"]
     for run_bytes in RUN_BYTES:
         channels = run_bytes // itemsize if channels_last else MAX_LANES
         least = _power_of_two(math.ceil(channels_per_group / MAX_ENTRIES))
@@ -166,10 +169,10 @@ def make_plan(
         segments = min(segments, _power_of_two(num_groups))
         columns = num_samples * math.ceil(num_groups * parts / segments)
         max_splits = MAX_ENTRIES // parts
-        if segments <= MAX_SEGMENTS and columns * max_splits >= target:
+        if segments <= MAX_SEGMENTS and columns * max_splits >= TARGET_PROGRAMS:
             break
     block_pixels = max(1, min(block_pixels, SPLIT_TILE // (segments * lanes)))
-    splits = min(max_splits, max(1, target // max(1, columns)))
+    splits = min(max_splits, max(1, TARGET_PROGRAMS // max(1, columns)))
     blocks = math.ceil(num_pixels / block_pixels)
     return Plan(
         *shape,

@@ -119,7 +119,7 @@ def sum_segments(tile, SEGMENTS: tl.constexpr, LANES: tl.constexpr):
     """Sum a tile (SEGMENTS * LANES, columns) over all that belongs to each segment: (SEGMENTS,).
 
     Several segments are summed over columns first. Where they are reshaped to one axis instead,
-    the threads of a segment are no neighbours, and Triton up to 3.6 adds those of others.
+    the threads of a segment are no neighbours, and Triton 3.3 to 3.7 adds those of others.
     """
     if SEGMENTS == 1:
         return tl.sum(tl.reshape(tile, [1, tile.shape[0] * tile.shape[1]]), axis=1)

@@ -23,7 +23,8 @@ def gaps_in(function: Callable[[], Any], calls: int = CALLS) -> dict[str, float]
         calls: of it.
     """
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities, acc_events=True) as trace:
         for _ in range(calls):
             function()
         torch.cuda.synchronize()

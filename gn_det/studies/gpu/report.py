@@ -103,7 +103,7 @@ def _plot_memory(png: Path, rows: list[dict[str, Any]]) -> None:
     """A training step's milliseconds, and its peak memory beside the forecast."""
     from gn_det.plots.figures import new_figure, save_figure
 
-    labels = [f"{row['norm']}\n{row['images']} × {row['precision']}" for row in rows]
+    labels = [f"{row['norm']}\n{row['images']}, {row['precision']}" for row in rows]
     places = range(len(rows))
     figure = new_figure(0.7 * len(rows) + 2, 6)
     upper, lower = figure.subplots(2, 1, sharex=True)

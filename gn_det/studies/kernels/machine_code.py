@@ -72,7 +72,7 @@ def compile_launch(launch: Launch, target: str, aligned: bool = True) -> Machine
 def scattered_sums(launch: Launch, target: str) -> int:
     """Reductions of a launch over threads of a warp that are no neighbours.
 
-    Triton up to 3.6 sums others in their place: of every layout it takes a run of threads.
+    Triton 3.3 to 3.7 sums others in their place: of every layout it takes a run of threads.
     """
     ttgir = _compile(launch, TARGETS[target], aligned=True).asm["ttgir"]
     # #linear = #ttg.linear<{register = [], lane = [[0, 1], [1, 0], [0, 2], ...], warp = ...}>

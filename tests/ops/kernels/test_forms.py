@@ -92,7 +92,7 @@ def test_a_program_takes_several_blocks_of_pixels_in_turn(
     form: str, layout: torch.memory_format, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Natural plans with several blocks have hundreds of programs, seconds in the interpreter.
-    monkeypatch.setattr(plan, "TARGET_PROGRAMS", {"forward": 6, "backward": 6})
+    monkeypatch.setattr(plan, "TARGET_PROGRAMS", 6)
     shape, num_groups = (1, 10, 38, 41), 2
     for direction in plan_of(shape, num_groups, 4, layout):
         # Rows of 64 bytes in channels_last, where other shapes here have 32.

@@ -80,10 +80,12 @@ LARGE = ["stem", "res2 conv3", "res3 conv3", "FPN, RPN P3"]
 @counted
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("site", LARGE)
-def test_all_else_is_within_2_percent_of_the_passes(site: str, layout: str) -> None:
+def test_all_else_is_a_small_part_of_the_passes(site: str, layout: str) -> None:
+    """In channels_last each program reads the partials of several groups, mostly from the cache."""
     row = traffic_row(CASES[site], "GN+ReLU", "bf16", layout)
+    most = 1.0 if layout == "contiguous" else 5.0  # percent
     for direction in ("forward", "backward"):
-        assert float(row[f"{direction} other"].rstrip("%")) <= 2.0
+        assert float(row[f"{direction} other"].rstrip("%")) <= most
         assert float(row[f"{direction} sectors"].rstrip("%")) >= 95
 
 
@@ -91,7 +93,7 @@ def test_all_else_is_within_2_percent_of_the_passes(site: str, layout: str) -> N
 def test_narrow_tensors_pay_most_for_their_partials_and_parameters() -> None:
     """64 channels_last channels in bfloat16 have 32 groups in 4 tiles; 7×7 has 49 pixels each."""
     narrow = traffic_row(CASES["res2 conv1-2"], "GN+ReLU", "bf16", "channels_last")
-    assert float(narrow["forward other"].rstrip("%")) <= 6.0
+    assert float(narrow["forward other"].rstrip("%")) <= 12.0
     box = traffic_row(CASES["box head"], "GN+ReLU", "bf16", "contiguous")
     assert float(box["forward other"].rstrip("%")) <= 5.0
     assert float(box["forward sectors"].rstrip("%")) >= 95
