@@ -174,8 +174,7 @@ def time_row(
 ) -> dict[str, Any]:
     """Times of one case, and ours over the estimate where the card is one that has one."""
     row = kernel_report.timing_row(case, form, dtype, layout, device.type)
-    card = card_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    if card:
+    if card := card_of(environment(device).get("card", "")):
         (estimated,) = estimate_rows([case], form, dtype, layout, card)
         for direction in ("forward", "backward"):
             microseconds = 1000 * row[f"ours {direction} ms"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 __all__ = ["MAX_ENTRIES", "Plan", "make_plan"]
 
-# Four programs for each of the 132 multiprocessors of an H100, resident at once if a thread takes 64
-# registers, and never more than that, as a last wave costs what a full one does. On an H200 they
+# Four programs for each of the 132 multiprocessors of an H100, resident at once if a thread takes
+# 64 registers, and never more than that, as a last wave costs what a full one does. On an H200 they
 # were up to a fifth faster than two, which by the data sheet have enough bytes in flight.
 TARGET_PROGRAMS = 4 * 132
 
@@ -20,8 +20,8 @@ TARGET_PROGRAMS = 4 * 132
 # tensors or accumulators to stay in registers.
 ELEMENTS_PER_THREAD = 8
 
-# Elements of a thread of the one-pass forward, which holds one tensor or two. Twice as many, and half
-# the threads to wait for at each sum, took an H200 0.6 to 1 times as long.
+# Elements of a thread of the one-pass forward, which holds one tensor or two. Twice as many, and
+# half the threads to wait for at each sum, took an H200 0.6 to 1 times as long.
 ONE_PASS_ELEMENTS = 16
 
 # Threads of a program that holds whole groups, at most: each can have 128 registers then.

@@ -112,6 +112,18 @@ def test_a_failed_check_takes_its_figure_away_and_leaves_the_others(
     assert "Failed: other, bf16, channels_last: ArithmeticError: other (1, 32, 5, 3): y is" in page
 
 
+def test_times_stand_over_the_estimate_where_the_card_has_one(
+    program: ModuleType, tiny: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "environment", lambda device: {"card": "NVIDIA H100 80GB HBM3"})
+    row = program.time_row(CPU, tiny.timed[0], "GN+ReLU", "bf16", "contiguous")
+    for direction in ("forward", "backward"):
+        assert 2.0 < row[f"{direction} / estimate"] * 2.7 < 2000.0  # of 2 ms, at least one launch
+    monkeypatch.setattr(program, "environment", lambda device: {"card": "Tesla T4"})
+    row = program.time_row(CPU, tiny.timed[0], "GN+ReLU", "bf16", "contiguous")
+    assert not [name for name in row if "estimate" in name]
+
+
 def test_a_plot_without_figures_is_not_left_from_before(
     program: ModuleType, tiny: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
