@@ -115,6 +115,7 @@ def mask_rcnn(*overrides: object) -> nn.Module:
         zoo.model_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     )
     cfg.MODEL.META_ARCHITECTURE = "GNGeneralizedRCNN"
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     cfg.merge_from_list(list(overrides))
     torch.manual_seed(0)
     return build_model(cfg).train()

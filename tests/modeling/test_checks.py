@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import torch
 from detectron2.config import CfgNode, configurable, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import (
@@ -27,6 +28,13 @@ from gn_det.modeling import WithGN
 from gn_det.modeling.bn_weights import warn_once
 
 
+@pytest.fixture(autouse=True)
+def on_no_device() -> Iterator[None]:
+    """Models are built without memory: what is asked here is which modules they have."""
+    with torch.device("meta"):
+        yield
+
+
 def plain_config() -> CfgNode:
     """Detectron2's Mask R-CNN R-50-FPN."""
     cfg = get_cfg()
@@ -34,7 +42,7 @@ def plain_config() -> CfgNode:
     cfg.merge_from_other_cfg(
         zoo.model_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     )
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = "meta"
     return cfg
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
@@ -21,12 +23,19 @@ from gn_det.layers.recomputation import recomputes_in
 from gn_det.modeling import GNFastRCNNConvFCHead, GNGeneralizedRCNN
 
 
+@pytest.fixture(autouse=True)
+def on_no_device() -> Iterator[None]:
+    """Models are built without memory: what is asked here is which modules they have."""
+    with torch.device("meta"):
+        yield
+
+
 def config(name: str, *overrides: object) -> CfgNode:
     """A config of Detectron2's zoo with gn_det's keys."""
     cfg = get_cfg()
     gn_det.add_gn_config(cfg)
     cfg.merge_from_other_cfg(zoo.model_config(name))
-    cfg.merge_from_list(list(overrides))
+    cfg.merge_from_list(["MODEL.DEVICE", "meta", *overrides])
     return cfg
 
 

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from gn_det import audit
+from gn_det.injection.audit import Audit
+
+_audits: dict[str, Audit] = {}
+
+
+def audited(cfg: CfgNode) -> Audit:
+    """The audit of a config's model, which is built once for all configs that describe it."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "meta", ""
+    key = cfg.MODEL.dump()
+    if key not in _audits:
+        with torch.device("meta"):
+            _audits[key] = audit(build_model(cfg))
+    return _audits[key]
 
 
 def norms_by_site(model: nn.Module) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -49,6 +50,7 @@ LEFT_OUT = {
 }
 
 
+@functools.cache
 def architectures() -> list[str]:
     """One config for each model of the zoo: those of FAMILIES, then the others by name."""
     seen, found = set(), []
