@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 
 import pytest
-import torch
 from detectron2.config import CfgNode, configurable, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import (
@@ -27,12 +26,7 @@ import gn_det
 from gn_det.modeling import WithGN
 from gn_det.modeling.bn_weights import warn_once
 
-
-@pytest.fixture(autouse=True)
-def on_no_device() -> Iterator[None]:
-    """Models are built without memory: what is asked here is which modules they have."""
-    with torch.device("meta"):
-        yield
+pytestmark = pytest.mark.usefixtures("without_memory")
 
 
 def plain_config() -> CfgNode:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
@@ -22,12 +20,7 @@ from gn_det.layers import WeightStandardized
 from gn_det.layers.recomputation import recomputes_in
 from gn_det.modeling import GNFastRCNNConvFCHead, GNGeneralizedRCNN
 
-
-@pytest.fixture(autouse=True)
-def on_no_device() -> Iterator[None]:
-    """Models are built without memory: what is asked here is which modules they have."""
-    with torch.device("meta"):
-        yield
+pytestmark = pytest.mark.usefixtures("without_memory")
 
 
 def config(name: str, *overrides: object) -> CfgNode:
