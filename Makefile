@@ -16,6 +16,8 @@ RUN = $(VENV)/bin/python
 # For what also runs in an environment of the user's own: that of PYTHON=..., else the one made here.
 OWN = $(if $(filter file,$(origin PYTHON)),,$(PYTHON))
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
+# In processes of their own: triton reads TRITON_INTERPRET when it is imported.
+KERNELS = TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests/studies/kernels
 
 .PHONY: help install quickstart compare check test test-all test-kernels gpu fuzz lint types
 
@@ -63,21 +65,21 @@ compare: install $(foreach norm,BN GN,datasets/classifiers/R-18-$(norm)/backbone
 	  --beside configs/compare/scratch_gn.yaml \
 	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images $(OPTS)
 
-# Without the sweep over Detectron2's model zoo; the kernels' tests are the lane below.
+# The core alone: `make test` has the rest of the library, and the trainer and the studies.
 check: lint install
 	$(PYTEST) -m "not slow" tests/test_imports.py \
 	  tests/ops tests/layers tests/injection tests/modeling tests/config \
-	  --ignore tests/injection/test_model_zoo.py
+	  $(addprefix --ignore tests/,injection/test_model_zoo.py injection/test_fuse_sweep.py)
 
-test: install test-kernels
+test: install
+	$(KERNELS) -m "not slow"
 	$(PYTEST) -m "not slow"
 
 test-all: install test-kernels
 	$(PYTEST)
 
-# In processes of their own: triton reads TRITON_INTERPRET when it is imported.
 test-kernels: install
-	TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests/studies/kernels
+	$(KERNELS)
 
 gpu: $(if $(OWN),,install)
 	@PYTHONPATH=. $(or $(OWN),$(RUN)) tools/check_gpu.py --output $(GPU)
