@@ -24,9 +24,9 @@ KERNELS = TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests
 help:
 	@echo "make quickstart    install, generate data, train, evaluate and plot (10 minutes)"
 	@echo "make compare       GN against frozen BN and BN, three seeds (an hour; QUICK=--quick: 12 minutes)"
-	@echo "make check         lint, then the fast tests of the library (4 minutes)"
-	@echo "make test          the fast tests, and those of the kernels (12 minutes)"
-	@echo "make test-all      every test (half an hour)"
+	@echo "make check         lint, then the fast tests of the core (2 minutes)"
+	@echo "make test          the fast tests, those of the kernels first (8 minutes)"
+	@echo "make test-all      every test (40 minutes)"
 	@echo "make test-kernels  the tests of the kernels; TRITON_INTERPRET=0 runs them on a GPU"
 	@echo "make gpu           checks and times everything on a GPU, PYTHON=... with an environment of yours"
 	@echo "make fuzz          damaged files against the readers, SECONDS=600 for each of five"
