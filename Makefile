@@ -16,15 +16,17 @@ RUN = $(VENV)/bin/python
 # For what also runs in an environment of the user's own: that of PYTHON=..., else the one made here.
 OWN = $(if $(filter file,$(origin PYTHON)),,$(PYTHON))
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
+# In processes of their own: triton reads TRITON_INTERPRET when it is imported.
+KERNELS = TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests/studies/kernels
 
 .PHONY: help install quickstart compare check test test-all test-kernels gpu fuzz lint types
 
 help:
 	@echo "make quickstart    install, generate data, train, evaluate and plot (10 minutes)"
 	@echo "make compare       GN against frozen BN and BN, three seeds (an hour; QUICK=--quick: 12 minutes)"
-	@echo "make check         lint, then the fast tests of the library (4 minutes)"
-	@echo "make test          the fast tests, and those of the kernels (12 minutes)"
-	@echo "make test-all      every test (half an hour)"
+	@echo "make check         lint, then the fast tests of the core (2 minutes)"
+	@echo "make test          the fast tests, those of the kernels first (8 minutes)"
+	@echo "make test-all      every test (40 minutes)"
 	@echo "make test-kernels  the tests of the kernels; TRITON_INTERPRET=0 runs them on a GPU"
 	@echo "make gpu           checks and times everything on a GPU, PYTHON=... with an environment of yours"
 	@echo "make fuzz          damaged files against the readers, SECONDS=600 for each of five"
@@ -63,21 +65,21 @@ compare: install $(foreach norm,BN GN,datasets/classifiers/R-18-$(norm)/backbone
 	  --beside configs/compare/scratch_gn.yaml \
 	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images $(OPTS)
 
-# Without the sweep over Detectron2's model zoo; the kernels' tests are the lane below.
+# The core alone: `make test` has the rest of the library, and the trainer and the studies.
 check: lint install
 	$(PYTEST) -m "not slow" tests/test_imports.py \
 	  tests/ops tests/layers tests/injection tests/modeling tests/config \
-	  --ignore tests/injection/test_model_zoo.py
+	  $(addprefix --ignore tests/,injection/test_model_zoo.py injection/test_fuse_sweep.py)
 
-test: install test-kernels
+test: install
+	$(KERNELS) -m "not slow"
 	$(PYTEST) -m "not slow"
 
 test-all: install test-kernels
 	$(PYTEST)
 
-# In processes of their own: triton reads TRITON_INTERPRET when it is imported.
 test-kernels: install
-	TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests/studies/kernels
+	$(KERNELS)
 
 gpu: $(if $(OWN),,install)
 	@PYTHONPATH=. $(or $(OWN),$(RUN)) tools/check_gpu.py --output $(GPU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,13 @@ import gn_det.engine  # noqa: F401  (silences third-party warnings, as the tools
 from gn_det.data.shapes import generate_shapes
 from gn_det.engine import activation_memory
 from gn_det.ops import backend
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of cycles pass over the modules, which stay: each of its rounds took half
+    a second, and what counts memory asks for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
@@ -27,11 +28,18 @@ def resnet(norm: str) -> ResNet:
     return build_resnet({"DEPTH": 18, "NORM": norm, "RES2_OUT_CHANNELS": 64})
 
 
-def written(norm: str, folder: Path, folded: bool) -> str:
-    weights = resnet(norm).state_dict()
-    file = folder / ("fair.pkl" if folded else "ours.pth")
-    write_backbone(file, to_detectron(weights) if folded else weights, {})
-    return str(file)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], str]:
+    """The file of a ResNet's weights, by its norm and whether its statistics are folded."""
+
+    @functools.cache
+    def write(norm: str, folded: bool) -> str:
+        weights = resnet(norm).state_dict()
+        file = tmp_path_factory.mktemp("weights") / ("fair.pkl" if folded else "ours.pth")
+        write_backbone(file, to_detectron(weights) if folded else weights, {})
+        return str(file)
+
+    return write
 
 
 def mixed() -> nn.Module:
@@ -62,7 +70,7 @@ def test_gn_that_took_bns_parameters_is_said(
     model: str,
     freeze_at: int,
     told: str | None,
-    tmp_path: Path,
+    written: Callable[[str, bool], str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     if model == "mixed":
@@ -74,7 +82,7 @@ def test_gn_that_took_bns_parameters_is_said(
         gn_det.fuse(gn_det.inject(module))
     with caplog.at_level(logging.WARNING, "gn_det"):
         checkpointer = Checkpointer(module, trainer=Nothing())
-        checkpointer.load(written(norm, tmp_path, folded), checkpointables=[])
+        checkpointer.load(written(norm, folded), checkpointables=[])
     said = [m for m in map(logging.LogRecord.getMessage, caplog.records) if "of BN" in m]
     assert len(said) == (told is not None)
     if told:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 
 import pytest
-import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
+from support.models import audited
 from support.programs import ROOT
 
-from gn_det import audit
 from gn_det.config import load_config
 from gn_det.engine.schedule import resolve_schedule
 
@@ -25,8 +24,13 @@ R50, FPN, BOX, MASK, TOWERS = 53, 8, 4, 4, 8
 R101 = R50 + 3 * 17
 
 
-def config(name: str) -> CfgNode:
+@functools.cache
+def loaded(name: str) -> CfgNode:
     return load_config(FOLDER / f"{name}.yaml", ["MODEL.DEVICE", "meta"])
+
+
+def config(name: str) -> CfgNode:
+    return loaded(name).clone()
 
 
 def num_norms(name: str) -> int:
@@ -43,8 +47,7 @@ def num_norms(name: str) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_builds_the_norms_that_its_name_says(name: str) -> None:
-    with torch.device("meta"):
-        found = audit(build_model(config(name)))
+    found = audited(config(name))
     assert found.num_norms == num_norms(name)
     assert all(row.form.startswith("WS+") == ("_ws_" in name) for row in found.rows)
     without_convolutions = any("NUM_CONV" in left.reason for left in found.left_alone)

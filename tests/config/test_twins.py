@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetMapper
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
@@ -36,8 +37,18 @@ FAMILIES = {
 }
 
 
-def config(name: str, device: str = "meta") -> CfgNode:
-    return load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", device])
+of_each_family = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAMILIES else pytest.mark.slow) for n in TWINS]
+)
+
+
+@functools.cache
+def loaded(name: str) -> CfgNode:
+    return load_config(CONFIGS / f"{name}.yaml", ["MODEL.DEVICE", "meta"])
+
+
+def config(name: str) -> CfgNode:
+    return loaded(name).clone()
 
 
 def lazy_config(name: str) -> DictConfig:
@@ -100,7 +111,7 @@ def test_every_recipe_and_the_quickstart_have_a_twin() -> None:
     assert {path.with_suffix("").as_posix() for path in lazy} == {"coco/common", *TWINS}
 
 
-@pytest.mark.parametrize("name", TWINS)
+@of_each_family
 def test_twins_are_one_model_and_one_optimizer(name: str) -> None:
     cfg, lazy = config(name), lazy_config(name)
     with torch.device("meta"):
@@ -120,16 +131,10 @@ def test_twins_are_one_model_and_one_optimizer(name: str) -> None:
         assert decay == (0 if parameter.rpartition(".")[0] in norms else 1e-4), parameter
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow)
-        for name in TWINS
-        if config(name).MODEL.META_ARCHITECTURE.startswith("GN")
-    ],
-)
-def test_twins_with_gn_have_equal_first_losses(name: str) -> None:
-    cfg, lazy = config(name, "cpu"), lazy_config(name)
+@of_each_family
+def test_twins_have_equal_first_losses(name: str) -> None:
+    cfg, lazy = config(name), lazy_config(name)
+    cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8  # few regions, to save time
     if "roi_heads" in lazy.model:
         lazy.model.roi_heads.batch_size_per_image = 8
@@ -147,7 +152,7 @@ def test_twins_see_the_same_pixels_and_anchors(name: str) -> None:
 
     generator = lazy.model.get("proposal_generator", lazy.model).anchor_generator
     with torch.device("meta"):
-        shapes = build_model(cfg).backbone.output_shape()
+        shapes = build_backbone(cfg).output_shape()
     retinanet = "retinanet" in name
     levels = cfg.MODEL.RETINANET.IN_FEATURES if retinanet else cfg.MODEL.RPN.IN_FEATURES
     features = [torch.empty(1, 1, 2, 3) for _ in levels]

@@ -107,7 +107,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bad_input_found_in_any_process_comes_back_as_it_was(processes: int) -> None:
     options = RunOptions(num_gpus=processes)
     with pytest.raises(InputError, match="^weights: 3 missing$"):

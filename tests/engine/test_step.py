@@ -139,6 +139,7 @@ def in_process(rank: int, port: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_batches_give_the_gradient_of_four_images(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

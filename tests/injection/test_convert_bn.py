@@ -115,8 +115,10 @@ def settled(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     [
         (lambda: detectron2_resnet(18), 20),
         pytest.param(lambda: detectron2_resnet(50), 53, marks=pytest.mark.slow),
-        (lambda: torchvision.models.resnet18(weights=None), 20),
-        (lambda: timm.create_model("resnet18", num_classes=3), 20),
+        pytest.param(lambda: torchvision.models.resnet18(weights=None), 20, marks=pytest.mark.slow),
+        pytest.param(
+            lambda: timm.create_model("resnet18", num_classes=3), 20, marks=pytest.mark.slow
+        ),
     ],
     ids=["detectron2-18", "detectron2-50", "torchvision-18", "timm-18"],
 )

@@ -13,7 +13,7 @@ from detectron2.config import get_cfg
 from detectron2.export.torchscript_patch import patch_instances
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.resnet import (
     BasicBlock,
     BottleneckBlock,
@@ -24,7 +24,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.analysis import FlopCountAnalysis
 from mmcv.cnn import ConvModule
 from support import zoo
-from support.models import computed, randomized
+from support.models import computed, randomized, small_fpn
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrizations import weight_norm
@@ -46,10 +46,7 @@ def bottleneck(in_channels: int, out_channels: int, **kwargs: object) -> Bottlen
 
 
 def fpn(fuse_type: str = "sum") -> FPN:
-    stages = ResNet.make_default_stages(18, norm="BN")
-    features = ["res2", "res3", "res4", "res5"]
-    resnet = ResNet(BasicStem(norm="BN"), stages, out_features=features)
-    return randomized(inject(FPN(resnet, features, 32, fuse_type=fuse_type)))
+    return randomized(inject(small_fpn(fuse_type)))
 
 
 def assert_computes_the_same(before: nn.Module, after: nn.Module, x: Tensor) -> None:

@@ -88,7 +88,7 @@ def test_a_model_of_the_zoo_computes_the_same_fused_and_reverted(
     check(zoo.build(name))
 
 
-@pytest.mark.parametrize("head", ["mask", "semantic"])
+@pytest.mark.parametrize("head", [pytest.param("mask", marks=pytest.mark.slow), "semantic"])
 def test_point_rend_computes_the_same_fused_and_reverted(head: str) -> None:
     model = point_rend(head)
     check(model)

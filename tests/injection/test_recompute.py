@@ -11,7 +11,7 @@ import torch.distributed as dist
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone import BasicStem
 from detectron2.modeling.backbone.resnet import (
     BasicBlock,
     BottleneckBlock,
@@ -19,7 +19,7 @@ from detectron2.modeling.backbone.resnet import (
 )
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 from support import zoo
-from support.models import computed, randomized
+from support.models import computed, randomized, small_fpn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -43,12 +43,6 @@ class Layers(nn.Module):
         return self.head.layers(x)
 
 
-def fpn() -> FPN:
-    stages = ResNet.make_default_stages(18, norm="BN")
-    features = ["res2", "res3", "res4", "res5"]
-    return FPN(ResNet(BasicStem(norm="BN"), stages, out_features=features), features, 32)
-
-
 MODELS = {
     "identity": (lambda: BottleneckBlock(32, 32, bottleneck_channels=16), (2, 32, 6, 7)),
     "projection": (
@@ -61,7 +55,7 @@ MODELS = {
         (2, 32, 6, 7),
     ),
     "stem": (lambda: BasicStem(norm="BN"), (2, 3, 20, 21)),
-    "fpn": (fpn, (1, 3, 64, 96)),
+    "fpn": (small_fpn, (1, 3, 64, 96)),
     "box_head": (
         lambda: FastRCNNConvFCHead(ShapeSpec(32, 7, 7), conv_dims=[32, 32], fc_dims=[8]),
         (3, 32, 7, 7),
@@ -115,6 +109,7 @@ def mask_rcnn(*overrides: object) -> nn.Module:
         zoo.model_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     )
     cfg.MODEL.META_ARCHITECTURE = "GNGeneralizedRCNN"
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     cfg.merge_from_list(list(overrides))
     torch.manual_seed(0)
     return build_model(cfg).train()

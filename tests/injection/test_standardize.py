@@ -25,7 +25,7 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsamp
 from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.projects.point_rend.point_head import StandardPointHead
 from support import zoo
-from support.models import computed, randomized
+from support.models import computed, randomized, small_fpn
 from support.programs import ROOT
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -37,13 +37,6 @@ from gn_det.config import load_config
 from gn_det.layers import FusedGroupNorm, WeightStandardized
 from gn_det.layers.detectron2.blocks import D2ConvWS2d, FusedConvWS2d
 from gn_det.layers.weight_standardization import ConvWSNorm2d, standardize_weight
-
-
-def fpn() -> FPN:
-    stages = ResNet.make_default_stages(18, norm="BN")
-    features = ["res2", "res3", "res4", "res5"]
-    resnet = ResNet(BasicStem(norm="BN"), stages, out_features=features)
-    return FPN(resnet, features, 32)
 
 
 def box_head() -> FastRCNNConvFCHead:
@@ -88,7 +81,7 @@ def point_head() -> StandardPointHead:
 @pytest.mark.parametrize(
     ("build", "count"),
     [
-        (fpn, 20 + 8),
+        (small_fpn, 12 + 8),
         (box_head, 2),
         (retinanet_head, 2 * 2),
         (resnet18, 20),
@@ -109,7 +102,7 @@ def test_every_convolution_before_a_norm_standardizes_its_weight(
 
 
 def test_the_model_is_the_one_of_the_standardized_weights() -> None:
-    model, plain = with_ws(fpn()), inject(fpn())
+    model, plain = with_ws(small_fpn()), inject(small_fpn())
     x = torch.randn(1, 3, 64, 96)
     plain.load_state_dict(model.state_dict())
     assert not torch.allclose(model(x)["p2"], plain(x)["p2"], atol=0.1)
@@ -158,7 +151,7 @@ def test_fuse_and_revert_compute_the_same(block: Callable[[], nn.Module]) -> Non
 
 
 def test_an_fpn_computes_the_same_fused_and_reverted() -> None:
-    model, x = with_ws(fpn()), torch.randn(1, 3, 64, 96)
+    model, x = with_ws(small_fpn()), torch.randn(1, 3, 64, 96)
     fused = fuse(copy.deepcopy(model))
     assert forms(fused)["fpn_lateral2.norm"] == "WS+GN+add"
     assert type(fused.fpn_lateral2) is FusedConvWS2d
@@ -168,8 +161,8 @@ def test_an_fpn_computes_the_same_fused_and_reverted() -> None:
 
 
 def test_a_fused_model_takes_it_too_and_a_second_inject_keeps_it() -> None:
-    model = with_ws(fpn())
-    late = inject(fuse(inject(fpn())), weight_standardization=True)
+    model = with_ws(small_fpn())
+    late = inject(fuse(inject(small_fpn())), weight_standardization=True)
     late.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, 64, 64)
     assert_computes_the_same(model, late, x)
@@ -189,13 +182,13 @@ def test_a_hook_in_a_fused_block_sees_what_it_saw_before() -> None:
 
 
 def test_copies_and_pickles_compute_the_same() -> None:
-    model, x = fuse(with_ws(fpn())), torch.randn(1, 3, 64, 64)
+    model, x = fuse(with_ws(small_fpn())), torch.randn(1, 3, 64, 64)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert_computes_the_same(model, twin, x)
 
 
 def test_weights_in_channels_last_and_double_precision_compute_the_same() -> None:
-    model, x = fuse(with_ws(fpn())), torch.randn(1, 3, 64, 64)
+    model, x = fuse(with_ws(small_fpn())), torch.randn(1, 3, 64, 64)
     exact = copy.deepcopy(model).double()(x.double())
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)(x)
     for name, level in model(x).items():
@@ -205,7 +198,7 @@ def test_weights_in_channels_last_and_double_precision_compute_the_same() -> Non
 
 
 def test_a_model_compiles_without_a_graph_break() -> None:
-    model, x = fuse(with_ws(fpn())), torch.randn(1, 3, 64, 64)
+    model, x = fuse(with_ws(small_fpn())), torch.randn(1, 3, 64, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_computes_the_same(model, compiled, x)
 
@@ -213,7 +206,7 @@ def test_a_model_compiles_without_a_graph_break() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("change", [fuse, lambda model: revert(fuse(model))])
 def test_a_scripted_model_computes_the_same(change: Callable[[nn.Module], nn.Module]) -> None:
-    model, x = change(with_ws(fpn())).eval(), torch.randn(1, 3, 64, 64)
+    model, x = change(with_ws(small_fpn())).eval(), torch.randn(1, 3, 64, 64)
     with patch_instances({}):
         scripted = torch.jit.script(model)
     for name, level in model(x).items():
@@ -234,7 +227,7 @@ def test_weights_of_a_tower_from_before_it_had_norms_load() -> None:
 
 
 def test_only_the_convolutions_of_the_named_sites_change() -> None:
-    model = fpn()
+    model = small_fpn()
     inject(model, "backbone")
     inject(model, "fpn", weight_standardization=True)
     assert standardized(model) == 8 and standardized(model.bottom_up) == 0

@@ -93,13 +93,15 @@ def test_the_norm_layer_slots_take_our_layer_and_inject_does_the_rest() -> None:
             detection.fasterrcnn_resnet50_fpn_v2,
             {"backbone": 53, "fpn": 8, "rpn": 2, "box_head": 4},
         ),
-        (
+        pytest.param(
             detection.keypointrcnn_resnet50_fpn,
             {"backbone": 53, "fpn": 8, "rpn": 1, "keypoint_head": 8},
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             detection.retinanet_resnet50_fpn,
             {"backbone": 53, "fpn": 6, "fpn.top_block": 2, "dense_head": 8},
+            marks=pytest.mark.slow,
         ),
         (
             detection.fcos_resnet50_fpn,

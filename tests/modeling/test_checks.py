@@ -26,6 +26,8 @@ import gn_det
 from gn_det.modeling import WithGN
 from gn_det.modeling.bn_weights import warn_once
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 
 def plain_config() -> CfgNode:
     """Detectron2's Mask R-CNN R-50-FPN."""
@@ -34,7 +36,7 @@ def plain_config() -> CfgNode:
     cfg.merge_from_other_cfg(
         zoo.model_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     )
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = "meta"
     return cfg
 
 

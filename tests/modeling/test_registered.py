@@ -16,7 +16,7 @@ def plain_config(norm: str = "") -> CfgNode:
     """Detectron2's R-50-FPN Mask R-CNN with the 4conv1fc head, and a NORM at every key."""
     cfg = get_cfg()
     gn_det.add_gn_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = torch.get_default_device().type
     cfg.MODEL.MASK_ON = True
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
@@ -61,6 +61,7 @@ def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**features, **heads}
 
 
+@pytest.mark.usefixtures("without_memory")
 def test_r50_fpn_has_the_69_layers_of_detectron2s_gn_model_key_for_key() -> None:
     ours, theirs = build_model(gn_config()), build_model(plain_config("GN"))
     assert len(norms(ours)) == 69
@@ -85,6 +86,7 @@ def test_each_loads_the_others_weights_with_equal_outputs(source: str) -> None:
 
 
 @pytest.mark.parametrize(("freeze_at", "frozen"), [(0, 0), (1, 1), (2, 11)])
+@pytest.mark.usefixtures("without_memory")
 def test_freeze_at_freezes_the_norms_that_it_freezes_in_detectron2(
     freeze_at: int, frozen: int
 ) -> None:
@@ -97,6 +99,7 @@ def test_freeze_at_freezes_the_norms_that_it_freezes_in_detectron2(
     assert counts == [frozen, frozen]
 
 
+@pytest.mark.usefixtures("without_memory")
 def test_whatever_norm_the_config_names_becomes_gn() -> None:
     cfg = gn_config()
     cfg.MODEL.RESNETS.NORM = "SyncBN"
@@ -104,12 +107,14 @@ def test_whatever_norm_the_config_names_becomes_gn() -> None:
     assert len(norms(build_model(cfg))) == 69
 
 
+@pytest.mark.usefixtures("without_memory")
 def test_num_groups_of_the_config_reaches_every_layer() -> None:
     cfg = gn_config()
     cfg.MODEL.GN.NUM_GROUPS = 16
     assert {n.num_groups for n in norms(build_model(cfg))} == {16}
 
 
+@pytest.mark.usefixtures("without_memory")
 def test_channels_that_32_does_not_divide_work_where_detectron2_fails() -> None:
     cfg = gn_config()
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 48
@@ -120,6 +125,7 @@ def test_channels_that_32_does_not_divide_work_where_detectron2_fails() -> None:
         build_model(theirs)
 
 
+@pytest.mark.usefixtures("without_memory")
 def test_a_box_head_without_convolutions_says_to_set_num_conv() -> None:
     cfg = gn_config()
     cfg.MODEL.ROI_BOX_HEAD.NUM_CONV, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 0, 2

@@ -20,13 +20,15 @@ from gn_det.layers import WeightStandardized
 from gn_det.layers.recomputation import recomputes_in
 from gn_det.modeling import GNFastRCNNConvFCHead, GNGeneralizedRCNN
 
+pytestmark = pytest.mark.usefixtures("without_memory")
+
 
 def config(name: str, *overrides: object) -> CfgNode:
     """A config of Detectron2's zoo with gn_det's keys."""
     cfg = get_cfg()
     gn_det.add_gn_config(cfg)
     cfg.merge_from_other_cfg(zoo.model_config(name))
-    cfg.merge_from_list(list(overrides))
+    cfg.merge_from_list(["MODEL.DEVICE", "meta", *overrides])
     return cfg
 
 

@@ -34,7 +34,15 @@ FAMILIES = {
     "DenseNet": "densenet121",
     "VoVNet": "ese_vovnet19b_slim_dw",
 }
-of_every_family = pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+# What they are made of is in another family, too.
+ALIKE = ("ResNet-D", "RegNet", "MobileNetV3", "DLA", "VoVNet")
+of_every_family = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, id=family, marks=pytest.mark.slow if family in ALIKE else ())
+        for family, name in FAMILIES.items()
+    ],
+)
 BN = nn.modules.batchnorm._BatchNorm
 
 

@@ -4,9 +4,43 @@ from __future__ import annotations
 
 from collections import Counter
 
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock
 from torch import Tensor, nn
 
 from gn_det import audit
+from gn_det.injection.audit import Audit
+
+_audits: dict[str, Audit] = {}
+
+
+def audited(cfg: CfgNode) -> Audit:
+    """The audit of a config's model, which is built once for all configs that describe it."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "meta", ""
+    key = cfg.MODEL.dump()
+    if key not in _audits:
+        with torch.device("meta"):
+            _audits[key] = audit(build_model(cfg))
+    return _audits[key]
+
+
+def small_fpn(fuse_type: str = "sum") -> FPN:
+    """An FPN with BN, of four levels of 32 channels, on four residual blocks."""
+    channels = [64, 64, 96, 128, 160]
+    stages = [
+        ResNet.make_stage(
+            BasicBlock, 1, in_channels=channels[i], out_channels=channels[i + 1],
+            stride_per_block=[min(i + 1, 2)], norm="BN",
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    levels = ["res2", "res3", "res4", "res5"]
+    resnet = ResNet(BasicStem(norm="BN"), stages, out_features=levels)
+    return FPN(resnet, levels, 32, norm="", fuse_type=fuse_type)
 
 
 def norms_by_site(model: nn.Module) -> dict[str, int]:

@@ -104,8 +104,23 @@ SHAPES = {  # depth, norm, groups, width, channels of res2
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("ending", [pytest.param(".pth", marks=pytest.mark.slow), ".safetensors"])
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("torchvision resnet18", ".pth"),
+        ("torchvision resnext50_32x4d", ".safetensors"),
+        ("timm resnet50_gn", ".safetensors"),
+        *(
+            pytest.param(name, ending, marks=pytest.mark.slow)
+            for name, ending in [
+                ("torchvision resnet50", ".safetensors"),
+                ("torchvision wide_resnet50_2", ".pth"),
+                ("timm resnet50_gn", ".pth"),
+                ("timm resnet34", ".safetensors"),
+            ]
+        ),
+    ],
+)
 @torch.no_grad()
 def test_features_are_those_of_the_source(
     name: str, ending: str, x: Tensor, tmp_path: Path, call_main: Callable,
@@ -248,10 +263,10 @@ def test_colours_of_a_detector_are_read_or_asked_for(
     ("plain", "averaged"),
     [
         ("state_dict", "state_dict_ema"),
-        ("state_dict", "ema_state_dict"),
-        ("model", "ema_state"),
         ("model", "model_ema"),
-        ("state_dict", "averaged_model"),
+        pytest.param("state_dict", "ema_state_dict", marks=pytest.mark.slow),
+        pytest.param("model", "ema_state", marks=pytest.mark.slow),
+        pytest.param("state_dict", "averaged_model", marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()
@@ -336,23 +351,29 @@ def test_of_several_resnets_one_has_to_be_named(
     assert same(their_features(source, x), our_features(tmp_path / "ours.yaml", x))
 
 
-FAIR = [
-    ({"DEPTH": 50, "NORM": "GN", "STRIDE_IN_1X1": False}, []),
-    ({"DEPTH": 50, "NORM": "FrozenBN", "STRIDE_IN_1X1": True}, ["--stride-in-1x1", "true"]),
-    pytest.param(
-        {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8, "STRIDE_IN_1X1": False},
-        ["--pixel-std", "1", "1", "1"],  # not shown: Detectron2's X-101-32x8d has another
-        marks=pytest.mark.slow,
+FAIR = {  # keys of MODEL.RESNETS, and flags for what FAIR's layout does not show
+    "R-50-GN": ({"DEPTH": 50, "NORM": "GN", "STRIDE_IN_1X1": False}, []),
+    "R-50": (
+        {"DEPTH": 50, "NORM": "FrozenBN", "STRIDE_IN_1X1": True},
+        ["--stride-in-1x1", "true"],
     ),
-    ({"DEPTH": 18, "NORM": "FrozenBN", "RES2_OUT_CHANNELS": 64}, []),
-]
+    "X-50": (
+        {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8, "STRIDE_IN_1X1": False},
+        ["--pixel-std", "1", "1", "1"],  # Detectron2's X-101-32x8d has another
+    ),
+    "R-18": ({"DEPTH": 18, "NORM": "FrozenBN", "RES2_OUT_CHANNELS": 64}, []),
+}
 
 
-@pytest.mark.parametrize(("resnets", "flags"), FAIR, ids=["R-50-GN", "R-50", "X-50", "R-18"])
+@pytest.mark.parametrize(
+    "network",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("R-50-GN", "R-50", "X-50")), "R-18"],
+)
 @torch.no_grad()
 def test_there_and_back_through_fairs_layout_the_features_stay(
-    resnets: dict, flags: list[str], x: Tensor, tmp_path: Path, call_main: Callable
+    network: str, x: Tensor, tmp_path: Path, call_main: Callable
 ) -> None:
+    resnets, flags = FAIR[network]
     source = randomized(build_resnet(resnets))
     expected = list(source(x).values())
     config = {f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}
@@ -379,30 +400,34 @@ def test_there_and_back_through_fairs_layout_the_features_stay(
     assert same(expected, our_features(tmp_path / "back.yaml", x))
 
 
-def test_the_blobs_are_named_as_in_fairs_files(tmp_path: Path, call_main: Callable) -> None:
-    for norm, resnets in (("gn", FAIR[0][0]), ("bn", FAIR[1][0])):
-        file = tmp_path / f"ours_{norm}.pkl"
-        write_backbone(file, build_resnet(resnets).state_dict(), {})
-        output = tmp_path / f"fair_{norm}.pkl"
-        call_main(
-            PROGRAM, file, "--output", output, "--layout", "detectron", "--input-format", "BGR",
-            "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD, "--stride-in-1x1", "false",
-        )  # fmt: skip
-        blobs = pickle.loads(output.read_bytes())["blobs"]
-        stem = {"gn": "conv1_gn", "bn": "res_conv1_bn"}[norm]
-        assert {
-            "conv1_w", f"{stem}_s", f"{stem}_b", "res2_0_branch1_w", f"res2_0_branch1_{norm}_s",
-            "res2_0_branch2a_w", f"res2_0_branch2a_{norm}_b", f"res5_2_branch2c_{norm}_s",
-        } <= blobs.keys()  # fmt: skip
-        assert len(blobs) == 53 * 3  # a weight, a scale and a bias for each convolution
-        assert all(isinstance(blob, np.ndarray) for blob in blobs.values())
+@pytest.mark.parametrize(
+    ("norm", "network"), [("bn", "R-50"), pytest.param("gn", "R-50-GN", marks=pytest.mark.slow)]
+)
+def test_the_blobs_are_named_as_in_fairs_files(
+    norm: str, network: str, tmp_path: Path, call_main: Callable
+) -> None:
+    file = tmp_path / f"ours_{norm}.pkl"
+    write_backbone(file, build_resnet(FAIR[network][0]).state_dict(), {})
+    output = tmp_path / f"fair_{norm}.pkl"
+    call_main(
+        PROGRAM, file, "--output", output, "--layout", "detectron", "--input-format", "BGR",
+        "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD, "--stride-in-1x1", "false",
+    )  # fmt: skip
+    blobs = pickle.loads(output.read_bytes())["blobs"]
+    stem = {"gn": "conv1_gn", "bn": "res_conv1_bn"}[norm]
+    assert {
+        "conv1_w", f"{stem}_s", f"{stem}_b", "res2_0_branch1_w", f"res2_0_branch1_{norm}_s",
+        "res2_0_branch2a_w", f"res2_0_branch2a_{norm}_b", f"res5_2_branch2c_{norm}_s",
+    } <= blobs.keys()  # fmt: skip
+    assert len(blobs) == 53 * 3  # a weight, a scale and a bias for each convolution
+    assert all(isinstance(blob, np.ndarray) for blob in blobs.values())
 
 
 @torch.no_grad()
 def test_a_file_as_fair_wrote_it_is_converted(
     x: Tensor, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = randomized(build_resnet(FAIR[0][0]))
+    source = randomized(build_resnet(FAIR["R-50-GN"][0]))
     write_backbone(tmp_path / "ours.pkl", source.state_dict(), {})
     trained = ["--input-format", "BGR", "--pixel-mean", *BGR_MEAN, "--pixel-std", *NO_STD]
     call_main(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.kernels import CHANNELS_LAST, INTERPRETED, LAYOUTS, make_inputs, run_kernels
+from support.tables import every_pair
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -134,9 +135,10 @@ def count(addresses: list[np.ndarray], tensors: Iterable[Tensor]) -> dict[int, n
     }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-@pytest.mark.parametrize("form", ["GN+ReLU", "GN+add+ReLU", "GN+GN+add+ReLU"])
+@pytest.mark.parametrize(
+    ("form", "cut", "layout"),
+    every_pair(["GN+ReLU", "GN+add+ReLU", "GN+GN+add+ReLU"], CUTS, LAYOUTS),
+)
 def test_every_element_is_written_once_before_it_is_read(
     form: str,
     cut: tuple,
@@ -221,9 +223,9 @@ def tile_of(cut: plan.Plan, program: int) -> np.ndarray:
     return (first + channels * cut.num_pixels + pixels).ravel()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("form", ["GN+add+ReLU", "GN+GN+add+ReLU"])
-@pytest.mark.parametrize("size", HUGE.values(), ids=HUGE)
+@pytest.mark.parametrize(
+    ("size", "form", "layout"), every_pair(HUGE, ["GN+add+ReLU", "GN+GN+add+ReLU"], LAYOUTS)
+)
 def test_addresses_are_right_beyond_two_to_the_31st(
     size: tuple,
     form: str,

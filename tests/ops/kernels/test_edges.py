@@ -18,6 +18,7 @@ from support.kernels import (
     make_inputs,
     run_kernels,
 )
+from support.tables import every_pair
 from torch import Tensor
 
 from gn_det.ops import group_norm
@@ -168,24 +169,21 @@ def test_sum_backward_fills_the_grad_of_every_leaf(device: torch.device) -> None
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(
-    ("form", "poisoned", "value"),
-    [
-        ("GN+ReLU", "x", torch.inf),
-        ("GN+GN+add+ReLU", "residual", torch.nan),
-    ],
+    ("cut", "poison", "layout"),
+    every_pair(
+        {"one_pass": ONE_PASS, "split": SPLIT},
+        {"inf": ("GN+ReLU", "x", torch.inf), "nan": ("GN+GN+add+ReLU", "residual", torch.nan)},
+        LAYOUTS,
+    ),
 )
-@pytest.mark.parametrize(("shape", "num_groups"), [ONE_PASS, SPLIT], ids=["one_pass", "split"])
 def test_nan_and_inf_spoil_their_own_group_and_no_bit_of_another(
-    shape: tuple,
-    num_groups: int,
-    form: str,
-    poisoned: str,
-    value: float,
+    cut: tuple,
+    poison: tuple[str, str, float],
     layout: torch.memory_format,
     device: torch.device,
 ) -> None:
+    (shape, num_groups), (form, poisoned, value) = cut, poison
     inputs = make_inputs(FORMS[form], shape, device, layout=layout)
     dy = torch.randn(shape, device=device)
     y, gradients = run_kernels(FORMS[form], num_groups, inputs, dy)

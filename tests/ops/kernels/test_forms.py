@@ -12,6 +12,7 @@ from support.kernels import (
     check_against_reference,
     make_inputs,
 )
+from support.tables import every_pair
 
 from gn_det.ops import plan
 from gn_det.ops.form import FORMS
@@ -48,10 +49,10 @@ def assert_layout(layout: torch.memory_format, **tensors: torch.Tensor) -> None:
         assert tensor.is_contiguous(memory_format=layout), f"{name} has strides {tensor.stride()}"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("cut", [ONE_PASS, SPLIT], ids=["one_pass", "split"])
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(
+    ("form", "cut", "layout", "dtype"),
+    every_pair(FORMS, {"one_pass": ONE_PASS, "split": SPLIT}, LAYOUTS, DTYPES),
+)
 def test_output_and_all_gradients_equal_the_papers_formula(
     form, cut, layout, dtype, device: torch.device
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_program_takes_several_blocks_of_pixels_in_turn(
     check_against_reference(FORMS[form], num_groups, inputs)
 
 
+@pytest.mark.slow
 def test_a_natural_plan_takes_several_blocks_of_pixels_in_turn(device: torch.device) -> None:
     shape, num_groups = (1, 128, 47, 47), 1
     forward, _ = plan_of(shape, num_groups, 4, CONTIGUOUS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.kernels import LAYOUTS, check_against_reference, make_inputs, run_kernels
+from support.tables import every_pair
 
 from gn_det.ops.form import FORMS
 from gn_det.ops.reference import group_norm_reference
@@ -14,9 +15,9 @@ ONE_PASS = ((2, 9, 3, 5), 3)
 SPLIT = ((1, 9, 25, 41), 3)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("cut", [ONE_PASS, SPLIT], ids=["one_pass", "split"])
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(
+    ("form", "cut", "layout"), every_pair(FORMS, {"one_pass": ONE_PASS, "split": SPLIT}, LAYOUTS)
+)
 def test_what_memory_held_before_does_not_matter(
     form,
     cut: tuple,
@@ -43,9 +44,14 @@ def test_repeated_runs_give_the_same_bits(form: str, cut: tuple, device: torch.d
     assert all(torch.equal(again[name], gradients[name]) for name in gradients)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("cut", [ONE_PASS, SPLIT], ids=["one_pass", "split"])
-@pytest.mark.parametrize("form", ["GN+ReLU", "GN+add+ReLU", "GN+GN+add+ReLU"])
+@pytest.mark.parametrize(
+    ("form", "cut", "layout"),
+    every_pair(
+        ["GN+ReLU", "GN+add+ReLU", "GN+GN+add+ReLU"],
+        {"one_pass": ONE_PASS, "split": SPLIT},
+        LAYOUTS,
+    ),
+)
 def test_gradients_pass_exactly_where_the_output_is_positive(
     form: str, cut: tuple, layout: torch.memory_format, device: torch.device
 ) -> None:

@@ -139,6 +139,7 @@ def _train_one_step(
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_even_with_an_empty_batch(device: torch.device) -> None:
     torch.manual_seed(0)
     with socket.socket() as free:

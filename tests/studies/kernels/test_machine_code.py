@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from support.tables import every_pair
 
 from gn_det.ops.form import FORMS
 from gn_det.ops.kernels.launch import Launch
@@ -41,9 +42,10 @@ def check(code: MachineCode, kernel: str, two_norms: bool, target: str) -> None:
         assert code.registers <= limit
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("site", ["FPN, RPN P2", "mask head"])
+@pytest.mark.parametrize(
+    ("site", "layout", "target"),
+    every_pair(["FPN, RPN P2", "mask head"], list(LAYOUTS), list(TARGETS)),
+)
 def test_hot_loops_move_128_bits_at_a_time_and_nothing_spills(
     site: str, layout: str, target: str
 ) -> None:
@@ -93,9 +95,10 @@ def test_no_form_spills_or_exceeds_its_registers(dtype: str, layout: str, form: 
 SEVERAL_NARROW_GROUPS = [((2, 96, 9, 11), 32), ((1, 256, 50, 84), 32), ((1, 33, 40, 48), 11)]
 
 
-@pytest.mark.parametrize("form", ["GN+ReLU", "GN+GN+add+ReLU"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "dtype", "form"),
+    every_pair(list(LAYOUTS), list(DTYPES), ["GN+ReLU", "GN+GN+add+ReLU"]),
+)
 def test_no_reduction_adds_threads_that_are_no_neighbours(
     layout: str, dtype: str, form: str
 ) -> None:

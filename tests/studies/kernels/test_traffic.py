@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.kernels import INTERPRETED
+from support.tables import every_pair
 
 from gn_det.ops.form import FORMS
 from gn_det.studies.kernels.report import (
@@ -48,9 +49,10 @@ def test_passes_over_memory_are_those_of_the_design(form: str, layout: str) -> N
 
 
 @counted
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("shape", [(2, 16, 24, 40), (2, 8, 40, 56)], ids=["one pass", "split"])
+@pytest.mark.parametrize(
+    ("shape", "form", "layout"),
+    every_pair({"one pass": (2, 16, 24, 40), "split": (2, 8, 40, 56)}, list(FORMS), list(LAYOUTS)),
+)
 def test_every_element_of_a_tensor_is_moved_exactly_once_a_pass(
     shape: tuple[int, ...], form: str, layout: str
 ) -> None:
