@@ -104,7 +104,7 @@ def rows_table(rows: list[Row]) -> str:
             row.seeds,
             row.commit,
         ]
-        for row in sorted(rows, key=lambda row: -row.ap)
+        for row in sorted(rows, key=lambda row: (-row.images, -row.ap))
     ]
     headers = [
         *("measured on", "recipe", "weights", "images a step", "steps", "learning rate"),
@@ -139,11 +139,12 @@ def recommendation(row: Row, near: list[Row], data: Path, fitting: int) -> str:
     lines = [
         f"Recommended: {row.recipe}, from the weights {row.weights}, {row.steps} steps of "
         f"{images} at a learning rate of {row.lr:g}: {row.ap:.1f} AP (mean of "
-        f"box and mask) on {row.data}, the highest of those that fit.",
+        f"box and mask) on {row.data}, the highest of the longest trainings that fit.",
     ]
     if row.seeds == 1:
         lines.append("It rests on one seed, so that a difference of a few AP says nothing.")
-    close = [o for o in near if o != row and o.ims_per_batch <= fitting and row.ap - o.ap < 1]
+    others = [o for o in near if o != row and o.images == row.images]
+    close = [o for o in others if o.ims_per_batch <= fitting and row.ap - o.ap < 1]
     if close:
         names = ", ".join(f"{o.recipe} at {o.ims_per_batch} a step" for o in close)
         lines.append(f"Within 1 AP of it: {names}.")

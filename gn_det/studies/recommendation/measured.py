@@ -56,6 +56,11 @@ class Row:
     note: str = ""
 
     @property
+    def images(self) -> int:
+        """That the training saw."""
+        return self.steps * self.ims_per_batch
+
+    @property
     def ap(self) -> float:
         """Mean of box and mask AP; box AP where there are no masks."""
         return self.box_ap if self.mask_ap is None else (self.box_ap + self.mask_ap) / 2
@@ -76,7 +81,7 @@ def read_rows(file: str | Path) -> list[Row]:
     Raises:
         InputError: no such file, other columns, or a value that is none of its column.
     """
-    check_regular_file(file, "table of measurements")
+    check_regular_file(file, "measurements file")
     with open(file, encoding="utf-8", newline="") as stream:
         lines = csv.DictReader(stream)
         if lines.fieldnames != _COLUMNS:

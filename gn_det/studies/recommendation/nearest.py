@@ -15,16 +15,14 @@ LIMITS = {"pictures": 2.0, "classes": 4.0, "objects_per_picture": 4.0, "object_s
 
 
 def nearest_rows(facts: DataFacts, rows: Sequence[Row]) -> list[Row]:
-    """The rows of the data set, and the part of it, that is nearest; of the longest training.
+    """The rows of the data set, and the part of it, that is nearest.
 
     Distance is the largest of the factors in which two sets differ, each relative to its limit.
     """
     if not rows:
         return []
     nearest = min(rows, key=lambda row: _distance(facts, row))
-    same_set = [row for row in rows if _set_of(row) == _set_of(nearest)]
-    most_images = max(row.steps * row.ims_per_batch for row in same_set)
-    return [row for row in same_set if row.steps * row.ims_per_batch == most_images]
+    return [row for row in rows if _set_of(row) == _set_of(nearest)]
 
 
 def far_in(facts: DataFacts, row: Row) -> dict[str, tuple[float, float]]:
@@ -40,9 +38,9 @@ def far_in(facts: DataFacts, row: Row) -> dict[str, tuple[float, float]]:
 
 
 def best_row(rows: Sequence[Row], images_that_fit: int) -> Row | None:
-    """The row with the highest AP among those whose batch fits; None where none does."""
+    """The row with the highest AP among the longest trainings whose batch fits; None where none."""
     fitting = [row for row in rows if row.ims_per_batch <= images_that_fit]
-    return max(fitting, key=lambda row: row.ap, default=None)
+    return max(fitting, key=lambda row: (row.images, row.ap), default=None)
 
 
 def _set_of(row: Row) -> tuple[str, int]:
