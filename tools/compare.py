@@ -1,14 +1,17 @@
 """Compare norms: train a matrix of recipes, images per GPU and seeds, and report AP and cost.
 
-The recipes must be equal in all but the norm. What is interrupted goes on when this is run again.
+The recipes must be equal in all but the norm. With --lrs each has the learning rate that is best on
+a held-out quarter of the training set. What is interrupted goes on when this is run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
@@ -19,13 +22,19 @@ from gn_det.engine.schedule import resolve_schedule
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
+from gn_det.data.coco import read_coco
+from gn_det.data.datasets import register_folders
+from gn_det.data.facts import facts_of
 from gn_det.data.train_loader import build_train_loader
 from gn_det.errors import InputError
+from gn_det.modeling.with_gn import groups_from_config
 from gn_det.plots.curves import read_metrics
+from gn_det.plots.figures import deviation
 from gn_det.studies.comparison.cost import saved_bytes, step_seconds
 from gn_det.studies.comparison.matrix import (
     Run,
@@ -34,18 +43,52 @@ from gn_det.studies.comparison.matrix import (
     differences,
     run_all,
 )
+from gn_det.studies.comparison.parts import hold_out_a_quarter, write_part
+from gn_det.studies.comparison.rates import Scores, best_rates, rates_table, scores_of
 from gn_det.studies.comparison.report import (
+    TASKS,
     Cost,
     RunResult,
     ap_table,
     cost_table,
+    groups_table,
     plot_ap,
     plot_cost,
     plot_curves_of,
+    plot_groups,
     results_csv,
 )
+from gn_det.studies.comparison.weights import prepare_weights, source_of
+from gn_det.studies.recommendation.measured import Row, rows_text
 from gn_det.utils import markdown, write_atomically
 from gn_det.version import __version__
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The recipes on one training set, for one number of steps.
+
+    Attributes:
+        folder: of its runs and its report.
+        options: with the training set.
+        pictures: of a part of the training set; None for all.
+        steps: of the reference schedule; None for those of the recipes.
+    """
+
+    folder: Path
+    options: RunOptions
+    pictures: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison found; scores are those of the learning rates, empty without --lrs."""
+
+    comparison: Comparison
+    runs: Sequence[Run]
+    results: Sequence[RunResult]
+    scores: Scores
 
 
 def main() -> int:
@@ -55,21 +98,178 @@ def main() -> int:
     if min(args.seeds) < 0:
         raise InputError(f"--seeds {min(args.seeds)}: at least 0, so that a run can be repeated")
     recipes = read_recipes(args.recipes, args.beside, args.opts)
-    compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
-    check_comparable(compared)
-    runs = matrix(recipes, args)
+    check_comparable({Path(file).stem: recipes[Path(file).stem] for file in args.recipes})
+    check_beginnings(recipes)
     options = RunOptions.from_args(args)
-    data = None
-    for run in runs:
-        data = check_run(run.cfg, options, args.output, data)
+    data = checked(matrix(recipes, args, args.output), options, args.output)
+    forget(data)
     with study_folder(args.output):
-        check_folders(runs)
-        data.write_copies()
-        failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
-        results = [result(run, failures.get(run.name, "")) for run in runs]
-        costs = measure(runs)
-        report(args.output, compared, recipes, held_out(data), results, costs)
-    return 1 if failures else 0
+        outcomes = []
+        for comparison in comparisons(args, options):
+            same_data = data if comparison.options == options else None
+            outcomes.append(compare(comparison, recipes, args, same_data))
+        if args.train:
+            write_measured(args, outcomes)
+        if len(outcomes) > 1:
+            summarize(args.output, outcomes)
+    return 1 if any(result.failure for o in outcomes for result in o.results) else 0
+
+
+def comparisons(args: argparse.Namespace, options: RunOptions) -> list[Comparison]:
+    """One for each part of the training set and number of steps; the parts are written."""
+    found = []
+    for part in args.parts:
+        for steps in args.steps or [None]:
+            names = [f"{part}pictures"] * (len(args.parts) > 1 or part != "all")
+            names += [f"{steps}steps"] * (len(args.steps) > 1)
+            folder = args.output / "-".join(names)
+            pictures = None if part == "all" else int(part)
+            if pictures is None:
+                found.append(Comparison(folder, options, None, steps))
+                continue
+            json_file, images = needed_training_set(options)
+            part_file = folder / "data" / "train.json"
+            write_part(json_file, pictures, part_file)
+            of_part = replace(options, train=(str(part_file), images))
+            found.append(Comparison(folder, of_part, pictures, steps))
+    return found
+
+
+def needed_training_set(options: RunOptions) -> tuple[str, str]:
+    if options.train is None:
+        raise InputError("--lrs and --parts divide a training set: name it with --train")
+    return options.train
+
+
+def compare(
+    comparison: Comparison,
+    recipes: dict[str, CfgNode],
+    args: argparse.Namespace,
+    data: RunData | None = None,
+) -> Outcome:
+    """Train the matrix of a comparison, and report it.
+
+    Args:
+        comparison: which.
+        recipes: by name.
+        args: of the command line.
+        data: where its data was checked already.
+    """
+    folder, options = comparison.folder, comparison.options
+    compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
+    runs = matrix(recipes, args, folder, comparison.steps)
+    data = checked(runs, options, folder, data)
+    data.write_copies()
+    recipes = with_prepared_weights(recipes, runs, folder / "weights", args.distill)
+    scores = rates(comparison, recipes, args, data) if args.lrs else {}
+    runs = matrix(recipes, args, folder, comparison.steps, best_rates(scores))
+    data = checked(runs, options, folder, data)
+    check_folders(runs)
+    results, failures = trained(runs, args)
+    costs = measure(runs)
+    compared = {name: recipes[name] for name in compared}
+    report(folder, compared, recipes, held_out(data), results, costs, scores)
+    forget(data)
+    if failures:
+        print(f"{len(failures)} runs failed")
+    return Outcome(comparison, runs, results, scores)
+
+
+def checked(
+    runs: Sequence[Run], options: RunOptions, folder: Path, data: RunData | None = None
+) -> RunData:
+    """Check everything that the runs need, and register their data; see :func:`check_run`."""
+    for run in runs:
+        data = check_run(run.cfg, options, folder, data)
+    return data
+
+
+def trained(
+    runs: Sequence[Run], args: argparse.Namespace
+) -> tuple[list[RunResult], dict[str, str]]:
+    """What the runs reached, those that are not finished being trained; and why some failed."""
+    failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
+    return [result(run, failures.get(run.name, "")) for run in runs], failures
+
+
+def rates(
+    comparison: Comparison, recipes: dict[str, CfgNode], args: argparse.Namespace, data: RunData
+) -> Scores:
+    """AP of every recipe at every learning rate of --lrs, on a quarter of the training set.
+
+    The other three quarters are trained on, with the first seed.
+    """
+    json_file, images = needed_training_set(comparison.options)
+    folder = comparison.folder / "rates"
+    train, val = folder / "data" / "train.json", folder / "data" / "val.json"
+    hold_out_a_quarter(json_file, train, val)
+    options = replace(comparison.options, train=(str(train), images), val=(str(val), images))
+    first_seed = argparse.Namespace(**{**vars(args), "seeds": args.seeds[:1]})
+    runs = {}
+    for lr in args.lrs:
+        at_lr = {(name, n): lr for name in recipes for n in args.ims_per_gpu}
+        runs[lr] = matrix(recipes, first_seed, folder / f"lr{lr:g}", comparison.steps, at_lr)
+    every = [run for at_lr in runs.values() for run in at_lr]
+    for run in every:
+        run.cfg.TEST.EVAL_PERIOD = 0
+    forget(data)
+    divided = checked(every, options, folder)
+    divided.write_copies()
+    for at_lr in runs.values():
+        check_folders(at_lr)
+    trained(every, args)
+    forget(divided)
+    register_folders(data.folders)
+    return scores_of({lr: [result(run, failure(run)) for run in runs[lr]] for lr in args.lrs})
+
+
+def failure(run: Run) -> str:
+    return "" if run.finished else run.failure
+
+
+def with_prepared_weights(
+    recipes: dict[str, CfgNode], runs: Sequence[Run], folder: Path, steps: int
+) -> dict[str, CfgNode]:
+    """Recipes whose MODEL.TIMM.WEIGHTS end in _calibrated or _distilled, with weights made now.
+
+    They are made from the weights without that ending, on the pictures that the runs train on.
+    """
+    changed = {}
+    for name, recipe in recipes.items():
+        weights, stage = source_of(recipe.MODEL.TIMM.WEIGHTS)
+        if stage:
+            cfg = next(run.cfg for run in runs if run.recipe == name).clone()
+            cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE.removeprefix("GN")
+            cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.TIMM.NORM = weights, "FrozenBN"
+            cfg.SOLVER.IMS_PER_BATCH = recipe.SOLVER.IMS_PER_BATCH
+            groups = "-".join(str(value) for value in groups_from_config(cfg).values())
+            made = folder / f"{Path(weights).stem}-groups-{groups}"
+            if not (made / f"{stage}.pth").exists():
+                print(f"{made}: γ, β of GN are fitted, then {steps} steps of distillation")
+            prepare_weights(cfg, made, steps)
+            recipe = recipe.clone()
+            recipe.MODEL.TIMM.WEIGHTS = str((made / f"{stage}.pth").resolve())
+        changed[name] = recipe
+    return changed
+
+
+def check_beginnings(recipes: dict[str, CfgNode]) -> None:
+    """Refuse files of timm weights that are not there, before anything is trained."""
+    for name, recipe in recipes.items():
+        weights, _ = source_of(recipe.MODEL.TIMM.WEIGHTS)
+        if weights not in ("", "timm") and not Path(weights).is_file():
+            raise InputError(
+                f"{name}: MODEL.TIMM.WEIGHTS {weights} does not exist; `make {weights}` makes "
+                "weights/lite0.pth, and tools/convert_weights.py --timm others"
+            )
+
+
+def forget(data: RunData) -> None:
+    """Unregister the data sets of a comparison, whose names the next one takes."""
+    for folder in data.folders:
+        if folder.name in DatasetCatalog:
+            DatasetCatalog.remove(folder.name)
+            MetadataCatalog.remove(folder.name)
 
 
 def read_recipes(
@@ -85,32 +285,50 @@ def read_recipes(
     return recipes
 
 
-def matrix(recipes: dict[str, CfgNode], args: argparse.Namespace) -> list[Run]:
-    """Every run, those of one seed beside each other."""
+def matrix(
+    recipes: dict[str, CfgNode],
+    args: argparse.Namespace,
+    folder: Path,
+    steps: int | None = None,
+    lrs: Mapping[tuple[str, int], float] | None = None,
+) -> list[Run]:
+    """Every run, those of one seed beside each other.
+
+    Args:
+        recipes: by name.
+        args: of the command line.
+        folder: the runs are below its ``runs/``.
+        steps: of the reference schedule, where not those of the recipes.
+        lrs: learning rates for the reference, by recipe and images per GPU, where there are such.
+    """
     runs = []
     for seed in args.seeds:
         for ims_per_gpu in args.ims_per_gpu:
             for name, recipe in recipes.items():
                 cfg = recipe.clone()
                 cfg.SOLVER.IMS_PER_GPU = ims_per_gpu
+                cfg.SOLVER.BASE_LR = (lrs or {}).get((name, ims_per_gpu), cfg.SOLVER.BASE_LR)
+                stretch(cfg, steps or cfg.SOLVER.MAX_ITER)
                 if args.quick:
-                    shorten(cfg)
+                    stretch(cfg, max(1, cfg.SOLVER.MAX_ITER // 4))
                 cfg = resolve_schedule(cfg, args.num_gpus)
                 cfg.SEED = seed
                 run = Run(name, ims_per_gpu, seed, cfg)
-                cfg.OUTPUT_DIR = str(args.output / "runs" / run.name)
+                cfg.OUTPUT_DIR = str(folder / "runs" / run.name)
                 runs.append(run)
     return runs
 
 
-def shorten(cfg: CfgNode) -> None:
-    """A quarter of the iterations, the warm-up and the periods."""
-    solver = cfg.SOLVER
-    solver.MAX_ITER = max(1, solver.MAX_ITER // 4)
-    solver.STEPS = tuple(step // 4 for step in solver.STEPS)
-    solver.WARMUP_ITERS //= 4
-    solver.CHECKPOINT_PERIOD = max(1, solver.CHECKPOINT_PERIOD // 4)
-    cfg.TEST.EVAL_PERIOD //= 4
+def stretch(cfg: CfgNode, steps: int) -> None:
+    """The schedule of a config in so many iterations, with its warm-up and periods."""
+    solver, gn, before = cfg.SOLVER, cfg.MODEL.GN, cfg.SOLVER.MAX_ITER
+    solver.MAX_ITER = steps
+    solver.STEPS = tuple(step * steps // before for step in solver.STEPS)
+    solver.WARMUP_ITERS = solver.WARMUP_ITERS * steps // before
+    solver.CHECKPOINT_PERIOD = max(1, solver.CHECKPOINT_PERIOD * steps // before)
+    cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_PERIOD * steps // before
+    if gn.HAND_OVER_STEPS:
+        gn.HAND_OVER_STEPS = max(1, gn.HAND_OVER_STEPS * steps // before)
 
 
 def result(run: Run, failure: str) -> RunResult:
@@ -161,6 +379,7 @@ def report(
     held_out: str,
     results: Sequence[RunResult],
     costs: Sequence[Cost],
+    scores: Scores,
 ) -> None:
     """Write report.md, report.json, runs.csv and the plots, and print the tables."""
     beside = [name for name in recipes if name not in compared]
@@ -173,9 +392,14 @@ def report(
         "differences": differences(recipes),
         "runs": [asdict(result) for result in results],
         "costs": [asdict(cost) for cost in costs],
+        "rates": [
+            {"recipe": recipe, "ims_per_gpu": n, "ap": by_rate}
+            for (recipe, n), by_rate in scores.items()
+        ],
     }
     write_atomically(output / "report.json", json.dumps(content, indent=1) + "\n")
-    write_atomically(output / "report.md", report_text(compared, recipes, held_out, results, costs))
+    text = report_text(compared, recipes, held_out, results, costs, scores)
+    write_atomically(output / "report.md", text)
     print(f"\n{ap_table(results, 'simple')}\n\n{cost_table(costs, 'simple')}\n")
     print(f"The report is {output / 'report.md'}.")
 
@@ -186,6 +410,7 @@ def report_text(
     held_out: str,
     results: Sequence[RunResult],
     costs: Sequence[Cost],
+    scores: Scores,
 ) -> str:
     """The report in Markdown."""
     names = markdown(", ".join(compared))
@@ -202,6 +427,7 @@ def report_text(
         for o in results
         if o.failure
     )
+    rate = f"a learning rate of {first.SOLVER.BASE_LR:g}" if not scores else "rates as below"
     return f"""# Comparison of {names}
 
 COCO AP on {markdown(held_out)} after training, mean ± sample standard deviation over
@@ -223,13 +449,93 @@ forward pass keeps for the backward pass, and the median time of both.
 ## What was held equal
 
 Every setting of {names} but those below: model, heads, data, augmentation, optimizer
-and schedule ({first.SOLVER.MAX_ITER} iterations of {first.SOLVER.IMS_PER_BATCH} images at a
-learning rate of {first.SOLVER.BASE_LR:g}; for other numbers of images the learning rate follows in
+and schedule ({first.SOLVER.MAX_ITER} iterations of {first.SOLVER.IMS_PER_BATCH} images at
+{rate}; for other numbers of images the learning rate follows in
 proportion, and all see as many images). Runs of one seed see the same images in the same order.
 {f"Shown beside, and not equal: {beside}." if beside else ""}
 
 {differing}
+{rates_text(scores, seeds[0]) if scores else ""}
 {chr(10) + "## What did not finish" + chr(10) * 2 + failed if failed else ""}"""
+
+
+def rates_text(scores: Scores, seed: int) -> str:
+    """The part of the report on learning rates."""
+    return f"""
+## Learning rates
+
+Each recipe has the rate with the highest AP (mean of box and mask) on a quarter of the training
+pictures, after training on the others (seed {seed}). Rates are for a step of the reference.
+
+{rates_table(scores)}
+"""
+
+
+def summarize(output: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write the table and the figure of all comparisons, by pictures and steps."""
+    groups = {name_of(outcome): outcome.results for outcome in outcomes}
+    links = "\n".join(
+        f"- [{name_of(outcome)}]({outcome.comparison.folder.relative_to(output)}/report.md)"
+        for outcome in outcomes
+    )
+    plot_groups(groups, output / "parts.png")
+    text = f"""# AP by training pictures and steps
+
+Mean of box and mask AP, mean ± sample standard deviation over the seeds.
+
+{groups_table(groups)}
+
+![AP](parts.png)
+
+{links}
+"""
+    write_atomically(output / "report.md", text)
+    print(f"\n{groups_table(groups, 'simple')}\n\nThe report is {output / 'report.md'}.")
+
+
+def name_of(outcome: Outcome) -> str:
+    cfg, pictures = outcome.runs[0].cfg, outcome.comparison.pictures
+    images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
+    return f"{pictures or 'all'} pictures, {images} images seen"
+
+
+def write_measured(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
+    """Write measured.csv, which tools/recommend.py reads."""
+    rows = []
+    for outcome in outcomes:
+        facts = facts_of(read_coco(outcome.comparison.options.train[0]))
+        first = {(run.recipe, run.ims_per_gpu): run.cfg for run in reversed(outcome.runs)}
+        for (recipe, n), cfg in first.items():
+            runs = [r for r in outcome.results if (r.recipe, r.ims_per_gpu) == (recipe, n)]
+            box, mask = ([ap for run in runs if (ap := run.ap(task)) is not None] for task in TASKS)
+            if box:
+                weights = cfg.MODEL.WEIGHTS or cfg.MODEL.TIMM.WEIGHTS
+                row = Row(
+                    data=Path(args.train[0]).absolute().parent.name,
+                    **asdict(facts),
+                    recipe=recipe,
+                    weights=Path(weights).stem or "none",
+                    ims_per_batch=cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS,
+                    steps=cfg.SOLVER.MAX_ITER,
+                    lr=cfg.SOLVER.BASE_LR,
+                    box_ap=statistics.mean(box),
+                    box_deviation=deviation(box),
+                    mask_ap=statistics.mean(mask) if mask else None,
+                    mask_deviation=deviation(mask) if mask else None,
+                    seeds=len(box),
+                    commit=commit(),
+                )
+                rows.append(row)
+    write_atomically(args.output / "measured.csv", rows_text(rows))
+
+
+def commit() -> str:
+    """Of the checkout that this program is in; empty where there is none."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def held_out(data: RunData) -> str:
@@ -259,6 +565,37 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="the first seed alone, and a quarter of the iterations"
     )
+    parser.add_argument(
+        "--lrs",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="LR",
+        help="learning rates for the reference; each recipe has the one that is best on a quarter "
+        "of the training set (default: that of the recipe)",
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=["all"],
+        metavar="N",
+        help="numbers of training pictures, a comparison for each; all for all (default)",
+    )
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="iterations of the reference, a comparison for each (default: those of the recipe)",
+    )
+    parser.add_argument(
+        "--distill",
+        type=int,
+        default=400,
+        metavar="N",
+        help="steps for recipes whose MODEL.TIMM.WEIGHTS end in _distilled; default: %(default)s",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each run")
@@ -269,6 +606,11 @@ def parse_arguments() -> argparse.Namespace:
         args.seeds = args.seeds[:1]
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: at least 1")
+    if min([*args.lrs, *args.steps, args.distill]) <= 0:
+        parser.error("--lrs, --steps and --distill are above 0")
+    for part in args.parts:
+        if part != "all" and not (part.isdecimal() and int(part)):
+            parser.error(f"--parts {part}: a number of pictures, or all")
     return args
 
 

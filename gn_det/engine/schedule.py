@@ -29,6 +29,7 @@ class Schedule:
             the warm-up.
         checkpoint_period, eval_period: in iterations, 0 for none on the way.
         clip_type, clip_value: of gradients, "norm" or "value"; "" for none.
+        hand_over_steps: iterations in which GN takes over from frozen BN, 0 for none.
     """
 
     ims_per_gpu: int
@@ -42,6 +43,7 @@ class Schedule:
     eval_period: int
     clip_type: str = ""
     clip_value: float = 0.0
+    hand_over_steps: int = 0
 
     def resolve(self, world_size: int) -> Schedule:
         """The schedule of steps of ``world_size * ims_per_gpu * accumulate_steps`` images.
@@ -87,6 +89,7 @@ class Schedule:
             checkpoint_period=scaled(self.checkpoint_period),
             eval_period=scaled(self.eval_period),
             clip_value=self.clip_value / (math.sqrt(scale) if self.clip_type == "norm" else 1),
+            hand_over_steps=scaled(self.hand_over_steps),
         )
 
 
@@ -126,6 +129,7 @@ def resolve_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
     solver.MAX_ITER, solver.STEPS = run.max_iter, run.steps
     solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD = run.checkpoint_period, run.eval_period
     solver.CLIP_GRADIENTS.CLIP_VALUE = run.clip_value
+    cfg.MODEL.GN.HAND_OVER_STEPS = run.hand_over_steps
     return cfg
 
 
@@ -187,6 +191,7 @@ def schedule_table(
         "checkpoint every": lambda s: f"{s.checkpoint_period}",
         "evaluation every": lambda s: f"{s.eval_period or 'at the end'}",
         "gradients clipped at": _clipping,
+        "hand-over": lambda s: f"{s.hand_over_steps or 'none'}",
     }.items():
         rows.append([title, value(before), value(after)])
     return table(rows, ["", "reference", "this run"], disable_numparse=True)
@@ -214,6 +219,7 @@ def _read_yaml(cfg: CfgNode) -> Schedule:
         eval_period=cfg.TEST.EVAL_PERIOD,
         clip_type=clip.CLIP_TYPE if clip.ENABLED else "",
         clip_value=clip.CLIP_VALUE,
+        hand_over_steps=cfg.MODEL.GN.HAND_OVER_STEPS,
     )
 
 

@@ -16,6 +16,7 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from gn_det.errors import InputError
 from gn_det.injection.eval_mode import eval_mode
@@ -355,6 +356,8 @@ def _train_what_is_used(name: str, backbone: TimmBackbone) -> None:
     """
     side = 2 * backbone.size_divisibility
     parameters = [p for p in backbone.parameters() if p.requires_grad]
+    if any(isinstance(p, FakeTensor) for p in parameters):
+        return  # memory is counted, and fake tensors of a GPU that is not there have no backward
     try:
         with eval_mode(backbone), torch.enable_grad():
             features = backbone(torch.zeros(1, 3, side, side + backbone.size_divisibility))

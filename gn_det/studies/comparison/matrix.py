@@ -39,7 +39,9 @@ __all__ = ["Run", "check_comparable", "check_folders", "run_all"]
 # Where a recipe may say which norm is where, and what comes with the weights of its classifier.
 _NORM_KEYS = re.compile(r"MODEL\.GN\..*|.*\.NORM")
 _COMPONENTS = re.compile(r"MODEL\.META_ARCHITECTURE|.*\.(NAME|HEAD_NAME)")
-_START_KEYS = re.compile(r"MODEL\.(WEIGHTS|RESNETS\.STRIDE_IN_1X1|PIXEL_MEAN|PIXEL_STD)")
+_START_KEYS = re.compile(
+    r"MODEL\.(WEIGHTS|TIMM\.WEIGHTS|RESNETS\.STRIDE_IN_1X1|PIXEL_MEAN|PIXEL_STD)"
+)
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,6 @@ def _is_of_norm(key: str, values: Mapping[str, Any]) -> bool:
         return True
     if _COMPONENTS.fullmatch(key):  # gn_det's entries are Detectron2's with GN
         return len({re.sub("^GN|gn_", "", str(value)) for value in values.values()}) == 1
-    if key == "MODEL.WEIGHTS":
+    if key in ("MODEL.WEIGHTS", "MODEL.TIMM.WEIGHTS"):
         return all(values.values())
     return bool(_START_KEYS.fullmatch(key))

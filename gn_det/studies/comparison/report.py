@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,17 +19,20 @@ from gn_det.plots.figures import (
 from gn_det.utils import printable, table
 
 __all__ = [
+    "TASKS",
     "Cost",
     "RunResult",
     "ap_table",
     "cost_table",
+    "groups_table",
     "plot_ap",
     "plot_cost",
     "plot_curves_of",
+    "plot_groups",
     "results_csv",
 ]
 
-_TASKS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
+TASKS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,58 @@ def ap_table(results: Sequence[RunResult], tablefmt: str = "github") -> str:
     """Mean ± sample standard deviation over the seeds, a row for each recipe."""
     numbers = sorted({o.ims_per_gpu for o in results})
     metrics = _metrics(results)
-    headers = ["", *(f"{_TASKS[m]}, {n} image{'s' * (n > 1)}" for m in metrics for n in numbers)]
+    headers = ["", *(f"{TASKS[m]}, {n} image{'s' * (n > 1)}" for m in metrics for n in numbers)]
     rows = [
         [recipe] + [_cell(_of(results, recipe, n), metric) for metric in metrics for n in numbers]
         for recipe in _recipes(results)
     ]
     return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
+
+
+def groups_table(groups: Mapping[str, Sequence[RunResult]], tablefmt: str = "github") -> str:
+    """Mean of box and mask AP, a row for each recipe and images per GPU, a column for each group.
+
+    Args:
+        groups: results by the title of their column.
+        tablefmt: of tabulate.
+    """
+    rows = []
+    for recipe, n in _kinds(groups):
+        cells = []
+        for results in groups.values():
+            runs = _of(results, recipe, n)
+            values = [value for run in runs if (value := _mean_ap(run)) is not None]
+            cells.append(mean_and_deviation(values, len(runs)))
+        rows.append([recipe, n, *cells])
+    headers = ["", "images at a time", *groups]
+    return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
+
+
+def plot_groups(groups: Mapping[str, Sequence[RunResult]], png: Path) -> None:
+    """Mean of box and mask AP by group, a line for each recipe, a plot for each images per GPU."""
+    numbers = sorted({n for _, n in _kinds(groups)})
+    figure = new_figure(5.5 * len(numbers), 4)
+    for axes, n in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
+        for recipe in [recipe for recipe, its_n in _kinds(groups) if its_n == n]:
+            points = {}
+            for place, results in enumerate(groups.values()):
+                values = [_mean_ap(run) for run in _of(results, recipe, n)]
+                if found := [value for value in values if value is not None]:
+                    points[place] = found
+            axes.errorbar(
+                [*points],
+                [statistics.mean(values) for values in points.values()],
+                [deviation(values) for values in points.values()],
+                marker="o",
+                capsize=3,
+                label=recipe,
+            )
+        axes.set_xticks(range(len(groups)), [*groups], rotation=15, ha="right")
+        title = f"{n} image{'s' * (n > 1)} per GPU"
+        axes.set(ylabel="mean of box and mask AP", title=title, ylim=(0, None))
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, png)
 
 
 def cost_table(costs: Sequence[Cost], tablefmt: str = "github") -> str:
@@ -145,7 +194,7 @@ def plot_ap(results: Sequence[RunResult], png: Path, beside: Sequence[str] = ())
             )
         steps = sorted({result.ims_per_step for result in results})
         set_log2_places(axes, steps)
-        axes.set(xlabel="images per step", ylabel=_TASKS[metric], ylim=(0, None))
+        axes.set(xlabel="images per step", ylabel=TASKS[metric], ylim=(0, None))
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save_figure(figure, png)
@@ -165,7 +214,7 @@ def plot_curves_of(results: Sequence[RunResult], png: Path, beside: Sequence[str
             for recipe in _recipes(results):
                 curves = [o.curves.get(metric, {}) for o in _of(results, recipe, n)]
                 plot_mean(axes, curves, recipe, "--" if recipe in beside else "-")
-            title = _TASKS.get(metric, "training loss")
+            title = TASKS.get(metric, "training loss")
             axes.set(xlabel="images seen", ylabel=title, title=f"{n} image{'s' * (n > 1)} per GPU")
             axes.grid(alpha=0.3)
     grid[0, -1].legend(fontsize=8)
@@ -204,7 +253,7 @@ def plot_cost(costs: Sequence[Cost], png: Path) -> None:
 
 
 def _metrics(results: Sequence[RunResult]) -> list[str]:
-    found = [metric for metric in _TASKS if any(metric in o.curves for o in results)]
+    found = [metric for metric in TASKS if any(metric in o.curves for o in results)]
     return found or ["bbox/AP"]  # where nothing finished
 
 
@@ -214,6 +263,17 @@ def _recipes(results: Sequence[RunResult]) -> list[str]:
 
 def _of(results: Sequence[RunResult], recipe: str, ims_per_gpu: int) -> list[RunResult]:
     return [o for o in results if (o.recipe, o.ims_per_gpu) == (recipe, ims_per_gpu)]
+
+
+def _kinds(groups: Mapping[str, Sequence[RunResult]]) -> list[tuple[str, int]]:
+    """Recipe and images per GPU of every result."""
+    results = [result for group in groups.values() for result in group]
+    return list(dict.fromkeys((result.recipe, result.ims_per_gpu) for result in results))
+
+
+def _mean_ap(result: RunResult) -> float | None:
+    values = [value for task in TASKS if (value := result.ap(task)) is not None]
+    return statistics.mean(values) if values else None
 
 
 def _cell(results: Sequence[RunResult], metric: str) -> str:

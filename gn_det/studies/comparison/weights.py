@@ -1,0 +1,94 @@
+"""GN weights of a timm backbone, fitted to those with BN on the training pictures."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from gn_det.data.train_loader import build_train_loader
+from gn_det.injection import convert_bn, distill
+from gn_det.modeling.with_gn import groups_from_config
+from gn_det.utils import make_folder, whole_file
+
+__all__ = ["STAGES", "prepare_weights", "source_of"]
+
+STAGES = ("calibrated", "distilled")
+_CALIBRATION_IMAGES = 64
+
+
+def source_of(weights: str) -> tuple[str, str]:
+    """What ``name_calibrated.pth`` or ``name_distilled.pth`` is made from, and by which stage.
+
+    Returns:
+        ("name.pth", stage); other names as they are, and an empty stage.
+    """
+    path = Path(weights)
+    for stage in STAGES:
+        if path.stem.endswith(f"_{stage}"):
+            return str(path.with_stem(path.stem.removesuffix(f"_{stage}"))), stage
+    return weights, ""
+
+
+def prepare_weights(cfg: CfgNode, folder: Path, steps: int) -> None:
+    """Write GN weights of a config's backbone, as files for MODEL.TIMM.WEIGHTS.
+
+    ``calibrated.pth`` has γ and β fitted to the outputs of BN, ``distilled.pth`` also the features
+    of the backbone with BN learnt. Both use the training pictures without their labels. Files that
+    are there stay; an interrupted distillation goes on.
+
+    Args:
+        cfg: with a timm backbone with frozen BN, MODEL.TIMM.WEIGHTS, the training set and a SEED
+            that is not negative.
+        folder: to write to, created.
+        steps: of the distillation, of SOLVER.IMS_PER_BATCH pictures each.
+
+    Raises:
+        InputError: see :func:`gn_det.convert_bn` and :func:`gn_det.distill`.
+    """
+    if all((folder / f"{stage}.pth").exists() for stage in STAGES):
+        return
+    make_folder(folder)
+    log = logging.getLogger(__name__)
+    torch.manual_seed(cfg.SEED)
+    model = build_model(cfg).eval()
+    teacher = model.backbone.bottom_up
+    batches = _Pictures(cfg, model)
+    number = -(-_CALIBRATION_IMAGES // cfg.SOLVER.IMS_PER_BATCH)
+    student = copy.deepcopy(teacher)
+    log.info(f"fitting γ, β of GN on {number * cfg.SOLVER.IMS_PER_BATCH} training pictures")
+    convert_bn(student, [*islice(batches, number)], **groups_from_config(cfg))
+    _write(student, teacher, folder / "calibrated.pth")
+    done = distill(
+        student, teacher, batches, steps=steps, checkpoint=folder / "distillation.checkpoint"
+    )
+    log.info(f"errors of the features\n{done}")
+    _write(student, teacher, folder / "distilled.pth")
+
+
+def _write(student: nn.Module, teacher: nn.Module, file: Path) -> None:
+    """As timm's file: with the statistics of BN, which the model is built with before GN is."""
+    with whole_file(file) as stream:
+        torch.save({**teacher.body.state_dict(), **student.body.state_dict()}, stream)
+
+
+class _Pictures:
+    """Batches of training pictures as the backbone takes them, the same whenever one begins."""
+
+    def __init__(self, cfg: CfgNode, model: Any) -> None:
+        self.cfg = cfg
+        self.model = model
+
+    def __iter__(self) -> Iterator[Tensor]:
+        with closing(build_train_loader(self.cfg)) as loader:
+            for inputs in loader:
+                yield self.model.preprocess_image(inputs).tensor

@@ -1,0 +1,98 @@
+"""tools/recommend.py: what it says, and that it says where it does not know."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.programs import ROOT
+
+from gn_det import InputError
+from gn_det.config import load_config
+from gn_det.data.coco import read_coco
+from gn_det.data.facts import facts_of
+from gn_det.studies.recommendation.measured import Row, rows_text
+
+PROGRAM = "tools/recommend.py"
+
+
+def row(shapes: Path, **changes: object) -> Row:
+    """Measured on the shapes themselves."""
+    facts = facts_of(read_coco(shapes / "train.json"))
+    values = {
+        "data": "shapes", **vars(facts), "recipe": "gn_handed_over", "weights": "lite0",
+        "ims_per_batch": 1, "steps": 1200, "lr": 0.01, "box_ap": 90.0, "box_deviation": 1.5,
+        "mask_ap": 80.0, "mask_deviation": 0.5, "seeds": 3, "commit": "abc1234",
+    }  # fmt: skip
+    return Row(**{**values, **changes})
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_without_a_measured_set_that_is_near_nothing_is_recommended(
+    shapes: Path, call_main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    call_main(PROGRAM, shapes)
+    told = capsys.readouterr().out
+    assert "No recommendation: no measured data set is near yours" in told
+    assert "pictures 5, and there 61" in told and "train_net.py" not in told
+
+
+def test_the_recommendation_names_its_row_and_the_command_has_its_schedule(
+    shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    table = tmp_path / "measured.csv"
+    worse = row(shapes, recipe="frozenbn", box_ap=89.5)
+    table.write_text(rows_text([row(shapes), worse]))
+    call_main(PROGRAM, shapes, "--measured", table)
+    told = capsys.readouterr().out
+    assert "Recommended: gn_handed_over, from the weights lite0, 1200 steps of 1 image at" in told
+    assert "90.0 ± 1.5" in told and "abc1234" in told and "one seed" not in told
+    assert "Within 1 AP of it: frozenbn at 1 a step." in told
+    command = shlex.split(told.strip().splitlines()[-1])
+    start = command.index("SOLVER.IMS_PER_GPU")
+    cfg = load_config(command[command.index("--config-file") + 1], command[start:])
+    # For the reference of 2 images: twice the rate, half the steps, all stretched alike.
+    assert (cfg.SOLVER.IMS_PER_GPU, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (1, 0.02, 600)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.MODEL.GN.HAND_OVER_STEPS) == (200, 400)
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [("40GiB", "of 2 images at"), ("400MiB", "of 1 image at"), ("20MiB", "not one image of")],
+)
+def test_what_does_not_fit_is_not_recommended(
+    memory: str,
+    said: str,
+    shapes: Path,
+    tmp_path: Path,
+    call_main: Callable,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    table = tmp_path / "measured.csv"
+    rows = [row(shapes, recipe="frozenbn", ims_per_batch=n, box_ap=50.0 + n) for n in (1, 2)]
+    table.write_text(rows_text(rows))
+    call_main(PROGRAM, shapes, "--measured", table, "--gpu-memory", memory)
+    told = capsys.readouterr().out
+    assert said in told
+    assert "fit with GN" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone"], r"gone.train\.json does not exist"),
+        (["{shapes}", "--measured", "setup.py"], "has the columns"),
+        (["{shapes}", "--measured", "gone.csv"], r"gone\.csv does not exist"),
+    ],
+)
+def test_bad_input_is_named(
+    arguments: list[str], message: str, shapes: Path, call_main: Callable
+) -> None:
+    with pytest.raises(InputError, match=message):
+        call_main(PROGRAM, *(argument.format(shapes=shapes) for argument in arguments))

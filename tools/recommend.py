@@ -1,0 +1,197 @@
+"""Say which recipe fits a data set and a machine, by the measurements of tools/compare.py.
+
+It names the row of the table of measurements that the answer rests on. Where no measured data set
+is near yours, it says so and recommends nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gn_det.engine.command import run_command
+
+import torch
+from detectron2.config import CfgNode
+
+from gn_det.config import load_config
+from gn_det.data.coco import read_coco
+from gn_det.data.facts import DataFacts, facts_of
+from gn_det.errors import InputError
+from gn_det.studies.comparison.weights import source_of
+from gn_det.studies.memory.plan import Card
+from gn_det.studies.memory.step import VARIANTS, count_step
+from gn_det.studies.recommendation.measured import MEASURED, Row, read_rows
+from gn_det.studies.recommendation.nearest import best_row, far_in, nearest_rows
+from gn_det.utils import table
+
+RECIPES = Path("configs/compare/photos")
+COUNTED = "gn_distilled.yaml"  # GN keeps the most for the backward pass
+IMAGES_TRIED = (1, 2, 4, 8, 16)
+
+
+def main() -> None:
+    args = parse_arguments()
+    json_file = args.data / "train.json"
+    facts = facts_of(read_coco(json_file))
+    rows = [row for file in [MEASURED, *args.measured] for row in read_rows(file)]
+    print(f"{facts_table(json_file, facts)}\n")
+    near = nearest_rows(facts, rows)
+    if not near:
+        raise InputError(f"{MEASURED} and --measured have no rows")
+    print(f"{rows_table(near)}\n")
+    if far := far_in(facts, near[0]):
+        print(no_recommendation(near[0], far))
+        return
+    fitting = images_that_fit(args.gpu_memory)
+    row = best_row(near, fitting)
+    if row is None:
+        print(f"No recommendation: not one image of {RECIPES / COUNTED} fits.")
+        return
+    print(recommendation(row, near, args.data, fitting))
+
+
+def images_that_fit(gpu_memory: str | None) -> int:
+    """Images per step, of the largest size of the recipes, with GN; by the planner on a GPU."""
+    card = card_of(gpu_memory)
+    if card is None:
+        print("No GPU: how many images fit is left to the machine's memory.")
+        return max(IMAGES_TRIED)
+    cfg = load_config(RECIPES / COUNTED, ["MODEL.TIMM.WEIGHTS", ""])
+    size = (max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
+    fitting = 0
+    for number in IMAGES_TRIED:
+        if card.fits(count_step(cfg, VARIANTS[-2], number, size)):
+            fitting = number
+    print(
+        f"On {card.num_bytes / 2**30:.1f} GiB, {fitting} images of {size[0]}x{size[1]} fit with GN."
+    )
+    return fitting
+
+
+def card_of(gpu_memory: str | None) -> Card | None:
+    """--gpu-memory, or the memory of this machine's GPU; None where there is none."""
+    if gpu_memory is not None:
+        return Card.parse(gpu_memory)
+    if torch.cuda.is_available():
+        return Card(torch.cuda.get_device_properties(0).total_memory)
+    return None
+
+
+def facts_table(json_file: Path, facts: DataFacts) -> str:
+    """What the data set is like."""
+    rows = [
+        ("pictures with objects", str(facts.pictures)),
+        ("classes", str(facts.classes)),
+        ("objects per picture", f"{facts.objects_per_picture:.1f}"),
+        ("median size of an object", f"{facts.object_size:.2f} of its picture"),
+    ]
+    return table(rows, [str(json_file), ""], disable_numparse=True)
+
+
+def rows_table(rows: list[Row]) -> str:
+    """The measured rows, the best first."""
+    cells = [
+        [
+            f"{row.data}, {row.pictures} pictures",
+            row.recipe,
+            row.weights,
+            row.ims_per_batch,
+            row.steps,
+            f"{row.lr:g}",
+            shown(row.box_ap, row.box_deviation, row.seeds),
+            "" if row.mask_ap is None else shown(row.mask_ap, row.mask_deviation, row.seeds),
+            row.seeds,
+            row.commit,
+        ]
+        for row in sorted(rows, key=lambda row: (-row.images, -row.ap))
+    ]
+    headers = [
+        *("measured on", "recipe", "weights", "images a step", "steps", "learning rate"),
+        *("box AP", "mask AP", "seeds", "commit"),
+    ]
+    notes = dict.fromkeys(row.note for row in rows if row.note)
+    return "\n".join([table(cells, headers, disable_numparse=True), *notes])
+
+
+def shown(mean: float, deviation: float | None, seeds: int) -> str:
+    return f"{mean:.1f} ± {deviation:.1f}" if seeds > 1 else f"{mean:.1f}"
+
+
+def no_recommendation(nearest: Row, far: dict[str, tuple[float, float]]) -> str:
+    """That no measured set is near, and in what the nearest differs."""
+    differing = "; ".join(
+        f"{key.replace('_', ' ')} {own:.3g}, and there {measured:.3g}"
+        for key, (own, measured) in far.items()
+    )
+    return (
+        f"No recommendation: no measured data set is near yours. The nearest is {nearest.data} "
+        f"({nearest.pictures} pictures), and differs in: {differing}. Measure your own: "
+        "make compare-photos DATA=folder, then name its measured.csv with --measured."
+    )
+
+
+def recommendation(row: Row, near: list[Row], data: Path, fitting: int) -> str:
+    """Recipe, weights, learning rate and steps, and the command that trains."""
+    images = "1 image" if row.ims_per_batch == 1 else f"{row.ims_per_batch} images"
+    config = RECIPES / f"{row.recipe}.yaml"
+    cfg = load_config(config)
+    lines = [
+        f"Recommended: {row.recipe}, from the weights {row.weights}, {row.steps} steps of "
+        f"{images} at a learning rate of {row.lr:g}: {row.ap:.1f} AP (mean of "
+        f"box and mask) on {row.data}, the highest of the longest trainings that fit.",
+    ]
+    if row.seeds == 1:
+        lines.append("It rests on one seed, so that a difference of a few AP says nothing.")
+    others = [o for o in near if o != row and o.images == row.images]
+    close = [o for o in others if o.ims_per_batch <= fitting and row.ap - o.ap < 1]
+    if close:
+        names = ", ".join(f"{o.recipe} at {o.ims_per_batch} a step" for o in close)
+        lines.append(f"Within 1 AP of it: {names}.")
+    stage = source_of(cfg.MODEL.TIMM.WEIGHTS)[1]
+    if stage:
+        lines.append(f"`make compare-photos DATA={data}` makes its {stage} weights.")
+    return "\n".join([*lines, "", command(row, cfg, config, data)])
+
+
+def command(row: Row, cfg: CfgNode, config: Path, data: Path) -> str:
+    """That trains the row's recipe with its schedule on the data."""
+    scale = row.ims_per_batch / cfg.SOLVER.IMS_PER_BATCH  # of the reference
+    steps = round(row.steps * scale)
+    settings = {
+        "SOLVER.IMS_PER_GPU": row.ims_per_batch,
+        "SOLVER.BASE_LR": f"{row.lr / scale:g}",
+        "SOLVER.MAX_ITER": steps,
+    }
+    if steps != cfg.SOLVER.MAX_ITER:
+        longer = steps / cfg.SOLVER.MAX_ITER
+        settings["SOLVER.WARMUP_ITERS"] = round(cfg.SOLVER.WARMUP_ITERS * longer)
+        if cfg.MODEL.GN.HAND_OVER_STEPS:
+            settings["MODEL.GN.HAND_OVER_STEPS"] = round(cfg.MODEL.GN.HAND_OVER_STEPS * longer)
+    overrides = " ".join(f"{key} {value}" for key, value in settings.items())
+    return (
+        f".venv/bin/python tools/train_net.py --config-file {config} --train {data}/train.json "
+        f"{data}/images --val {data}/val.json {data}/images OUTPUT_DIR output/recommended "
+        f"{overrides}"
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder with train.json, in COCO format")
+    parser.add_argument(
+        "--gpu-memory", help="of the card, such as 8GiB (default: that of this machine's GPU)"
+    )
+    parser.add_argument(
+        "--measured",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="CSV",
+        help="more rows: measured.csv of comparisons",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command(main)
