@@ -193,11 +193,13 @@ class _Planner:
         mode = next((path for path, name in first.reads if name == "training"), None)
         if mode is None:
             return [_Variant(first, given, None, True)]
-        modes = {part: part.training for part in first.entered.values()}
+        read = {value for (_, name), value in first.reads.items() if name == "training"}
+        # Norms too: their mode may be asked for, though they are not entered.
+        modes = {part: part.training for part in module.modules()}
         found = []
         try:
             for training in (True, False):
-                if {*modes.values()} == {training}:
+                if read == {training}:
                     each = first
                 else:
                     for part in modes:

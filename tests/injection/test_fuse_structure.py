@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
+from support.following import called_alone
 from support.models import computed, randomized
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -267,6 +268,34 @@ def test_a_mode_is_minded_and_effects_on_buffers_stay() -> None:
     assert model.count == fused.count == 2
 
 
+MODES = {
+    "its own": lambda m: m.training,
+    "the norm's": lambda m: m.norm.training,
+    "a part's": lambda m: m.drop.training,
+    "its own, then the norm's": lambda m: m.training and m.norm.training,
+    "the norm's in one mode alone": lambda m: m.training or m.norm.training,
+}
+
+
+@pytest.mark.parametrize("fused_in", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("asked", MODES.values(), ids=MODES)
+def test_whoever_is_asked_for_the_mode_norms_are_fused_in_both(
+    asked: Callable[[nn.Module], bool], fused_in: bool
+) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return F.relu(self.norm(x)) * (2 if asked(self) else 3)
+
+    model = forward_of(forward)().train(fused_in)
+    fused = fuse(copy.deepcopy(model))
+    assert all(module.training is fused_in for module in fused.modules())
+    for training in (True, False):
+        model.train(training), fused.train(training)
+        assert called_alone(fused, lambda m: m(picture())) == set()
+        assert torch.equal(fused(picture()), model(picture()))
+    model.train().norm.eval(), fused.train().norm.eval()
+    assert torch.equal(fused(picture()), model(picture()))
+
+
 def test_inputs_with_a_default_are_minded() -> None:
     def forward(
         self: nn.Module, x: Tensor, residual: Tensor | None = None, scale: float = 1.0
@@ -437,6 +466,8 @@ def test_mmcvs_conv_modules_are_fused(act: bool) -> None:
     fused = fuse(copy.deepcopy(model))
     assert set(forms_of(fused).values()) == {"GN+ReLU"}
     assert_same_bits(model, fused)
+    for training in (True, False):
+        assert called_alone(fused.train(training), lambda m: m(picture())) == set()
 
 
 class NamedNorms(nn.Module):
