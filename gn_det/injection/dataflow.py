@@ -128,6 +128,9 @@ class _StandIn(fx.Proxy):
             raise UntraceableError("asks what type an input or a result has")
         return _StandIn
 
+    def __len__(self) -> int:
+        raise UntraceableError("asks how long an input or a result is")
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 

@@ -86,7 +86,7 @@ SHARDED = {
 
 
 @pytest.mark.parametrize(("sharded", "alone"), SHARDED.values(), ids=SHARDED)
-def test_fully_sharded(sharded, alone: bool, one_process: None) -> None:  # noqa: ANN001
+def test_fully_sharded(sharded, alone: bool, one_process: None) -> None:
     model, fused = models()
     mesh = init_device_mesh("cpu", (1,))
     for part in sharded(fused):

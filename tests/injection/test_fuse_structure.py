@@ -217,6 +217,14 @@ def with_a_tensor_of_its_own(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(x)) + torch.ones(1)
 
 
+def by_length(self: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(self.norm(x)) if len(x) > 1 else self.norm(x)
+
+
+def unpacked(self: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(self.norm(x)).view(1, *x.shape)
+
+
 def any_iterable(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(sum(x)[None]))
 
@@ -231,6 +239,8 @@ LEFT = {
     "type": (forward_of(by_type), "asks what type"),
     "chance": (forward_of(by_chance), "draws random numbers"),
     "own tensor": (forward_of(with_a_tensor_of_its_own), "makes a tensor of its own"),
+    "length": (forward_of(by_length), "asks how long an input or a result is"),
+    "unpacks a shape": (forward_of(unpacked), "decides by the values of tensors, or how many"),
     "iterates": (forward_of(any_iterable), "decides by the values"),
 }
 

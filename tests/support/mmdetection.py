@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.following import called_alone, followed_and_called
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from gn_det import InputError, fuse, inject
 from gn_det.injection.fuse import why_not_fused
 from gn_det.layers import FusedGroupNorm
-from support.following import called_alone, followed
 
 # Folders of configs without a model of their own.
 _NO_FAMILIES = {"_base_", "common", "dsdl"}
-_SMALL = ("r18", "r50", "-t-", "-t_", "_t_", "tiny", "nano", "_s_", "-s_", "w18", "400MF")
+_SMALL = ("r18", "r50", "-t-", "-t_", "_t_", "tiny", "nano", "_s_", "-s_", "w18", "400MF", "b1")
 
 
 class _Conv(nn.Conv2d):
@@ -154,8 +154,12 @@ def families() -> dict[str, Path]:
     found = {}
     for folder in sorted(Path(mmdet.__file__).parent.joinpath(".mim/configs").iterdir()):
         if folder.name not in _NO_FAMILIES and (configs := sorted(folder.glob("*.py"))):
-            found[folder.name] = min(configs, key=lambda p: not any(s in p.name for s in _SMALL))
+            found[folder.name] = min(configs, key=lambda path: not _is_small(path.name))
     return found
+
+
+def _is_small(name: str) -> bool:
+    return any(part in name for part in _SMALL)
 
 
 def build(config: Path) -> nn.Module:
@@ -188,8 +192,7 @@ class Run:
         failed: why, by the name of the part.
     """
 
-    def __init__(self, size: int = 128) -> None:
-        self.size = size
+    def __init__(self) -> None:
         self.failed: dict[str, str] = {}
 
     def __call__(self, model: nn.Module) -> list[Tensor]:
@@ -209,7 +212,8 @@ class Run:
             results.append(result)
             return result
 
-        features: Any = call("backbone", model.backbone, torch.randn(2, 3, self.size, self.size))
+        size = 128 if "Hourglass" in type(model.backbone).__name__ else 64
+        features: Any = call("backbone", model.backbone, torch.randn(2, 3, size, size))
         if features is None:
             return []
         if getattr(model, "neck", None) is not None:
@@ -268,7 +272,7 @@ def sweep(model: nn.Module, compare: bool) -> dict[str, Any]:
     run = Run()
     inject(model.eval())
     norms = [name for name, m in model.named_modules() if isinstance(m, FusedGroupNorm)]
-    following, ran = followed(model, run), called_alone(model, run)
+    following, ran = followed_and_called(model, run)
     plain = copy.deepcopy(model) if compare else None
     alone = called_alone(fuse(model.eval()), run)
     reasons = why_not_fused(model)
