@@ -3,7 +3,8 @@
 As a program, in a process of its own with mmdetection on the path, it sweeps families of configs
 and prints a line of JSON for each::
 
-    PYTHONPATH=FOLDER:.:tests python -m support.mmdetection [FAMILY ...]
+    PYTHONPATH=FOLDER:.:tests python -m support.mmdetection --list
+    PYTHONPATH=FOLDER:.:tests python -m support.mmdetection FAMILY ...
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from gn_det import InputError, fuse, inject
-from gn_det.injection.fuse import why_not_fused
+from gn_det.injection.fuse import fused_forms, why_not_fused
 from gn_det.layers import FusedGroupNorm
+from gn_det.ops.form import Form
 
 # Folders of configs without a model of their own.
 _NO_FAMILIES = {"_base_", "common", "dsdl"}
@@ -68,6 +70,7 @@ class _Same(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         self.embed_dims = kwargs.get("embed_dims", 256)
+        self.num_heads = kwargs.get("num_heads", 8)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x
@@ -136,8 +139,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def stand_in_for_operators() -> None:
-    """Let mmdetection be imported without mmcv's operators, once and for this process."""
+def import_mmdetection() -> None:
+    """Import mmdetection without mmcv's operators, once and for this process."""
     sys.meta_path.insert(0, _Finder())
     import mmcv.ops
     from mmengine.registry import MODELS
@@ -145,6 +148,9 @@ def stand_in_for_operators() -> None:
     assert isinstance(mmcv.ops, _Operators)
     for name, kind in _REGISTERED.items():
         MODELS.register_module(name, module=kind)
+    from mmdet.utils import register_all_modules
+
+    register_all_modules()
 
 
 def families() -> dict[str, Path]:
@@ -213,7 +219,7 @@ class Run:
             return result
 
         size = 128 if "Hourglass" in type(model.backbone).__name__ else 64
-        features: Any = call("backbone", model.backbone, torch.randn(2, 3, size, size))
+        features: Any = call("backbone", model.backbone, torch.randn(1, 3, size, size))
         if features is None:
             return []
         if getattr(model, "neck", None) is not None:
@@ -245,7 +251,7 @@ def _heads(model: nn.Module, features: Any) -> Iterator[tuple[str, Callable, tup
             channels = getattr(each, "in_channels", first.in_channels if first else 256)
             size = getattr(each, "roi_feat_size", (14, 14))
             size = size if isinstance(size, (tuple, list)) else (size, size)
-            yield f"roi_head.{name}.{number}", each, (torch.randn(4, channels, *size),)
+            yield f"roi_head.{name}.{number}", each, (torch.randn(2, channels, *size),)
 
 
 def step(model: nn.Module, run: Run) -> list[Tensor | None]:
@@ -266,8 +272,9 @@ def sweep(model: nn.Module, compare: bool) -> dict[str, Any]:
 
     Returns:
         The numbers of norms, of those that ran, of those that a ReLU or an addition follows, of
-        those of them that are not called alone after fuse, and of those that are only said to be
-        fused; why others are not, what parts did not run, and equal, which is None without compare.
+        those of them that are not called alone after fuse; the names of those that are, though
+        they are said to be fused; the reasons, where more than one of ten is not fused; what parts
+        did not run; and equal, which is None without compare.
     """
     run = Run()
     inject(model.eval())
@@ -275,11 +282,13 @@ def sweep(model: nn.Module, compare: bool) -> dict[str, Any]:
     following, ran = followed_and_called(model, run)
     plain = copy.deepcopy(model) if compare else None
     alone = called_alone(fuse(model.eval()), run)
-    reasons = why_not_fused(model)
-    names = {module: name for name, module in model.named_modules()}
-    left = {names[norm]: reason for norm, reason in reasons.items()}
-    claimed = sorted(alone - left.keys())
-    why = Counter(left.get(name, "claimed") for name in following & alone)
+    forms = fused_forms(model)
+    fused_norms = {name for name, m in model.named_modules() if forms.get(m, Form()) != Form()}
+    left = following & alone
+    why: Counter[str] = Counter()
+    if len(left) > 0.1 * len(following):
+        reasons = why_not_fused(model)
+        why.update(reasons.get(model.get_submodule(name), "said to be fused") for name in left)
     equal = None
     if plain is not None:
         pairs = zip(step(model, run), step(plain, run), strict=True)
@@ -289,7 +298,7 @@ def sweep(model: nn.Module, compare: bool) -> dict[str, Any]:
         "ran": len(ran),
         "followed": len(following),
         "fused": len(following - alone),
-        "claimed": claimed,
+        "claimed": sorted(fused_norms & alone),
         "why": dict(why.most_common()),
         "failed": run.failed,
         "equal": equal,
@@ -308,14 +317,14 @@ def _classes(model: nn.Module) -> set[str]:
 def main(chosen: list[str]) -> None:
     warnings.simplefilter("ignore")
     logging.disable()
-    stand_in_for_operators()
-    from mmdet.utils import register_all_modules
-
-    register_all_modules()
+    import_mmdetection()
+    configs = families()
+    if chosen == ["--list"]:
+        print(*configs)
+        return
     seen: set[str] = set()
-    for name, config in families().items():
-        if chosen and name not in chosen:
-            continue
+    for name in chosen:
+        config = configs[name]
         line: dict[str, Any] = {"family": name, "config": config.name}
         try:
             model = build(config)
