@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gn_det import FusedGroupNorm, audit, fuse, inject, recompute, revert
-from gn_det.injection.fuse import fused_forms
+from gn_det.injection.fuse import fused_forms, why_not_fused
 from gn_det.layers import FusedGroupNormAct
 
 C = 32
@@ -205,6 +205,10 @@ def by_data(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(x)) if x.mean() > 0 else self.norm(x)
 
 
+def by_data_of_two(self: nn.Module, x: Tensor) -> Tensor:
+    return self.two(x) if x.mean() > 0 else x
+
+
 def by_type(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(x)) if isinstance(x, Tensor) else self.norm(x[0])
 
@@ -258,6 +262,29 @@ def test_a_forward_that_no_record_holds_for_is_left_and_nothing_has_changed(
     assert torch.equal(torch.get_rng_state(), state)
     assert model.__dict__.keys() == before.keys()
     assert all(vars(model)[name] == before[name] for name in before if name in ("calls", "seen"))
+
+
+def test_the_reason_is_that_of_the_forward_which_calls_a_norm() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = FusedGroupNorm(C), FusedGroupNorm(C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.sigmoid(self.first(x)))
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two = Two()
+
+        forward = by_data_of_two
+
+    model = Holder()
+    with pytest.warns(UserWarning, match="none of the 2 norms"):
+        reasons = why_not_fused(fuse(model))
+    assert reasons[model.two.first] == "sigmoid follows"
+    assert reasons[model.two.last].startswith("Holder's forward decides by the values")
 
 
 def test_a_mode_is_minded_and_effects_on_buffers_stay() -> None:

@@ -256,7 +256,8 @@ def _heads(model: nn.Module, features: Any) -> Iterator[tuple[str, Callable, tup
 
 def step(model: nn.Module, run: Run) -> list[Tensor | None]:
     """Results and gradients of a step in training."""
-    results = run(model.train())
+    model.train()
+    results = run(model)
     losses = [each.square().mean() for each in results if each.requires_grad]
     model.zero_grad()
     torch.stack(losses).sum().backward()
@@ -277,11 +278,12 @@ def sweep(model: nn.Module, compare: bool) -> dict[str, Any]:
         did not run; and equal, which is None without compare.
     """
     run = Run()
-    inject(model.eval())
+    model.eval()  # some of mmdetection's return nothing
+    inject(model)
     norms = [name for name, m in model.named_modules() if isinstance(m, FusedGroupNorm)]
     following, ran = followed_and_called(model, run)
     plain = copy.deepcopy(model) if compare else None
-    alone = called_alone(fuse(model.eval()), run)
+    alone = called_alone(fuse(model), run)
     forms = fused_forms(model)
     fused_norms = {name for name, m in model.named_modules() if forms.get(m, Form()) != Form()}
     left = following & alone
