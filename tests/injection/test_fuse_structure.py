@@ -225,6 +225,15 @@ def by_length(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(x)) if len(x) > 1 else self.norm(x)
 
 
+def by_count(self: nn.Module, x: Tensor) -> Tensor:
+    return sum(F.relu(self.norm(x)) for _ in range(len(x)))
+
+
+def asserting_either(self: nn.Module, x: Tensor) -> Tensor:
+    assert x.mean() > 9 or x.size(1) == C
+    return F.relu(self.norm(x))
+
+
 def unpacked(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(x)).view(1, *x.shape)
 
@@ -243,7 +252,9 @@ LEFT = {
     "type": (forward_of(by_type), "asks what type"),
     "chance": (forward_of(by_chance), "draws random numbers"),
     "own tensor": (forward_of(with_a_tensor_of_its_own), "makes a tensor of its own"),
-    "length": (forward_of(by_length), "asks how long an input or a result is"),
+    "length": (forward_of(by_length), "decides by the values of tensors, or how many"),
+    "counts": (forward_of(by_count), "counts by the values of tensors, or how many"),
+    "asserts one of two": (forward_of(asserting_either), "decides by the values of tensors"),
     "unpacks a shape": (forward_of(unpacked), "decides by the values of tensors, or how many"),
     "iterates": (forward_of(any_iterable), "decides by the values"),
 }
@@ -363,6 +374,41 @@ CHANGES = {
     "its own forward": lambda m: setattr(m.inner, "forward", lambda x: 3 * x),
     "groups": lambda m: setattr(m.tail, "1", FusedGroupNorm(C, 4)),
 }
+
+
+class Levels(nn.Module):
+    """A pyramid that asserts how many levels it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(FusedGroupNorm(C) for _ in range(3))
+
+    def forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        assert len(inputs) == len(self.lateral), "levels"
+        assert inputs[0].shape[-1] == 8 and inputs[0].shape[-2] == (8), "size"
+        levels = [norm(x) for norm, x in zip(self.lateral, [inputs[i] for i in range(3)])]  # noqa: B905
+        for i in range(2, 0, -1):
+            size = levels[i - 1].shape[2:]
+            levels[i - 1] = levels[i - 1] + F.interpolate(levels[i], size=size)
+        return tuple(levels)
+
+
+def test_assertions_of_lengths_and_sizes_hold_as_before() -> None:
+    torch.manual_seed(0)
+    model = randomized(Levels())
+    fused = fuse(copy.deepcopy(model))
+    assert forms_of(fused) == {"lateral.0": "GN+add", "lateral.1": "GN+add", "lateral.2": "GN"}
+    levels = [torch.randn(2, C, n, n) for n in (8, 4, 2)]
+    assert all(map(torch.equal, fused(levels), model(levels)))
+    assert called_alone(fused, lambda m: m(levels)) == {"lateral.2"}
+    for wrong in (levels[:2], [*levels, levels[0]], levels[::-1]):
+        for each in (model, fused):
+            with pytest.raises(AssertionError):
+                each(wrong)
+    torch.testing.assert_close(torch.compile(fused, backend="eager")(levels), model(levels))
+    program = torch.export.export(fused, (levels,))
+    torch.testing.assert_close(program.module()(levels), model(levels))
+    assert len([1]) == 1 and len.__module__ == "builtins"
 
 
 class Nested(nn.Module):
