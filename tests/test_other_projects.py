@@ -212,3 +212,94 @@ def test_mmdetection() -> None:
         MODELS._module_dict.pop("MaskRCNN")
     assert type(model) is MaskRCNN
     assert gn_det.audit(model).num_norms == 3
+
+
+class PoolingPyramid(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(size), Conv2d(channels, channels // 4, 1))
+            for size in (1, 2)
+        )
+        self.bottleneck = Conv2d(channels + 2 * (channels // 4), channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [
+            nn.functional.interpolate(nn.functional.relu_(stage(x)), x.shape[2:])
+            for stage in self.stages
+        ]
+        return nn.functional.relu_(self.bottleneck(torch.cat([*pooled, x], 1)))
+
+
+class ContextEncoder(nn.Module):
+    """A pyramid that neither its name nor that of its class tells of."""
+
+    def __init__(self, channels: list[int], out: int) -> None:
+        super().__init__()
+        self.fpn_laterals = nn.ModuleList(Conv2d(c, out, 1) for c in channels)
+        self.fpn_outputs = nn.ModuleList(Conv2d(out, out, 3, padding=1) for _ in channels)
+        self.ppm = PoolingPyramid(out)
+        self.fusion = nn.Conv2d(out * len(channels), out, 1)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        features = [features[name] for name in ("res5", "res4", "res3")]
+        above = self.ppm(self.fpn_laterals[0](features[0]))
+        outputs = [self.fpn_outputs[0](above)]
+        for x, lateral, output in zip(
+            features[1:], self.fpn_laterals[1:], self.fpn_outputs[1:], strict=True
+        ):
+            above = lateral(x) + nn.functional.interpolate(above, scale_factor=2.0)
+            outputs.insert(0, output(above))
+        size = outputs[0].shape[2:]
+        return self.fusion(torch.cat([nn.functional.interpolate(x, size) for x in outputs], 1))
+
+
+class InstanceBranch(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inst_convs = nn.Sequential(
+            *(
+                layer
+                for _ in range(2)
+                for layer in (Conv2d(channels, channels, 3, padding=1), nn.ReLU(True))
+            )
+        )
+        self.iam_conv = nn.Conv2d(channels, 10, 3, padding=1)
+        self.cls_score = nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inst_convs(x)
+        weights = self.iam_conv(x).sigmoid().flatten(2)
+        return self.cls_score(weights @ x.flatten(2).mT)
+
+
+class SparseDetector(nn.Module):
+    """A backbone, an encoder, and a decoder of two branches that have no heads' names."""
+
+    def __init__(self, branch: str) -> None:
+        super().__init__()
+        self.backbone = build_resnet_backbone(config(), ShapeSpec(channels=3))
+        self.encoder = ContextEncoder([2048, 1024, 512], 64)
+        self.decoder = nn.Module()
+        self.decoder.add_module(branch, InstanceBranch(64))
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder.get_submodule(self.branch)(self.encoder(self.backbone(x)))
+
+
+@pytest.mark.parametrize("branch", ["inst_branch", "cls_branch", "kernel_branch"])
+def test_pyramids_and_branches_of_other_names(branch: str) -> None:
+    torch.manual_seed(0)
+    model = gn_det.inject(SparseDetector(branch))
+    assert norms_by_site(model) == {"backbone": 53, "fpn": 7, "dense_head": 2}
+    assert not any("ppm" in name and "norm" in name for name, _ in model.named_modules())
+    assert not isinstance(model.decoder.get_submodule(branch).iam_conv, gn_det.FusedGroupNorm)
+    left = {name: each.reason for each in gn_det.audit(model).left_alone for name in each.modules}
+    assert "predictor" in left[f"decoder.{branch}.iam_conv"]
+    assert "encoder.ppm.bottleneck" in left
+    x = torch.rand(1, 3, 64, 64)
+    expected = model(x)
+    assert torch.equal(gn_det.fuse(model)(x), expected)
+    forms = fused_forms(model)
+    assert (forms["GN+add"], forms["GN"]) == (2, 5)  # the laterals; the level of the start, outputs

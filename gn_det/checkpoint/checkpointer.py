@@ -18,7 +18,7 @@ from torch import nn
 from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
-from gn_det.layers import GNTower
+from gn_det.layers import FusedGroupNorm, GNTower
 from gn_det.utils import reason_of, some, whole_file, write_atomically
 
 __all__ = ["Checkpointer", "checkpoints_of", "last_checkpoint"]
@@ -234,6 +234,9 @@ class Checkpointer(DetectionCheckpointer):
             and f"{name}.weight" not in missing
             and (self._has_folded_bn or any(f".{name}".endswith(f".{each}") for each in lost))
         ]
+        for module in took:
+            if isinstance(module, FusedGroupNorm):
+                module.mark_values_of_bn()
         if took:
             frozen = sum(not p.requires_grad for module in took for p in module.parameters()) // 2
             also = f", and {frozen} of them are frozen" if frozen else ""

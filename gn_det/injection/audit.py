@@ -39,7 +39,8 @@ class NormRow:
             with Weight Standardization; "GN+ReLU, recomputed" where the backward pass computes the
             result again, see :func:`gn_det.recompute`.
         trainable: whether γ and β train.
-        of_bn: whether γ and β are still those that inject took from BN or FrozenBN.
+        of_bn: whether γ and β are still those that inject took from BN or FrozenBN, or that
+            weights with BN brought.
         in_optimizer: whether an optimizer holds γ and β; None where audit was given none.
     """
 

@@ -8,7 +8,10 @@ read from modules on the way is kept, so that the record holds only while those 
 
 from __future__ import annotations
 
+import ast
+import builtins
 import inspect
+import linecache
 import operator
 import random
 import sys
@@ -16,6 +19,8 @@ import threading
 import warnings
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from functools import cache
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -128,8 +133,57 @@ class _StandIn(fx.Proxy):
             raise UntraceableError("asks what type an input or a result has")
         return _StandIn
 
+    def __bool__(self) -> bool:
+        if (test := _asserted(sys._getframe(1))) is None:
+            return super().__bool__()
+        self.tracer.create_proxy("call_function", torch._assert, (self, test), {})
+        return True
+
+    def __index__(self) -> int:
+        raise UntraceableError("counts by the values of tensors, or how many there are")
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _asserted(frame: FrameType) -> str | None:
+    """What a frame is about to assert, where each of its parts has to hold; None if nothing."""
+    for line, end, test in _assertions(frame.f_code.co_filename):
+        if line <= frame.f_lineno <= end:
+            return test
+    return None
+
+
+@cache
+def _assertions(filename: str) -> list[tuple[int, int, str]]:
+    """First and last line of assertions in a file, and what they assert."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:
+        return []
+    return [
+        (node.lineno, node.end_lineno or node.lineno, ast.unparse(node.test))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert) and all(map(_holds_whole, ast.walk(node.test)))
+    ]
+
+
+def _holds_whole(node: ast.AST) -> bool:
+    """Whether a part of an assertion is true where the whole is, or is no condition itself."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Attribute) or getattr(node.func, "id", "") == "len"
+    return not isinstance(node, (ast.Or, ast.Not, ast.IfExp, ast.comprehension, ast.Lambda))
+
+
+def _length(count: Callable) -> Callable:
+    """Len that also takes stand-ins."""
+
+    def length(sized: Any) -> Any:
+        if type(sized) is _StandIn:
+            return sized.tracer.create_proxy("call_function", count, (sized,), {})
+        return count(sized)
+
+    return length
 
 
 def _in_place(name: str) -> Callable[[_StandIn, Any], fx.Proxy]:
@@ -228,12 +282,15 @@ class _Tracer(fx.Tracer):
             return call
 
         unseen = [(why, *where, getattr(*where)) for why, where in _UNSEEN.items()]
+        count = builtins.len
+        builtins.len = _length(count)
         nn.Module.__getattribute__, nn.Module.__setattr__ = read, refuse
         for why, owner, name, function in unseen:
             setattr(owner, name, refused(function, why))
         try:
             yield
         finally:
+            builtins.len = count
             del nn.Module.__getattribute__
             nn.Module.__setattr__ = set_attribute
             for _, owner, name, function in unseen:

@@ -163,7 +163,7 @@ def place_norms(
 
 
 def has_bns_values(norm: nn.GroupNorm) -> bool:
-    """Whether γ and β are those that inject took from BN, and nothing was loaded since."""
+    """Whether γ and β are those that inject took from BN, or that weights with BN brought."""
     taken = getattr(norm, "taken_from_bn", None)
     if taken is None or norm.weight.is_meta or taken != (norm.weight._version, norm.bias._version):
         return False
@@ -219,8 +219,7 @@ def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:
                 own.copy_(value)
             own.requires_grad_(value.requires_grad)
         if not isinstance(old, nn.GroupNorm):
-            # A later load raises the versions. (TorchScript reads no attribute that a class types.)
-            vars(norm)["taken_from_bn"] = (norm.weight._version, norm.bias._version)
+            norm.mark_values_of_bn()
     for name, value in vars(old).items():
         if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):  # their hooks
             setattr(norm, name, value)

@@ -42,7 +42,7 @@ _ATTRIBUTES = {
     "keypoint_head": r"\w*(keypoint|kpt|pose)_heads?|densepose_\w+",
     "sem_seg_head": r"\w*(sem_seg|semantic|seg|decode|auxiliary|ins_embed)_head|\w*pixel_decoder",
     "box_head": r"b?box_heads?",
-    "dense_head": r"\w*heads?|\w+_(tower|subnet)",
+    "dense_head": r"\w*heads?|\w+_(tower|subnet)|(inst?|instance|cate|cls|kernel|b?box|reg)_branch",
 }
 # The whole name of a class.
 _CLASSES = {
@@ -98,6 +98,8 @@ def _site(module: nn.Module, attribute: str, above: str, of_regions: bool) -> st
     by_name = _match(_ATTRIBUTES, attribute)
     by_class = _match(_CLASSES, type(module).__name__)
     site = by_name or (by_class if above == "other" else None)
+    if site is None and _is_pyramid(module):
+        site = "fpn"
     if attribute == "decoder" and of_regions:
         site = "keypoint_head"  # DensePose's
     elif site == "backbone" and by_class == "fpn":
@@ -111,6 +113,12 @@ def _site(module: nn.Module, attribute: str, above: str, of_regions: bool) -> st
         else:
             site = "box_head" if by_class == "box_head" else "dense_head"
     return site if site and above in _MAY_LIE_IN.get(site, (above,)) else None
+
+
+def _is_pyramid(module: nn.Module) -> bool:
+    """Whether a module has convolutions for the levels it takes, and others for those it gives."""
+    names = [name for name, _ in module.named_children()]
+    return any("lateral" in name for name in names) and any("output" in name for name in names)
 
 
 def _match(forms: Mapping[str, str], name: str) -> str | None:

@@ -117,13 +117,14 @@ class _Planner:
         self.plan = Plan({}, {})
         blocks = loaded_blocks()
         handwritten = set(blocks.FUSED.values()) if blocks else set()
-        self._ends: dict[nn.Module, bool] = {}  # whether a module's result is that of its norm
+        # The norm whose result is a module's, by module.
+        self._ends: dict[nn.Module, nn.Module | None] = {}
         for module in reversed([*model.modules()]):  # parts before those who hold them
             if is_norm(module):
-                self._ends[module] = True
+                self._ends[module] = module
                 self.plan.reasons.setdefault(module, _UNKNOWN)
             elif _is_conv_norm(module):
-                self._ends[module] = True
+                self._ends[module] = module.norm
             elif type(module) in handwritten:
                 for norm in module.modules():
                     if self.plan.reasons.get(norm) == _UNKNOWN:
@@ -148,15 +149,15 @@ class _Planner:
         try:
             rewriting = self._rewriting(module)
         except UntraceableError as error:
-            for part in parts:
-                for norm in part.modules():
-                    if norm in self.plan.reasons:
-                        self.plan.reasons[norm] = f"{type(module).__name__}'s forward {error}"
+            for norm in (self._ends[part] for part in parts):
+                if norm in self.plan.reasons:
+                    self.plan.reasons[norm] = f"{type(module).__name__}'s forward {error}"
             return
         for norm, reason in rewriting.reasons.items():
             if norm in self.plan.reasons:
                 self.plan.reasons[norm] = reason
-        self._ends[module] = rewriting.ends_in is not None
+        if rewriting.ends_in is not None:
+            self._ends[module] = module.get_submodule(rewriting.ends_in)
         if rewriting.forms:
             for path in rewriting.forms:
                 self.plan.reasons.pop(module.get_submodule(path), None)
@@ -193,11 +194,13 @@ class _Planner:
         mode = next((path for path, name in first.reads if name == "training"), None)
         if mode is None:
             return [_Variant(first, given, None, True)]
-        modes = {part: part.training for part in first.entered.values()}
+        read = {value for (_, name), value in first.reads.items() if name == "training"}
+        # Norms too: their mode may be asked for, though they are not entered.
+        modes = {part: part.training for part in module.modules()}
         found = []
         try:
             for training in (True, False):
-                if {*modes.values()} == {training}:
+                if read == {training}:
                     each = first
                 else:
                     for part in modes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Optional
+import sys
+from typing import Any, Optional
 
 import torch
 import torch.fx
@@ -18,6 +19,10 @@ __all__ = ["FusedGroupNorm", "FusedGroupNormAct"]
 
 # torch.fx, as in torchvision's create_feature_extractor, records a call and does not look inside.
 torch.fx.wrap("group_norm")
+
+# Whoever is called from here is made for a norm_cfg. What takes one applies an activation itself,
+# before or behind which the norm's would be a second one, or adds something in between.
+_MMCVS_NORMS = "mmcv.cnn.bricks.norm"
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -38,8 +43,9 @@ class FusedGroupNorm(nn.GroupNorm):
         device, dtype: of γ and β.
 
     Raises:
-        ValueError: num_channels is not a multiple of num_groups, the activation is unknown, or, in
-            a call of an injected layer, each group is a single value.
+        ValueError: num_channels is not a multiple of num_groups, the activation is unknown or
+            stands in a norm_cfg of mmcv's, or, in a call of an injected layer, each group is a
+            single value.
 
     Example::
 
@@ -68,6 +74,12 @@ class FusedGroupNorm(nn.GroupNorm):
             )
         if activation not in (None, "relu"):
             raise ValueError(f'activation is "{activation}", not None or "relu"')
+        if activation is not None and sys._getframe(1).f_globals.get("__name__") == _MMCVS_NORMS:
+            raise InputError(
+                f"activation={activation!r} has no place in a norm_cfg: the module that takes it "
+                'has its own. For a norm that computes that too, build the model by type="InjectGN"'
+                ", or call gn_det.fuse"
+            )
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
         self.activation = activation
 
@@ -161,6 +173,20 @@ class FusedGroupNorm(nn.GroupNorm):
                 f"{tuple(x.shape)}, so that GN returns its β for any picture; give it fewer groups "
                 "(num_groups, channels_per_group), or no norm"
             )
+
+    def mark_values_of_bn(self) -> None:
+        """Note that γ and β are BN's, until they change."""
+        # A later load, or a step, raises the versions. (TorchScript reads no attribute that a class
+        # types.)
+        vars(self)["taken_from_bn"] = (self.weight._version, self.bias._version)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        named = (f"{prefix}{name}" for name in ("weight", "running_mean"))
+        if self.affine and all(name in state_dict for name in named):
+            self.mark_values_of_bn()
 
     def extra_repr(self) -> str:
         activation = f", activation={self.activation}" if self.activation else ""

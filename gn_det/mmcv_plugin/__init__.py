@@ -19,9 +19,9 @@ from __future__ import annotations
 from mmengine.registry import MODELS
 
 from gn_det.errors import InputError
+from gn_det.layers import FusedGroupNorm as FusedGN
 from gn_det.mmcv_plugin.exact_boxes import use_exact_boxes
 from gn_det.mmcv_plugin.inject_gn import inject_gn
-from gn_det.mmcv_plugin.norm import FusedGN
 
 __all__ = ["FusedGN", "inject_gn", "use_exact_boxes"]
 

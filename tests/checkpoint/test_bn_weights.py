@@ -34,7 +34,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], s
 
     @functools.cache
     def write(norm: str, folded: bool) -> str:
-        weights = resnet(norm).state_dict()
+        weights = {
+            key: value / 2 if ".norm.weight" in key else value
+            for key, value in resnet(norm).state_dict().items()
+        }
         file = tmp_path_factory.mktemp("weights") / ("fair.pkl" if folded else "ours.pth")
         write_backbone(file, to_detectron(weights) if folded else weights, {})
         return str(file)
@@ -87,3 +90,5 @@ def test_gn_that_took_bns_parameters_is_said(
     assert len(said) == (told is not None)
     if told:
         assert re.search(told, said[0])
+    if model == "injected":
+        assert all(row.of_bn for row in gn_det.audit(module).rows)

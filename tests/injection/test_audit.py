@@ -130,6 +130,23 @@ def test_frozen_norms_with_the_values_of_bn_are_told_until_others_are_loaded() -
     assert audit(trained).rows[0].state == "frozen"
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_values_of_bn_that_are_loaded_by_name_are_told(assign: bool) -> None:
+    def model() -> nn.ModuleDict:
+        conv = nn.Conv2d(3, 8, 1).requires_grad_(False)
+        return nn.ModuleDict({"b": nn.Sequential(conv, FrozenBatchNorm2d(8))})
+
+    trained, ours = model(), inject(model())
+    trained["b"][1].weight.fill_(0.5)
+    weights = trained.state_dict()
+    ours.load_state_dict(weights, strict=False, assign=assign)
+    (row,) = audit(ours).rows
+    assert row.of_bn
+    ours.load_state_dict({key: weights[key].clone() for key in ours.state_dict()})
+    (row,) = audit(ours).rows
+    assert not row.of_bn
+
+
 def test_a_gn_of_a_class_of_its_own_is_called_one() -> None:
     class NaiveGroupNorm(nn.Module):
         def __init__(self) -> None:

@@ -15,12 +15,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
+from support.following import called_alone
 from support.models import computed, randomized
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gn_det import FusedGroupNorm, audit, fuse, inject, recompute, revert
-from gn_det.injection.fuse import fused_forms
+from gn_det.injection.fuse import fused_forms, why_not_fused
 from gn_det.layers import FusedGroupNormAct
 
 C = 32
@@ -204,6 +205,10 @@ def by_data(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(x)) if x.mean() > 0 else self.norm(x)
 
 
+def by_data_of_two(self: nn.Module, x: Tensor) -> Tensor:
+    return self.two(x) if x.mean() > 0 else x
+
+
 def by_type(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(x)) if isinstance(x, Tensor) else self.norm(x[0])
 
@@ -214,6 +219,23 @@ def by_chance(self: nn.Module, x: Tensor) -> Tensor:
 
 def with_a_tensor_of_its_own(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(x)) + torch.ones(1)
+
+
+def by_length(self: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(self.norm(x)) if len(x) > 1 else self.norm(x)
+
+
+def by_count(self: nn.Module, x: Tensor) -> Tensor:
+    return sum(F.relu(self.norm(x)) for _ in range(len(x)))
+
+
+def asserting_either(self: nn.Module, x: Tensor) -> Tensor:
+    assert x.mean() > 9 or x.size(1) == C
+    return F.relu(self.norm(x))
+
+
+def unpacked(self: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(self.norm(x)).view(1, *x.shape)
 
 
 def any_iterable(self: nn.Module, x: Tensor) -> Tensor:
@@ -230,6 +252,10 @@ LEFT = {
     "type": (forward_of(by_type), "asks what type"),
     "chance": (forward_of(by_chance), "draws random numbers"),
     "own tensor": (forward_of(with_a_tensor_of_its_own), "makes a tensor of its own"),
+    "length": (forward_of(by_length), "decides by the values of tensors, or how many"),
+    "counts": (forward_of(by_count), "counts by the values of tensors, or how many"),
+    "asserts one of two": (forward_of(asserting_either), "decides by the values of tensors"),
+    "unpacks a shape": (forward_of(unpacked), "decides by the values of tensors, or how many"),
     "iterates": (forward_of(any_iterable), "decides by the values"),
 }
 
@@ -249,6 +275,29 @@ def test_a_forward_that_no_record_holds_for_is_left_and_nothing_has_changed(
     assert all(vars(model)[name] == before[name] for name in before if name in ("calls", "seen"))
 
 
+def test_the_reason_is_that_of_the_forward_which_calls_a_norm() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = FusedGroupNorm(C), FusedGroupNorm(C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.sigmoid(self.first(x)))
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two = Two()
+
+        forward = by_data_of_two
+
+    model = Holder()
+    with pytest.warns(UserWarning, match="none of the 2 norms"):
+        reasons = why_not_fused(fuse(model))
+    assert reasons[model.two.first] == "sigmoid follows"
+    assert reasons[model.two.last].startswith("Holder's forward decides by the values")
+
+
 def test_a_mode_is_minded_and_effects_on_buffers_stay() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         if self.training:
@@ -265,6 +314,34 @@ def test_a_mode_is_minded_and_effects_on_buffers_stay() -> None:
         torch.manual_seed(0)
         assert torch.equal(fused(picture()), expected)
     assert model.count == fused.count == 2
+
+
+MODES = {
+    "its own": lambda m: m.training,
+    "the norm's": lambda m: m.norm.training,
+    "a part's": lambda m: m.drop.training,
+    "its own, then the norm's": lambda m: m.training and m.norm.training,
+    "the norm's in one mode alone": lambda m: m.training or m.norm.training,
+}
+
+
+@pytest.mark.parametrize("fused_in", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("asked", MODES.values(), ids=MODES)
+def test_whoever_is_asked_for_the_mode_norms_are_fused_in_both(
+    asked: Callable[[nn.Module], bool], fused_in: bool
+) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return F.relu(self.norm(x)) * (2 if asked(self) else 3)
+
+    model = forward_of(forward)().train(fused_in)
+    fused = fuse(copy.deepcopy(model))
+    assert all(module.training is fused_in for module in fused.modules())
+    for training in (True, False):
+        model.train(training), fused.train(training)
+        assert called_alone(fused, lambda m: m(picture())) == set()
+        assert torch.equal(fused(picture()), model(picture()))
+    model.train().norm.eval(), fused.train().norm.eval()
+    assert torch.equal(fused(picture()), model(picture()))
 
 
 def test_inputs_with_a_default_are_minded() -> None:
@@ -297,6 +374,41 @@ CHANGES = {
     "its own forward": lambda m: setattr(m.inner, "forward", lambda x: 3 * x),
     "groups": lambda m: setattr(m.tail, "1", FusedGroupNorm(C, 4)),
 }
+
+
+class Levels(nn.Module):
+    """A pyramid that asserts how many levels it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(FusedGroupNorm(C) for _ in range(3))
+
+    def forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        assert len(inputs) == len(self.lateral), "levels"
+        assert inputs[0].shape[-1] == 8 and inputs[0].shape[-2] == (8), "size"
+        levels = [norm(x) for norm, x in zip(self.lateral, [inputs[i] for i in range(3)])]  # noqa: B905
+        for i in range(2, 0, -1):
+            size = levels[i - 1].shape[2:]
+            levels[i - 1] = levels[i - 1] + F.interpolate(levels[i], size=size)
+        return tuple(levels)
+
+
+def test_assertions_of_lengths_and_sizes_hold_as_before() -> None:
+    torch.manual_seed(0)
+    model = randomized(Levels())
+    fused = fuse(copy.deepcopy(model))
+    assert forms_of(fused) == {"lateral.0": "GN+add", "lateral.1": "GN+add", "lateral.2": "GN"}
+    levels = [torch.randn(2, C, n, n) for n in (8, 4, 2)]
+    assert all(map(torch.equal, fused(levels), model(levels)))
+    assert called_alone(fused, lambda m: m(levels)) == {"lateral.2"}
+    for wrong in (levels[:2], [*levels, levels[0]], levels[::-1]):
+        for each in (model, fused):
+            with pytest.raises(AssertionError):
+                each(wrong)
+    torch.testing.assert_close(torch.compile(fused, backend="eager")(levels), model(levels))
+    program = torch.export.export(fused, (levels,))
+    torch.testing.assert_close(program.module()(levels), model(levels))
+    assert len([1]) == 1 and len.__module__ == "builtins"
 
 
 class Nested(nn.Module):
@@ -437,6 +549,8 @@ def test_mmcvs_conv_modules_are_fused(act: bool) -> None:
     fused = fuse(copy.deepcopy(model))
     assert set(forms_of(fused).values()) == {"GN+ReLU"}
     assert_same_bits(model, fused)
+    for training in (True, False):
+        assert called_alone(fused.train(training), lambda m: m(picture())) == set()
 
 
 class NamedNorms(nn.Module):

@@ -49,14 +49,15 @@ def test_a_conv_module_computes_and_loads_as_with_mmcvs_gn() -> None:
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize("kind", ["FusedGN", FusedGroupNorm], ids=["name", "class"])
 @pytest.mark.parametrize("act_cfg", [None, dict(type="ReLU")])
-def test_an_activation_of_the_norm_is_refused(act_cfg: dict | None) -> None:
-    norm_cfg = dict(type="FusedGN", activation="relu")
+def test_an_activation_of_the_norm_is_refused(kind: str | type, act_cfg: dict | None) -> None:
+    norm_cfg = dict(type=kind, activation="relu")
     with pytest.raises(InputError, match=r"activation='relu' has no place in a norm_cfg: .*fuse"):
         ConvModule(3, 64, 3, norm_cfg=norm_cfg, act_cfg=act_cfg)
     with pytest.raises(InputError, match="has no place"):
         build_norm_layer(norm_cfg, 64)
-    assert build_norm_layer(dict(type="FusedGN", activation=None), 64)[1].activation is None
+    assert build_norm_layer(dict(type=kind, activation=None), 64)[1].activation is None
 
 
 def test_one_import_makes_gn_of_configs_and_defaults_ours() -> None:

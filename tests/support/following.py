@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from gn_det import FusedGroupNorm
 from gn_det.layers import FusedGroupNormAct
 
-__all__ = ["called_alone", "followed"]
+__all__ = ["called_alone", "followed", "followed_and_called"]
 
 _ATEN = torch.ops.aten
 _RELU_OR_ADD = {
@@ -23,16 +23,21 @@ _RELU_OR_ADD = {
 
 def followed(model: nn.Module, run: Callable[[nn.Module], Any]) -> set[str]:
     """The names of the norms whose result first goes into a ReLU, or an addition of tensors."""
+    return followed_and_called(model, run)[0]
+
+
+def followed_and_called(
+    model: nn.Module, run: Callable[[nn.Module], Any]
+) -> tuple[set[str], set[str]]:
+    """:func:`followed` and :func:`called_alone`, from one run."""
     with torch.no_grad(), _Following(model) as following:
         run(model)
-    return following.found
+    return following.found, following.called
 
 
 def called_alone(model: nn.Module, run: Callable[[nn.Module], Any]) -> set[str]:
     """The names of the norms that are called as modules, and so compute nothing else."""
-    with torch.no_grad(), _Following(model) as following:
-        run(model)
-    return following.called
+    return followed_and_called(model, run)[1]
 
 
 class _Following(TorchDispatchMode):
