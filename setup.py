@@ -18,7 +18,10 @@ setup(
     # configs/ ships inside the package, where gn_det.get_config finds it.
     packages=[*find_packages(include=["gn_det", "gn_det.*"]), "gn_det.configs"],
     package_dir={"gn_det.configs": "configs"},
-    package_data={"gn_det.configs": ["*.yaml", "**/*.yaml", "**/*.py"]},
+    package_data={
+        "gn_det.configs": ["*.yaml", "**/*.yaml", "**/*.py"],
+        "gn_det.studies.recommendation": ["measured.csv"],
+    },
     install_requires=["tabulate", "torch>=2.6"],
     extras_require={
         # What Detectron2 and the tools need. Detectron2 itself cannot be listed: the wheel on PyPI
