@@ -34,7 +34,13 @@ def norms(model: nn.Module) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("resnet34", "resnet101") else ())
+        for n in NETWORKS
+    ],
+)
 def test_every_network_takes_every_norm(network: str, norm: str) -> None:
     classifier = build_classifier(network, norm, num_classes=3)
     found = norms(classifier)

@@ -328,6 +328,7 @@ def compiling(cache: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_that_compile_at_once_and_one_that_finds_half_of_it_get_their_kernel(
     tmp_path: Path,
 ) -> None:
