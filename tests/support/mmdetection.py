@@ -260,7 +260,8 @@ def step(model: nn.Module, run: Run) -> list[Tensor | None]:
     results = run(model)
     losses = [each.square().mean() for each in results if each.requires_grad]
     model.zero_grad()
-    torch.stack(losses).sum().backward()
+    if losses:  # else nothing ran that trains
+        torch.stack(losses).sum().backward()
     return [*(each.detach() for each in results), *(p.grad for p in model.parameters())]
 
 
