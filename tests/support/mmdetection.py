@@ -103,6 +103,7 @@ _STAND_INS = {
 _REGISTERED = {
     **dict.fromkeys(("DCN", "DCNv2", "SAC"), _Conv),
     "carafe": _Carafe,
+    "MMSyncBN": nn.BatchNorm2d,
     "MultiScaleDeformableAttention": _Same,
 }
 
@@ -219,7 +220,7 @@ class Run:
             return result
 
         size = 128 if "Hourglass" in type(model.backbone).__name__ else 64
-        features: Any = call("backbone", model.backbone, torch.randn(1, 3, size, size))
+        features: Any = call("backbone", model.backbone, torch.randn(2, 3, size, size))
         if features is None:
             return []
         if getattr(model, "neck", None) is not None:
