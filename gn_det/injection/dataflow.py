@@ -168,11 +168,21 @@ def _assertions(filename: str) -> list[tuple[int, int, str]]:
     ]
 
 
+# In an assertion: where the whole holds, so does each condition in it. Not so for `or`, nor where
+# Python compares one after the other, as in `x.dim() in (3, 4)`.
+_CONJUNCTIONS = (
+    ast.And, ast.BoolOp, ast.Compare, ast.Eq, ast.Lt, ast.LtE, ast.Gt, ast.GtE,
+    ast.BinOp, ast.operator, ast.UnaryOp, ast.USub, ast.Subscript, ast.Slice,
+    ast.Attribute, ast.Name, ast.Constant, ast.Load,
+)  # fmt: skip
+_SIZES = {"len", "size", "dim", "ndimension", "numel"}
+
+
 def _holds_whole(node: ast.AST) -> bool:
-    """Whether a part of an assertion is true where the whole is, or is no condition itself."""
+    """Whether all conditions of an assertion hold where it does, by a part of it."""
     if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Attribute) or getattr(node.func, "id", "") == "len"
-    return not isinstance(node, (ast.Or, ast.Not, ast.IfExp, ast.comprehension, ast.Lambda))
+        return getattr(node.func, "attr", getattr(node.func, "id", "")) in _SIZES
+    return isinstance(node, _CONJUNCTIONS)
 
 
 def _length(count: Callable) -> Callable:

@@ -229,9 +229,33 @@ def by_count(self: nn.Module, x: Tensor) -> Tensor:
     return sum(F.relu(self.norm(x)) for _ in range(len(x)))
 
 
-def asserting_either(self: nn.Module, x: Tensor) -> Tensor:
+def asserting(test: Callable[[Tensor], bool]) -> Callable[[], nn.Module]:
+    return forward_of(lambda self, x: F.relu(self.norm(x)) if test(x) else x)
+
+
+def one_or_the_other(x: Tensor) -> bool:
     assert x.mean() > 9 or x.size(1) == C
-    return F.relu(self.norm(x))
+    return True
+
+
+def one_of_two(x: Tensor) -> bool:
+    assert x.dim() in (3, 4)
+    return True
+
+
+def none_of_two(x: Tensor) -> bool:
+    assert x.dim() not in (5, 6)
+    return True
+
+
+def unequal_lists(x: Tensor) -> bool:
+    assert [x.dim()] != [5]
+    return True
+
+
+def any_of_them(x: Tensor) -> bool:
+    assert any(size == C for size in (x.size(0), x.size(1)))
+    return True
 
 
 def unpacked(self: nn.Module, x: Tensor) -> Tensor:
@@ -254,7 +278,10 @@ LEFT = {
     "own tensor": (forward_of(with_a_tensor_of_its_own), "makes a tensor of its own"),
     "length": (forward_of(by_length), "decides by the values of tensors, or how many"),
     "counts": (forward_of(by_count), "counts by the values of tensors, or how many"),
-    "asserts one of two": (forward_of(asserting_either), "decides by the values of tensors"),
+    **{
+        f"asserts {test.__name__}": (asserting(test), "decides by the values of tensors")
+        for test in (one_or_the_other, one_of_two, none_of_two, unequal_lists, any_of_them)
+    },
     "unpacks a shape": (forward_of(unpacked), "decides by the values of tensors, or how many"),
     "iterates": (forward_of(any_iterable), "decides by the values"),
 }

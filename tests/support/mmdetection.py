@@ -103,6 +103,7 @@ _STAND_INS = {
 _REGISTERED = {
     **dict.fromkeys(("DCN", "DCNv2", "SAC"), _Conv),
     "carafe": _Carafe,
+    "MMSyncBN": nn.BatchNorm2d,
     "MultiScaleDeformableAttention": _Same,
 }
 
@@ -180,7 +181,12 @@ def build(config: Path) -> nn.Module:
     for name in ("data_preprocessor", "teacher_config", "teacher_ckpt", "language_model"):
         model.pop(name, None)
     torch.manual_seed(0)
-    return MODELS.build(model)
+    built = MODELS.build(model)
+    for module in built.modules():
+        if type(module).__name__ == "TridentConv":  # holds whatever its memory held
+            for parameter in module.parameters():
+                nn.init.normal_(parameter, std=0.01)
+    return built
 
 
 def _drop_weights(config: Any) -> None:
@@ -219,7 +225,7 @@ class Run:
             return result
 
         size = 128 if "Hourglass" in type(model.backbone).__name__ else 64
-        features: Any = call("backbone", model.backbone, torch.randn(1, 3, size, size))
+        features: Any = call("backbone", model.backbone, torch.randn(2, 3, size, size))
         if features is None:
             return []
         if getattr(model, "neck", None) is not None:
@@ -260,7 +266,8 @@ def step(model: nn.Module, run: Run) -> list[Tensor | None]:
     results = run(model)
     losses = [each.square().mean() for each in results if each.requires_grad]
     model.zero_grad()
-    torch.stack(losses).sum().backward()
+    if losses:  # else nothing ran that trains
+        torch.stack(losses).sum().backward()
     return [*(each.detach() for each in results), *(p.grad for p in model.parameters())]
 
 
