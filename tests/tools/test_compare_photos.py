@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,3 +118,28 @@ def test_weights_that_are_not_there_are_named_before_anything_is_trained(
     with pytest.raises(InputError, match=r"gn_distilled: .*weights/lite0\.pth does not exist; `ma"):
         call_main(PROGRAM, *flags(shapes, "gn_distilled"))
     assert not (in_folder / "output").exists()
+
+
+def test_make_asks_for_a_folder_and_passes_its_variables_on() -> None:
+    def make(*variables: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "compare-photos", *variables]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    asked = make()
+    assert asked.returncode == 2
+    assert "error: name a folder with train.json, val.json and images/" in asked.stderr
+    told = make("--dry-run", "DATA=mine/cells", "PARTS=10 all", "STEPS=300 1200", "LRS=0.5")
+    words = told.stdout.split()
+    for flag, values in (
+        ("--output", ["output/compare-photos/cells"]),
+        ("--parts", ["10", "all"]),
+        ("--steps", ["300", "1200"]),
+        ("--lrs", ["0.5"]),
+        ("--train", ["mine/cells/train.json", "mine/cells/images"]),
+        ("--beside", ["configs/compare/photos/scratch_gn.yaml"]),
+    ):
+        place = words.index(flag, words.index("tools/compare.py")) + 1
+        assert words[place : place + len(values)] == values
+    recipes = sorted(RECIPES.glob("*.yaml"))
+    compared = [f"configs/compare/photos/{f.name}" for f in recipes if f.stem != "Base"]
+    assert all(recipe in words for recipe in compared)
