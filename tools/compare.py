@@ -81,10 +81,11 @@ def main() -> int:
     data = checked(matrix(at_length(recipes, args), args, args.output), options, args.output)
     forget(data)
     if len(args.lrs) > 1 or args.parts != ["all"]:
-        needed_training_set(options)
+        training_set(data)
     with study_folder(args.output):
+        data.write_copies()
         outcomes = []
-        for comparison in comparisons(args, options):
+        for comparison in comparisons(args, options, data):
             same_data = data if comparison.options == options else None
             outcomes.append(compare(comparison, recipes, args, same_data))
         if args.train:
@@ -94,7 +95,7 @@ def main() -> int:
     return 1 if any(result.failure for o in outcomes for result in o.results) else 0
 
 
-def comparisons(args: argparse.Namespace, options: RunOptions) -> list[Comparison]:
+def comparisons(args: argparse.Namespace, options: RunOptions, data: RunData) -> list[Comparison]:
     """One for each part of the training set and number of steps; the parts are written."""
     found = []
     for part in args.parts:
@@ -106,7 +107,7 @@ def comparisons(args: argparse.Namespace, options: RunOptions) -> list[Compariso
             if pictures is None:
                 found.append(Comparison(folder, options, None, steps))
                 continue
-            json_file, images = needed_training_set(options)
+            json_file, images = training_set(data)
             part_file = folder / "data" / "train.json"
             write_part(json_file, pictures, part_file)
             of_part = replace(options, train=(str(part_file), images))
@@ -114,10 +115,12 @@ def comparisons(args: argparse.Namespace, options: RunOptions) -> list[Compariso
     return found
 
 
-def needed_training_set(options: RunOptions) -> tuple[str, str]:
-    if options.train is None:
-        raise InputError("--lrs and --parts divide a training set: name it with --train")
-    return options.train
+def training_set(data: RunData) -> tuple[str, str]:
+    """The normalised JSON and the folder of images of the set that is divided."""
+    folders = [folder for folder in data.folders if folder.name in data.train]
+    if len(folders) != 1:
+        raise InputError("--lrs and --parts divide one training set: name it with --train")
+    return folders[0].json_file, folders[0].image_root
 
 
 def compare(
@@ -178,7 +181,7 @@ def rates(
 
     The other three quarters are trained on, with the first seed.
     """
-    json_file, images = needed_training_set(comparison.options)
+    json_file, images = training_set(data)
     folder = comparison.folder / "rates"
     train, val = folder / "data" / "train.json", folder / "data" / "val.json"
     hold_out_a_quarter(json_file, train, val)
