@@ -29,7 +29,7 @@ help:
 	@echo "make quickstart    install, generate data, train, evaluate and plot (10 minutes)"
 	@echo "make compare       GN against frozen BN and BN, three seeds (an hour; QUICK=--quick: 12 minutes)"
 	@echo "make compare-photos DATA=folder  the same on photographs of yours, from ImageNet weights (hours;"
-	@echo "                   QUICK=--quick: an hour); PARTS=\"10 30 all\" STEPS=\"300 1200\" LRS=..."
+	@echo "                   QUICK=--quick: about an hour); PARTS=\"10 30 all\" STEPS=\"300 1200\" LRS=..."
 	@echo "make check         lint, then the fast tests of the core (2 minutes)"
 	@echo "make test          the fast tests, those of the kernels first (7 minutes)"
 	@echo "make test-all      every test (half an hour)"

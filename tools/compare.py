@@ -11,7 +11,7 @@ import json
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
@@ -43,6 +43,7 @@ from gn_det.studies.comparison.matrix import (
     differences,
     run_all,
 )
+from gn_det.studies.comparison.outcome import Comparison, Outcome
 from gn_det.studies.comparison.parts import hold_out_a_quarter, write_part
 from gn_det.studies.comparison.rates import Scores, best_rates, rates_table, scores_of
 from gn_det.studies.comparison.report import (
@@ -64,33 +65,6 @@ from gn_det.utils import markdown, write_atomically
 from gn_det.version import __version__
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The recipes on one training set, for one number of steps.
-
-    Attributes:
-        folder: of its runs and its report.
-        options: with the training set.
-        pictures: of a part of the training set; None for all.
-        steps: of the reference schedule; None for those of the recipes.
-    """
-
-    folder: Path
-    options: RunOptions
-    pictures: int | None = None
-    steps: int | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a comparison found; scores are those of the learning rates, empty without --lrs."""
-
-    comparison: Comparison
-    runs: Sequence[Run]
-    results: Sequence[RunResult]
-    scores: Scores
-
-
 def main() -> int:
     args = parse_arguments()
     if min(args.ims_per_gpu) < 1:
@@ -98,24 +72,30 @@ def main() -> int:
     if min(args.seeds) < 0:
         raise InputError(f"--seeds {min(args.seeds)}: at least 0, so that a run can be repeated")
     recipes = read_recipes(args.recipes, args.beside, args.opts)
+    for recipe in recipes.values():
+        if len(args.lrs) == 1:  # nothing to choose
+            recipe.SOLVER.BASE_LR = args.lrs[0]
     check_comparable({Path(file).stem: recipes[Path(file).stem] for file in args.recipes})
     check_beginnings(recipes)
     options = RunOptions.from_args(args)
-    data = checked(matrix(recipes, args, args.output), options, args.output)
+    data = checked(matrix(at_length(recipes, args), args, args.output), options, args.output)
     forget(data)
+    if len(args.lrs) > 1 or args.parts != ["all"]:
+        training_set(data)
     with study_folder(args.output):
+        data.write_copies()
         outcomes = []
-        for comparison in comparisons(args, options):
+        for comparison in comparisons(args, options, data):
             same_data = data if comparison.options == options else None
             outcomes.append(compare(comparison, recipes, args, same_data))
         if args.train:
-            write_measured(args, outcomes)
+            write_measured(args, recipes, outcomes)
         if len(outcomes) > 1:
             summarize(args.output, outcomes)
     return 1 if any(result.failure for o in outcomes for result in o.results) else 0
 
 
-def comparisons(args: argparse.Namespace, options: RunOptions) -> list[Comparison]:
+def comparisons(args: argparse.Namespace, options: RunOptions, data: RunData) -> list[Comparison]:
     """One for each part of the training set and number of steps; the parts are written."""
     found = []
     for part in args.parts:
@@ -127,7 +107,7 @@ def comparisons(args: argparse.Namespace, options: RunOptions) -> list[Compariso
             if pictures is None:
                 found.append(Comparison(folder, options, None, steps))
                 continue
-            json_file, images = needed_training_set(options)
+            json_file, images = training_set(data)
             part_file = folder / "data" / "train.json"
             write_part(json_file, pictures, part_file)
             of_part = replace(options, train=(str(part_file), images))
@@ -135,10 +115,12 @@ def comparisons(args: argparse.Namespace, options: RunOptions) -> list[Compariso
     return found
 
 
-def needed_training_set(options: RunOptions) -> tuple[str, str]:
-    if options.train is None:
-        raise InputError("--lrs and --parts divide a training set: name it with --train")
-    return options.train
+def training_set(data: RunData) -> tuple[str, str]:
+    """The normalised JSON and the folder of images of the set that is divided."""
+    folders = [folder for folder in data.folders if folder.name in data.train]
+    if len(folders) != 1:
+        raise InputError("--lrs and --parts divide one training set: name it with --train")
+    return folders[0].json_file, folders[0].image_root
 
 
 def compare(
@@ -156,23 +138,23 @@ def compare(
         data: where its data was checked already.
     """
     folder, options = comparison.folder, comparison.options
-    compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
-    runs = matrix(recipes, args, folder, comparison.steps)
+    recipes = at_length(recipes, args, comparison.steps)
+    runs = matrix(recipes, args, folder)
     data = checked(runs, options, folder, data)
     data.write_copies()
     recipes = with_prepared_weights(recipes, runs, folder / "weights", args.distill)
-    scores = rates(comparison, recipes, args, data) if args.lrs else {}
-    runs = matrix(recipes, args, folder, comparison.steps, best_rates(scores))
+    scores = rates(comparison, recipes, args, data) if len(args.lrs) > 1 else {}
+    runs = matrix(recipes, args, folder, best_rates(scores))
     data = checked(runs, options, folder, data)
     check_folders(runs)
     results, failures = trained(runs, args)
     costs = measure(runs)
-    compared = {name: recipes[name] for name in compared}
+    compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
     report(folder, compared, recipes, held_out(data), results, costs, scores)
     forget(data)
     if failures:
         print(f"{len(failures)} runs failed")
-    return Outcome(comparison, runs, results, scores)
+    return Outcome(comparison, runs, results)
 
 
 def checked(
@@ -199,7 +181,7 @@ def rates(
 
     The other three quarters are trained on, with the first seed.
     """
-    json_file, images = needed_training_set(comparison.options)
+    json_file, images = training_set(data)
     folder = comparison.folder / "rates"
     train, val = folder / "data" / "train.json", folder / "data" / "val.json"
     hold_out_a_quarter(json_file, train, val)
@@ -208,7 +190,7 @@ def rates(
     runs = {}
     for lr in args.lrs:
         at_lr = {(name, n): lr for name in recipes for n in args.ims_per_gpu}
-        runs[lr] = matrix(recipes, first_seed, folder / f"lr{lr:g}", comparison.steps, at_lr)
+        runs[lr] = matrix(recipes, first_seed, folder / f"lr{lr:g}", at_lr)
     every = [run for at_lr in runs.values() for run in at_lr]
     for run in every:
         run.cfg.TEST.EVAL_PERIOD = 0
@@ -289,7 +271,6 @@ def matrix(
     recipes: dict[str, CfgNode],
     args: argparse.Namespace,
     folder: Path,
-    steps: int | None = None,
     lrs: Mapping[tuple[str, int], float] | None = None,
 ) -> list[Run]:
     """Every run, those of one seed beside each other.
@@ -298,7 +279,6 @@ def matrix(
         recipes: by name.
         args: of the command line.
         folder: the runs are below its ``runs/``.
-        steps: of the reference schedule, where not those of the recipes.
         lrs: learning rates for the reference, by recipe and images per GPU, where there are such.
     """
     runs = []
@@ -308,15 +288,24 @@ def matrix(
                 cfg = recipe.clone()
                 cfg.SOLVER.IMS_PER_GPU = ims_per_gpu
                 cfg.SOLVER.BASE_LR = (lrs or {}).get((name, ims_per_gpu), cfg.SOLVER.BASE_LR)
-                stretch(cfg, steps or cfg.SOLVER.MAX_ITER)
-                if args.quick:
-                    stretch(cfg, max(1, cfg.SOLVER.MAX_ITER // 4))
                 cfg = resolve_schedule(cfg, args.num_gpus)
                 cfg.SEED = seed
                 run = Run(name, ims_per_gpu, seed, cfg)
                 cfg.OUTPUT_DIR = str(folder / "runs" / run.name)
                 runs.append(run)
     return runs
+
+
+def at_length(
+    recipes: dict[str, CfgNode], args: argparse.Namespace, steps: int | None = None
+) -> dict[str, CfgNode]:
+    """Recipes with the schedule in so many iterations, None for their own; a quarter of --quick."""
+    changed = {}
+    for name, recipe in recipes.items():
+        cfg = changed[name] = recipe.clone()
+        iterations = steps or cfg.SOLVER.MAX_ITER
+        stretch(cfg, max(1, iterations // 4) if args.quick else iterations)
+    return changed
 
 
 def stretch(cfg: CfgNode, steps: int) -> None:
@@ -499,7 +488,9 @@ def name_of(outcome: Outcome) -> str:
     return f"{pictures or 'all'} pictures, {images} images seen"
 
 
-def write_measured(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
+def write_measured(
+    args: argparse.Namespace, recipes: dict[str, CfgNode], outcomes: Sequence[Outcome]
+) -> None:
     """Write measured.csv, which tools/recommend.py reads."""
     rows = []
     for outcome in outcomes:
@@ -509,7 +500,7 @@ def write_measured(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> Non
             runs = [r for r in outcome.results if (r.recipe, r.ims_per_gpu) == (recipe, n)]
             box, mask = ([ap for run in runs if (ap := run.ap(task)) is not None] for task in TASKS)
             if box:
-                weights = cfg.MODEL.WEIGHTS or cfg.MODEL.TIMM.WEIGHTS
+                weights = recipes[recipe].MODEL.WEIGHTS or recipes[recipe].MODEL.TIMM.WEIGHTS
                 row = Row(
                     data=Path(args.train[0]).absolute().parent.name,
                     **asdict(facts),

@@ -90,6 +90,13 @@ def test_the_config_that_is_resolved_does_not_change() -> None:
     assert cfg == reference(IMS_PER_GPU=1)
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(200, 3200), (0, 0)])
+def test_a_hand_over_ends_after_as_many_images(steps: int, expected: int) -> None:
+    cfg = reference(IMS_PER_GPU=1)
+    cfg.MODEL.GN.HAND_OVER_STEPS = steps
+    assert resolve_schedule(cfg, 1).MODEL.GN.HAND_OVER_STEPS == expected
+
+
 def test_clipping_by_value_stays() -> None:
     cfg = reference(IMS_PER_GPU=1)
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
@@ -63,16 +64,17 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int) -> None:
     model = build_model(cfg).eval()
     teacher = model.backbone.bottom_up
     batches = _Pictures(cfg, model)
-    number = -(-_CALIBRATION_IMAGES // cfg.SOLVER.IMS_PER_BATCH)
+    pictures = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
+    number = -(-min(pictures, _CALIBRATION_IMAGES) // cfg.SOLVER.IMS_PER_BATCH)
     student = copy.deepcopy(teacher)
     log.info(f"fitting γ, β of GN on {number * cfg.SOLVER.IMS_PER_BATCH} training pictures")
     convert_bn(student, [*islice(batches, number)], **groups_from_config(cfg))
     _write(student, teacher, folder / "calibrated.pth")
-    done = distill(
-        student, teacher, batches, steps=steps, checkpoint=folder / "distillation.checkpoint"
-    )
+    checkpoint = folder / "distillation.checkpoint"
+    done = distill(student, teacher, batches, steps=steps, checkpoint=checkpoint)
     log.info(f"errors of the features\n{done}")
     _write(student, teacher, folder / "distilled.pth")
+    checkpoint.unlink()
 
 
 def _write(student: nn.Module, teacher: nn.Module, file: Path) -> None:
