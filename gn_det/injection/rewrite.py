@@ -16,7 +16,8 @@ import copyreg
 import inspect
 import itertools
 import linecache
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -28,7 +29,6 @@ from gn_det.injection.dataflow import (
     is_norm,
     path_of,
     record,
-    unfused_forward,
 )
 from gn_det.injection.merging import Merging, recompute
 from gn_det.injection.source import (
@@ -53,6 +53,9 @@ CONV_NORMS = (ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d, ConvWSNorm1d, ConvWSN
 _UNKNOWN = "nobody calls it whose forward is known"
 
 _NORMS = (FusedGroupNorm, FusedGroupNormAct)
+# Methods besides forward that compute one: mmdetection's heads have one for a single level, and its
+# recursive pyramid one of blocks.
+_OTHER_FORWARDS = re.compile(r"forward_single|\w+_forward")
 _MOST_OPTIONAL = 2  # of a forward's inputs, for all of which there are variants
 
 
@@ -146,30 +149,35 @@ class _Planner:
         parts = [*self._open_parts(module)]
         if not parts or _has_no_forward(module):
             return
-        try:
-            rewriting = self._rewriting(module)
-        except UntraceableError as error:
-            for norm in (self._ends[part] for part in parts):
-                if norm in self.plan.reasons:
-                    self.plan.reasons[norm] = f"{type(module).__name__}'s forward {error}"
-            return
-        for norm, reason in rewriting.reasons.items():
-            if norm in self.plan.reasons:
-                self.plan.reasons[norm] = reason
-        if rewriting.ends_in is not None:
-            self._ends[module] = module.get_submodule(rewriting.ends_in)
-        if rewriting.forms:
-            for path in rewriting.forms:
-                self.plan.reasons.pop(module.get_submodule(path), None)
-            self.plan.classes[module] = rewriting.generated()
+        rewritings = []
+        for method in _forwards_of(_unfused_kind(module)):
+            try:
+                rewriting = self._rewriting(module, method)
+            except UntraceableError as error:
+                for norm in (self._ends[part] for part in parts if method == "forward"):
+                    if norm in self.plan.reasons:
+                        self.plan.reasons[norm] = f"{type(module).__name__}'s forward {error}"
+                continue
+            if method == "forward":
+                for norm, reason in rewriting.reasons.items():
+                    if norm in self.plan.reasons:
+                        self.plan.reasons[norm] = reason
+                if rewriting.ends_in is not None:
+                    self._ends[module] = module.get_submodule(rewriting.ends_in)
+            if rewriting.forms:
+                rewritings.append(rewriting)
+                for path in rewriting.forms:
+                    self.plan.reasons.pop(module.get_submodule(path), None)
+        if rewritings:
+            self.plan.classes[module] = _generate(module, rewritings)
 
-    def _rewriting(self, module: nn.Module) -> _Rewriting:
+    def _rewriting(self, module: nn.Module, method: str) -> _Rewriting:
         """Of a module as it may be called: with more or fewer of its inputs, in both modes."""
-        if "forward" in vars(module):
+        if method in vars(module):
             raise UntraceableError("is one of its own")
         if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
             raise UntraceableError("is a recorded one already")
-        forward = unfused_forward(type(module))
+        forward = getattr(_unfused_kind(module), method)
         optional = [
             name
             for name, each in [*inspect.signature(forward).parameters.items()][1:]
@@ -184,7 +192,7 @@ class _Planner:
                 failed.append(error)
         if not variants:
             raise failed[0]
-        return _Rewriting(module, variants, complete=not failed)
+        return _Rewriting(module, method, variants, complete=not failed)
 
     def _in_both_modes(
         self, module: nn.Module, forward: Callable, given: list[str]
@@ -241,16 +249,20 @@ class _Variant(NamedTuple):
 
 
 class _Rewriting:
-    """A module's records with norms merged, and the class whose forward they are.
+    """The records of a module's method with norms merged.
 
     Attributes:
+        method: its name.
         forms: what its norms compute, by path.
         reasons: why others do not.
         ends_in: the norm whose result is the module's.
     """
 
-    def __init__(self, module: nn.Module, variants: list[_Variant], complete: bool) -> None:
-        self._module, self._variants, self._complete = module, variants, complete
+    def __init__(
+        self, module: nn.Module, method: str, variants: list[_Variant], complete: bool
+    ) -> None:
+        self.method = method
+        self._variants, self._complete = variants, complete
         self.forms: dict[str, Form] = {}
         self.reasons: dict[nn.Module, str] = {}
         self.ends_in: str | None = None
@@ -268,25 +280,11 @@ class _Rewriting:
         for path in self.forms:
             self.reasons.pop(module.get_submodule(path), None)
 
-    def generated(self) -> type[nn.Module]:
-        """The class; modules of one class that compute the same share it."""
-        kind = getattr(type(self._module), "unfused_kind", type(self._module))
-        names: dict[str, Any] = {"gn_det_original": kind.forward, "gn_det_watched": watched}
-        source = self._source(kind, names)
-        key = (kind, source, tuple((name, id(value)) for name, value in sorted(names.items())))
-        if key not in _generated:
-            filename = f"<gn_det: {kind.__qualname__} {next(_numbers)}>"
-            exec(compile(source, filename, "exec"), names)
-            linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-            forward = names["forward"]
-            forward.__annotations__ = dict(getattr(kind.forward, "__annotations__", {}))
-            forward.__module__ = __name__
-            # names is kept with forward, so that no id of its values is another's later.
-            _generated[key] = _subclass(kind, {"forward": forward, "fused_norms": self.forms})
-        return _generated[key]
-
-    def _source(self, kind: type[nn.Module], names: dict[str, Any]) -> str:
-        parameters = [*inspect.signature(kind.forward).parameters.values()][1:]
+    def source(self, kind: type[nn.Module], names: dict[str, Any]) -> str:
+        """The method's code; what it refers to by name is added to names."""
+        original = getattr(kind, self.method)
+        names |= {"gn_det_original": original, "gn_det_watched": watched, "torch": torch}
+        parameters = [*inspect.signature(original).parameters.values()][1:]
         signature, passed_on = declared(parameters, names)
         checks = [*input_checks(parameters, names), *self._part_checks(names)]
         conditions = [each.condition(parameters, names) for each in self._variants]
@@ -297,7 +295,7 @@ class _Rewriting:
         ]
         plain = [body(each.graph, names) for each in records]
         lines = [
-            f"def forward({', '.join(['self', *signature])}):",
+            f"def {self.method}({', '.join(['self', *signature])}):",
             "    if not torch.jit.is_scripting():",
             f"        if not ({' and '.join([*checks, '(' + ' or '.join(holds) + ')'])}):",
             f"            return gn_det_original({', '.join(['self', *passed_on])})",
@@ -311,7 +309,6 @@ class _Rewriting:
             lines += ["    else:", *self._choice(conditions, expanded, " " * 8)]
         else:
             lines += self._choice(conditions, plain, "    ")
-        names["torch"] = torch
         return "\n".join(lines) + "\n"
 
     def _choice(
@@ -337,7 +334,7 @@ class _Rewriting:
             entered |= each.record.entered
         for path, part in entered.items():
             if path:
-                kind = getattr(type(part), "unfused_kind", type(part))
+                kind = _unfused_kind(part)
                 yield f"isinstance({expression(path)}, {named(kind, names)})"
             yield f"tuple({expression(path_of(path, '_modules'))}) == {tuple(part._modules)!r}"
         for path, part in self._passed.items():
@@ -353,11 +350,57 @@ _generated: dict[tuple, type[nn.Module]] = {}
 _numbers = itertools.count()
 
 
+def _generate(module: nn.Module, rewritings: Sequence[_Rewriting]) -> type[nn.Module]:
+    """The class with rewritten methods; modules of one class that compute the same share it."""
+    kind = _unfused_kind(module)
+    key: tuple = (kind,)
+    methods = []
+    for each in rewritings:
+        names: dict[str, Any] = {}
+        source = each.source(kind, names)
+        key += (source, tuple((name, id(value)) for name, value in sorted(names.items())))
+        methods.append((each.method, source, names))
+    if key not in _generated:
+        members = {name: _method(kind, name, source, names) for name, source, names in methods}
+        forms: dict[str, Form] = {}
+        for each in reversed(rewritings):
+            forms |= each.forms
+        _generated[key] = _subclass(kind, {**members, "fused_norms": forms})
+    return _generated[key]
+
+
+def _method(kind: type[nn.Module], name: str, source: str, names: dict[str, Any]) -> Callable:
+    """A method from its code. It keeps names, so that no id of a value is another's later."""
+    filename = f"<gn_det: {kind.__qualname__} {next(_numbers)}>"
+    exec(compile(source, filename, "exec"), names)
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    method = names[name]
+    method.__annotations__ = dict(getattr(getattr(kind, name), "__annotations__", {}))
+    method.__module__ = __name__
+    return method
+
+
 def _subclass(kind: type[nn.Module], members: dict[str, Any]) -> type[nn.Module]:
     """A class of the same name, for which isinstance holds and repr says the same."""
     named = {"__module__": getattr(kind, "__module__", __name__), "__qualname__": kind.__qualname__}
     named["__doc__"] = kind.__doc__
     return type(kind)(kind.__name__, (Rewritten, kind), {**named, "unfused_kind": kind, **members})
+
+
+def _unfused_kind(module: nn.Module) -> type[nn.Module]:
+    """A module's own class, also where it was fused."""
+    return getattr(type(module), "unfused_kind", type(module))
+
+
+def _forwards_of(kind: type[nn.Module]) -> list[str]:
+    """Names of a class's methods that compute something from tensors, forward first."""
+    own = [name for each in kind.__mro__ for name in vars(each) if each is not nn.Module]
+    others = [
+        name
+        for name in dict.fromkeys(own)
+        if _OTHER_FORWARDS.fullmatch(name) and inspect.isfunction(getattr(kind, name))
+    ]
+    return ["forward", *others]
 
 
 def _is_conv_norm(module: nn.Module) -> bool:

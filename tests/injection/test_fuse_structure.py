@@ -403,6 +403,72 @@ CHANGES = {
 }
 
 
+class HeadOfLevels(nn.Module):
+    """A head whose forward hands each level to a method, by a function of another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 1), FusedGroupNorm(C)
+
+    def forward(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(map(self.forward_single, levels))
+
+    def forward_single(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class BlockOfTwoForwards(nn.Module):
+    """A block that is called by another method from the second time on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 1), FusedGroupNorm(C)
+        self.again = nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)) + x)
+
+    def rfp_forward(self, x: Tensor, before: Tensor | None) -> Tensor:
+        y = self.norm(self.conv(x)) + x
+        if before is not None:
+            y = y + self.again(before)
+        return F.relu(y)
+
+
+def run_head(head: nn.Module) -> list[Tensor]:
+    return [*head((picture(), 2 * picture()))]
+
+
+def run_block(block: nn.Module) -> list[Tensor]:
+    x = picture()
+    return [block(x), block.rfp_forward(x, 2 * x)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "run", "form"),
+    [(HeadOfLevels, run_head, "GN+ReLU"), (BlockOfTwoForwards, run_block, "GN+add+ReLU")],
+)
+def test_other_methods_that_are_forwards_are_rewritten_as_well(
+    kind: type[nn.Module], run: Callable[[nn.Module], list[Tensor]], form: str
+) -> None:
+    torch.manual_seed(0)
+    model = randomized(kind())
+    fused = fuse(copy.deepcopy(model))
+    assert forms_of(fused) == {"norm": form}
+    for each in (fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert called_alone(each, run) == set()
+        assert all(map(torch.equal, run(each), run(model)))
+    fused.norm.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert called_alone(fused, run) == {"norm"}
+
+
+def test_a_method_that_is_called_in_another_way_than_recorded_runs_as_it_was_written() -> None:
+    torch.manual_seed(0)
+    model = randomized(BlockOfTwoForwards())
+    fused = fuse(copy.deepcopy(model))
+    assert torch.equal(fused.rfp_forward(picture(), None), model.rfp_forward(picture(), None))
+
+
 class Levels(nn.Module):
     """A pyramid that asserts how many levels it is given."""
 

@@ -20,7 +20,7 @@ _audits: dict[str, Audit] = {}
 def audited(cfg: CfgNode) -> Audit:
     """The audit of a config's model, which is built once for all configs that describe it."""
     cfg = cfg.clone()
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "meta", ""
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.WEIGHTS = "meta", "", ""
     key = cfg.MODEL.dump()
     if key not in _audits:
         with torch.device("meta"):
