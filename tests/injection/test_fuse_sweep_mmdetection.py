@@ -119,3 +119,74 @@ def test_init_detector_builds_a_config_of_ours(environment: dict[str, str]) -> N
     forms = [("GN", 5), ("GN+GN+add+ReLU", 8), ("GN+ReLU", 41), ("GN+add", 3)]
     forms += [("GN+add+ReLU", 12)]
     assert done.stdout.splitlines()[-1:] == [f"MaskRCNN {forms}"], done.stderr
+
+
+MASK_RCNN = """
+import collections, json, warnings
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+import gn_det
+from gn_det.engine.activation_memory import autocast, kept_for_backward
+from support.mmdetection import build, families, import_mmdetection
+
+class Counted(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.launches = collections.Counter()
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.launches[operator.name().partition(".")[0].rstrip("_")] += 1
+        return operator(*args, **(kwargs or {}))
+
+def image(*shape):
+    return torch.empty(*shape, device="cuda")
+
+def step(model):
+    features = model.neck(model.backbone(image(1, 3, 256, 320)))
+    return [
+        features, model.rpn_head(features), model.roi_head.bbox_head(image(8, 256, 7, 7)),
+        model.roi_head.mask_head(image(8, 256, 14, 14)),
+    ]
+
+warnings.simplefilter("ignore")
+import_mmdetection()
+kept, launches = {}, {}
+for name in ("frozen BN", "BN", "GN", "GN, recomputed"):
+    model = build(families()["mask_rcnn"].with_name("mask-rcnn_r50_fpn_1x_coco.py"))
+    if name == "frozen BN":
+        model = FrozenBatchNorm2d.convert_frozen_batchnorm(model)
+    elif name != "BN":
+        gn_det.fuse(gn_det.inject(model, "ALL"))
+    if name == "GN, recomputed":
+        gn_det.recompute(model.backbone)
+    model.train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cuda")
+        with Counted() as counted:
+            step(model)
+        launches[name] = counted.launches
+        with autocast(True):
+            x, weights = image(1, 3, 800, 1344), [*model.parameters()]
+            parts = {"backbone": model.backbone}
+            kept[name] = kept_for_backward(lambda: model.backbone(x), parts, weights)["backbone"]
+print(json.dumps([launches, kept]))
+"""
+
+
+@pytest.mark.slow
+def test_mask_rcnn_has_no_launches_for_its_residuals_and_keeps_what_frozen_bn_does(
+    environment: dict[str, str],
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MASK_RCNN], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    launches, kept = json.loads(done.stdout.splitlines()[-1])
+    unfused, fused = launches["BN"], launches["GN"]
+    assert unfused["aten::relu"] == 61 and unfused["aten::add"] == 19
+    # The two linear layers of the box head have no norm.
+    assert fused["aten::relu"] == 2 and fused.get("aten::add", 0) == 0
+    assert fused["gn_det::group_norm"] == 67
+    assert kept["GN"] > 1.9 * kept["frozen BN"]
+    assert kept["GN, recomputed"] <= kept["frozen BN"]
