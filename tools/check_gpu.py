@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -189,21 +190,59 @@ def gaps(found: Findings, device: torch.device, output: Path, extent: Extent) ->
     weight, bias = (torch.randn(case.shape[1], device=device, requires_grad=True) for _ in "γβ")
     dy = torch.randn_like(x)
 
-    def step(norm: Callable[[], torch.Tensor]) -> None:
-        torch.autograd.grad(norm(), (x, weight, bias), dy)
+    def step(norm: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(norm(), (x, weight, bias), dy)
 
     groups = kernel_report.NUM_GROUPS
-    for name, norm in {
-        "ours": lambda: group_norm(x, groups, weight, bias, activation="relu"),
-        "ATen": lambda: torch.relu(torch.nn.functional.group_norm(x, groups, weight, bias)),
-    }.items():
-        found.check(f"{name}, {case.name}", partial(gap_row, name, partial(step, norm)))
+    steps = {
+        "ours": partial(step, lambda: group_norm(x, groups, weight, bias, activation="relu")),
+        "ATen": partial(
+            step, lambda: torch.relu(torch.nn.functional.group_norm(x, groups, weight, bias))
+        ),
+    }
+    for name, function in steps.items():
+        found.check(f"{name}, {case.name}", partial(gap_row, name, function))
+    found.check(f"a CUDA graph, {case.name}", partial(graph_row, steps["ours"]))
 
 
-def gap_row(name: str, function: Callable[[], None]) -> dict[str, Any]:
+def gap_row(name: str, function: Callable[[], Any]) -> dict[str, Any]:
     for _ in range(5):
         function()
-    return {"implementation": name, **gaps_in(function)}
+    return {
+        "implementation": name, "host µs": host_microseconds(function), **gaps_in(function)
+    }  # fmt: skip
+
+
+def host_microseconds(function: Callable[[], Any], calls: int = 100) -> float:
+    """What a call takes the host, which waits for nothing: few enough to queue."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    seconds = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return 1e6 * seconds / calls
+
+
+def graph_row(function: Callable[[], tuple[torch.Tensor, ...]]) -> dict[str, Any]:
+    """The same calls, captured once and replayed.
+
+    Raises:
+        ArithmeticError: a replay gives other values than a call.
+    """
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = function()
+    for tensor in captured:
+        tensor.fill_(torch.nan)
+    graph.replay()
+    if not all(map(torch.equal, captured, function())):
+        raise ArithmeticError("a replayed graph gives other gradients than a call")
+    return {"implementation": "ours, CUDA graph", "host µs": host_microseconds(graph.replay)}
 
 
 def steps(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:

@@ -124,6 +124,16 @@ def test_times_stand_over_the_estimate_where_the_card_has_one(
     assert not [name for name in row if "estimate" in name]
 
 
+def test_the_hosts_time_of_a_call_is_that_of_all_calls_over_their_number(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("waited"))
+    monkeypatch.setattr(program.time, "perf_counter", iter((10.0, 10.5)).__next__)
+    assert program.host_microseconds(lambda: events.append("called"), calls=5) == 1e5
+    assert events == ["waited", *["called"] * 5, "waited"]
+
+
 def test_a_plot_without_figures_is_not_left_from_before(
     program: ModuleType, tiny: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
