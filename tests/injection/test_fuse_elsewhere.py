@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from support.following import called_alone
@@ -58,13 +56,6 @@ def assert_same_step(expected: nn.Module, actual: nn.Module) -> None:
     assert torch.equal(actual(picture()), expected(picture()))
     pairs = zip(gradients(actual, picture()), gradients(expected, picture()), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
-
-
-@pytest.fixture
-def one_process() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("static_graph", [False, True])

@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -294,21 +293,17 @@ def test_an_interrupted_forward_pass_is_forgotten_by_the_next() -> None:
     assert kept(other, y) > expected
 
 
-def test_distributed_and_accumulated_gradients_are_the_same() -> None:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        found = []
-        for change in (lambda model: model, recompute):
-            torch.manual_seed(0)
-            model, x = built("projection")
-            parallel = DistributedDataParallel(change(model))
-            with parallel.no_sync():
-                parallel(x).square().sum().backward()
-            parallel(2 * x).square().sum().backward()
-            found.append([p.grad for p in model.parameters()])
-        assert all(map(torch.equal, *found))
-    finally:
-        dist.destroy_process_group()
+def test_distributed_and_accumulated_gradients_are_the_same(one_process: None) -> None:
+    found = []
+    for change in (lambda model: model, recompute):
+        torch.manual_seed(0)
+        model, x = built("projection")
+        parallel = DistributedDataParallel(change(model))
+        with parallel.no_sync():
+            parallel(x).square().sum().backward()
+        parallel(2 * x).square().sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

@@ -243,13 +243,6 @@ def small_model() -> nn.Sequential:
     )
 
 
-@pytest.fixture
-def one_process() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("static_graph", [False, True])
 def test_distributed_data_parallel(static_graph: bool, one_process: None) -> None:
     model = small_model()
