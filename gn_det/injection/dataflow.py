@@ -262,7 +262,7 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", self._paths[m.norm], (convolved,), {})
         if "forward" in vars(m):
             raise UntraceableError(f"calls {path}, which has a forward of its own")
-        return unfused_forward(type(m))(m, *args, **kwargs)
+        return unfused_kind(m).forward(m, *args, **kwargs)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -321,9 +321,9 @@ class _Tracer(fx.Tracer):
         return True
 
 
-def unfused_forward(kind: type[nn.Module]) -> Callable:
-    """The forward that a class had before :func:`gn_det.fuse` gave it another."""
-    return getattr(kind, "unfused_kind", kind).forward
+def unfused_kind(module: nn.Module) -> type[nn.Module]:
+    """A module's own class, which :func:`gn_det.fuse` may have put a generated one before."""
+    return getattr(type(module), "unfused_kind", type(module))
 
 
 def is_norm(module: nn.Module) -> bool:

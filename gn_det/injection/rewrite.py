@@ -29,6 +29,7 @@ from gn_det.injection.dataflow import (
     is_norm,
     path_of,
     record,
+    unfused_kind,
 )
 from gn_det.injection.merging import Merging, recompute
 from gn_det.injection.source import (
@@ -150,7 +151,7 @@ class _Planner:
         if not parts or _has_no_forward(module):
             return
         rewritings = []
-        for method in _forwards_of(_unfused_kind(module)):
+        for method in _forwards_of(unfused_kind(module)):
             try:
                 rewriting = self._rewriting(module, method)
             except UntraceableError as error:
@@ -177,7 +178,7 @@ class _Planner:
             raise UntraceableError("is one of its own")
         if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
             raise UntraceableError("is a recorded one already")
-        forward = getattr(_unfused_kind(module), method)
+        forward = getattr(unfused_kind(module), method)
         optional = [
             name
             for name, each in [*inspect.signature(forward).parameters.items()][1:]
@@ -334,7 +335,7 @@ class _Rewriting:
             entered |= each.record.entered
         for path, part in entered.items():
             if path:
-                kind = _unfused_kind(part)
+                kind = unfused_kind(part)
                 yield f"isinstance({expression(path)}, {named(kind, names)})"
             yield f"tuple({expression(path_of(path, '_modules'))}) == {tuple(part._modules)!r}"
         for path, part in self._passed.items():
@@ -352,7 +353,7 @@ _numbers = itertools.count()
 
 def _generate(module: nn.Module, rewritings: Sequence[_Rewriting]) -> type[nn.Module]:
     """The class with rewritten methods; modules of one class that compute the same share it."""
-    kind = _unfused_kind(module)
+    kind = unfused_kind(module)
     key: tuple = (kind,)
     methods = []
     for each in rewritings:
@@ -385,11 +386,6 @@ def _subclass(kind: type[nn.Module], members: dict[str, Any]) -> type[nn.Module]
     named = {"__module__": getattr(kind, "__module__", __name__), "__qualname__": kind.__qualname__}
     named["__doc__"] = kind.__doc__
     return type(kind)(kind.__name__, (Rewritten, kind), {**named, "unfused_kind": kind, **members})
-
-
-def _unfused_kind(module: nn.Module) -> type[nn.Module]:
-    """A module's own class, also where it was fused."""
-    return getattr(type(module), "unfused_kind", type(module))
 
 
 def _forwards_of(kind: type[nn.Module]) -> list[str]:
