@@ -165,17 +165,23 @@ def exactness(found: Findings, device: torch.device, output: Path, extent: Exten
 
 
 def times(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
+    card = card_of(environment(device).get("card", ""))
     for (dtype, layout), case in itertools.product(extent.variants, extent.timed):
-        measure = partial(time_row, device, case, "GN+ReLU", dtype, layout)
+        measure = partial(time_row, device, card, case, "GN+ReLU", dtype, layout)
         found.check(f"{case.name}, {dtype}, {layout}", measure)
 
 
 def time_row(
-    device: torch.device, case: kernel_report.Case, form: str, dtype: str, layout: str
+    device: torch.device,
+    card: str | None,
+    case: kernel_report.Case,
+    form: str,
+    dtype: str,
+    layout: str,
 ) -> dict[str, Any]:
     """Times of one case, and ours over the estimate where the card is one that has one."""
     row = kernel_report.timing_row(case, form, dtype, layout, device.type)
-    if card := card_of(environment(device).get("card", "")):
+    if card:
         (estimated,) = estimate_rows([case], form, dtype, layout, card)
         for direction in ("forward", "backward"):
             microseconds = 1000 * row[f"ours {direction} ms"]

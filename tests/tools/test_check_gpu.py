@@ -115,12 +115,18 @@ def test_a_failed_check_takes_its_figure_away_and_leaves_the_others(
 def test_times_stand_over_the_estimate_where_the_card_has_one(
     program: ModuleType, tiny: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "environment", lambda device: {"card": "NVIDIA H100 80GB HBM3"})
-    row = program.time_row(CPU, tiny.timed[0], "GN+ReLU", "bf16", "contiguous")
+    def row_on(name: str) -> dict:
+        monkeypatch.setattr(program, "environment", lambda device: {"card": name})
+        found = Findings("", 60)
+        program.times(found, CPU, Path(), tiny._replace(timed=tiny.timed[:1], variants=variants))
+        assert not found.faults
+        return found.rows[0]
+
+    variants = [("bf16", "contiguous")]
+    row = row_on("NVIDIA H100 80GB HBM3")
     for direction in ("forward", "backward"):
         assert 2.0 < row[f"{direction} / estimate"] * 2.7 < 2000.0  # of 2 ms, at least one launch
-    monkeypatch.setattr(program, "environment", lambda device: {"card": "Tesla T4"})
-    row = program.time_row(CPU, tiny.timed[0], "GN+ReLU", "bf16", "contiguous")
+    row = row_on("Tesla T4")
     assert not [name for name in row if "estimate" in name]
 
 
