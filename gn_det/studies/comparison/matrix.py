@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
@@ -131,7 +132,7 @@ def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> d
     Args:
         runs: of the matrix.
         train_net: tools/train_net.py.
-        jobs: runs at a time; they share the cores of the CPU.
+        jobs: runs at a time; they share the threads that PyTorch has here.
         num_gpus: of each run.
 
     Returns:
@@ -142,7 +143,10 @@ def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> d
     before = catch_ending(end)
     failures: dict[str, str] = {}
     total = sum(run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH for run in runs)
-    with tqdm(total=total, unit="image", desc="comparison", smoothing=0.05) as progress:
+    often = 1 if sys.stderr.isatty() else 60  # seconds; a log keeps every line
+    with tqdm(
+        total=total, unit="image", desc="comparison", smoothing=0.05, mininterval=often
+    ) as progress:
         progress.initial = progress.n = _images_done(runs)
         try:
             while waiting or working:
@@ -157,9 +161,9 @@ def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> d
                     if not run.finished:
                         failures[run.name] = run.failure
                         progress.write(f"{run.name} failed: {run.failure}")
-                progress.set_postfix_str(", ".join(run.name for run in working.values()))
-                progress.n = _images_done(runs)
-                progress.refresh()
+                names = ", ".join(run.name for run in working.values())
+                progress.set_postfix_str(names, refresh=False)
+                progress.update(_images_done(runs) - progress.n)
         finally:
             for process in working:  # each saves a checkpoint
                 process.send_signal(signal.SIGTERM)
@@ -173,7 +177,7 @@ def _start(run: Run, train_net: Path, jobs: int, num_gpus: int) -> subprocess.Po
     make_folder(run.folder)
     config = run.folder / "config.yaml"
     write_atomically(config, dump_config(run.cfg))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     with open(run.folder / "console.txt", "a") as console:
         return subprocess.Popen(
             [

@@ -88,7 +88,7 @@ def run_sweep(
         recipe.check(device)
     load_images(first.data, first.size)
     outcomes: dict[str, dict[str, Any] | str] = {}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     with study_folder(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
         waiting = []
         for name, recipe in recipes.items():
