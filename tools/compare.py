@@ -24,6 +24,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
 
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
@@ -217,6 +218,8 @@ def with_prepared_weights(
     They are made from the weights without that ending, on the pictures that the runs train on.
     """
     changed = {}
+    for name in ("gn_det.injection", "gn_det.studies"):  # that of fitting and distillation
+        setup_logger(name=name)
     for name, recipe in recipes.items():
         weights, stage = source_of(recipe.MODEL.TIMM.WEIGHTS)
         if stage:

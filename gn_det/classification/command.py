@@ -29,6 +29,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": int,
         "help": "side of the images (default: 8 of digits, 224 of folders of classes, else 48)",
     },
+    "max_objects": {
+        "type": int,
+        "metavar": "N",
+        "help": "of each split of a folder in COCO format, drawn by chance (default: all)",
+    },
     "epochs": {"type": int},
     "ims_per_gpu": {"type": int, "help": "images a process has in a step"},
     "lr": {"type": float, "help": "at 32 images a process, in proportion for others"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,29 @@ from gn_det.utils import printable
 
 __all__ = ["ObjectCrops", "sample"]
 
+_BACKGROUND = "background"
 _CONTEXT = 1.25  # side of a crop in sides of its object
+_TRIES = 20  # to find a place without objects
 
 
 class ObjectCrops(Dataset):
     """Crops around the objects of a COCO-format data set, and their classes.
 
-    Samples are as in :mod:`gn_det.classification.crops`. Crowds are left out. What is mended or
-    dropped in the annotations is printed in the main process.
+    Where the data set has one class, "background" is the other: for each object a crop of the same
+    size, drawn by chance in the same picture, that shows no object. Crowds are left out. What is
+    mended or dropped in the annotations is printed in the main process.
 
     Args:
         json_file, image_root: the data set.
         size: side of an image in pixels.
         augmented: whether a crop is mirrored, shifted and scaled at random, by NumPy's generator.
         known: (id, name) of the categories of the training split; () for that split itself.
+        max_objects: the most objects, drawn by chance, always the same; None (default) for all.
 
     Attributes:
-        categories: (id, name) of the classes.
+        categories: (id, name) of the categories.
+        classes: the names, and "background" beside a single one.
+        objects: file, box in XYWH pixels and index of the class of each crop.
         found: a table of what was mended, dropped and warned of; "" for nothing.
 
     Raises:
@@ -50,7 +57,10 @@ class ObjectCrops(Dataset):
         *,
         augmented: bool,
         known: Known = (),
+        max_objects: int | None = None,
     ) -> None:
+        if max_objects is not None and max_objects < 1:
+            raise InputError(f"max_objects {max_objects}: at least 1")
         checked = read_folder(
             CocoFolder("", str(json_file), str(image_root)), masks=False, known=known
         )
@@ -81,6 +91,26 @@ class ObjectCrops(Dataset):
         self.found = checked.findings.table()
         if self.found and comm.is_main_process():
             print(f"\nFound in {json_file}:\n\n{self.found}\n")
+        draw = np.random.default_rng(0)
+        if max_objects is not None and max_objects < len(self.objects):
+            chosen = draw.choice(len(self.objects), max_objects, replace=False)
+            self.objects = [self.objects[i] for i in sorted(chosen)]
+        if len(self.classes) == 1:
+            boxes: dict[str, list[list[float]]] = defaultdict(list)
+            for a in dataset["annotations"]:
+                boxes[files[a["image_id"]]].append(a["bbox"])
+            free = [
+                (file, box, 1)
+                for file, like, _ in self.objects
+                if (box := _place_without(boxes[file], like, self._sizes[file], draw))
+            ]
+            if not free:
+                raise InputError(
+                    f"{json_file} has one class, {printable(self.classes[0])}, and no place beside "
+                    "its objects that could be background"
+                )
+            self.classes.append(_BACKGROUND)
+            self.objects += free
         self.size = size
         self.augmented = augmented
 
@@ -107,6 +137,31 @@ class ObjectCrops(Dataset):
         if mirrored:
             crop = crop[:, ::-1]
         return sample(crop, label, file)
+
+
+def _place_without(
+    boxes: list[list[float]], like: list[float], size: tuple[int, int], draw: np.random.Generator
+) -> list[float] | None:
+    """A square as large as a box whose crop touches no box; None where chance found none.
+
+    Args:
+        boxes: in XYWH pixels.
+        like: one of them.
+        size: width and height of the picture.
+        draw: of chance.
+    """
+    side = max(like[2:])
+    crop = _CONTEXT * side
+    room = np.array(size) - crop
+    if room.min() < 0:
+        return None
+    x, y, width, height = np.array(boxes).T
+    for left, top in draw.uniform(size=(_TRIES, 2)) * room:
+        apart = (x >= left + crop) | (y >= top + crop) | (x + width <= left) | (y + height <= top)
+        if apart.all():
+            margin = (crop - side) / 2
+            return [left + margin, top + margin, side, side]
+    return None
 
 
 def sample(image: np.ndarray, label: int, file_name: str) -> dict[str, Any]:

@@ -26,26 +26,31 @@ from gn_det.errors import InputError
 __all__ = ["Digits", "Folder", "GeneratedImages", "load_images"]
 
 
-def load_images(data: str, size: int | None = None) -> tuple[Dataset, Dataset]:
+def load_images(
+    data: str, size: int | None = None, max_objects: int | None = None
+) -> tuple[Dataset, Dataset]:
     """Training and held-out split of a classification set.
 
     Args:
         data: "digits", "generated", or a folder: with one folder per class in ``train/`` and
             ``val/``, as ImageNet and :class:`torchvision.datasets.ImageFolder` have it, or with
-            ``train.json``, ``val.json`` and ``images/`` in COCO format, whose objects are cut out.
+            ``train.json``, ``val.json`` and ``images/`` in COCO format, whose objects are cut out
+            (see :class:`gn_det.classification.crops.ObjectCrops`).
         size: side of the images in pixels; default 8 for digits, 224 for folders of classes, 48
             for the others.
+        max_objects: of each split, for sets in COCO format; default: all.
 
     Returns:
         Map-style data sets, each with ``classes``, the names.
 
     Raises:
-        InputError: no such set, or the splits have different classes.
+        InputError: no such set, the splits have different classes, or max_objects is for another
+            kind of set.
     """
     if size is not None and size < 1:
         raise InputError(f"size {size} is below 1 pixel")
-    train = _split(data, "train", size)
-    val = _split(data, "val", size, getattr(train, "categories", ()))
+    train = _split(data, "train", size, max_objects)
+    val = _split(data, "val", size, max_objects, getattr(train, "categories", ()))
     if train.classes != val.classes:
         raise InputError(
             f"{data}: the held-out classes {val.classes} are not the training ones, {train.classes}"
@@ -53,15 +58,28 @@ def load_images(data: str, size: int | None = None) -> tuple[Dataset, Dataset]:
     return train, val
 
 
-def _split(data: str, split: str, size: int | None, known: Known = ()) -> Dataset:
+def _split(
+    data: str, split: str, size: int | None, max_objects: int | None, known: Known = ()
+) -> Dataset:
+    in_coco_format = (Path(data) / "train.json").exists()
+    if max_objects is not None and not in_coco_format:
+        raise InputError(
+            f"max_objects {max_objects} is for sets in COCO format, and {data} is none"
+        )
     if data == "digits":
         return Digits(split, size or 8)
     if data == "generated":
         return GeneratedImages(split, size or 48)
     folder, augmented = Path(data), split == "train"
-    if (folder / "train.json").exists():
-        file, images = folder / f"{split}.json", folder / "images"
-        return ObjectCrops(file, images, size or 48, augmented=augmented, known=known)
+    if in_coco_format:
+        return ObjectCrops(
+            folder / f"{split}.json",
+            folder / "images",
+            size or 48,
+            augmented=augmented,
+            known=known,
+            max_objects=max_objects,
+        )
     return Folder(folder / split, size or 224, augmented=augmented)
 
 

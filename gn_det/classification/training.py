@@ -74,7 +74,7 @@ class ClassifierRecipe:
     SGD with momentum 0.9, and a weight decay of 1e-4 on all parameters, γ and β as well.
 
     Attributes:
-        data, size: for :func:`gn_det.classification.datasets.load_images`.
+        data, size, max_objects: for :func:`gn_det.classification.datasets.load_images`.
         network, norm, num_groups, channels_per_group: for
             :func:`gn_det.classification.networks.build_classifier`.
         epochs: passes over the training images.
@@ -92,6 +92,7 @@ class ClassifierRecipe:
     num_groups: int | None = None
     channels_per_group: int | None = None
     size: int | None = None
+    max_objects: int | None = None
     epochs: int = 100
     ims_per_gpu: int = 32
     lr: float = 0.1
@@ -159,7 +160,7 @@ def train_classifier(
             with another recipe, other images or another number of processes.
     """
     recipe.check(device)
-    train, val = load_images(recipe.data, recipe.size)
+    train, val = load_images(recipe.data, recipe.size, recipe.max_objects)
     ims_per_step = recipe.ims_per_gpu * comm.get_world_size()
     steps = len(train) // ims_per_step
     if steps == 0:
@@ -296,8 +297,9 @@ def read_classifier(folder: Path) -> tuple[ClassifierRecipe, Classifier]:
     try:
         settings = json.loads((folder / _RECIPE).read_text())
         results = json.loads((folder / _RESULTS).read_text())
-        recipe = ClassifierRecipe(**{f.name: settings[f.name] for f in fields(ClassifierRecipe)})
-    except (OSError, ValueError, KeyError) as error:
+        names = [field.name for field in fields(ClassifierRecipe)]
+        recipe = ClassifierRecipe(**{name: settings[name] for name in names if name in settings})
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder} has no finished classifier of tools/train_classifier.py"
         ) from error

@@ -96,3 +96,57 @@ def test_what_is_mended_is_said_and_classes_are_matched_by_name(
     assert val.classes == train.classes == ["circle", "triangle", "square"]
     assert {label for _, _, label in val.objects} <= {0, 1, 2}
     assert "iscrowd is missing" in val.found and val.found in capsys.readouterr().out
+
+
+def one_class(dataset: dict) -> None:
+    dataset["categories"] = [{"id": 7, "name": "thing"}]
+    for annotation in dataset["annotations"]:
+        annotation["category_id"] = 7
+
+
+def test_a_single_class_stands_against_background_that_shows_no_object(
+    edit_shapes: Callable,
+) -> None:
+    dataset = crops(edit_shapes(one_class))
+    assert dataset.classes == ["thing", "background"]
+    labels = [label for _, _, label in dataset.objects]
+    objects, backgrounds = labels.count(0), labels.count(1)
+    assert 0.5 * objects < backgrounds <= objects  # dense pictures have no free place
+    boxes: dict[str, list] = {}
+    for file, box, label in dataset.objects:
+        boxes.setdefault(file, []).append((box, label))
+    for found in boxes.values():
+        for x, y, side, _ in (box for box, label in found if label == 1):
+            margin = side * 0.125  # of the crop, which shows a quarter more
+            for u, v, width, height in (box for box, label in found if label == 0):
+                apart_x = u >= x + side + margin - 1e-6 or u + width <= x - margin + 1e-6
+                apart_y = v >= y + side + margin - 1e-6 or v + height <= y - margin + 1e-6
+                assert apart_x or apart_y
+    assert dataset[len(dataset) - 1]["label"] == 1
+
+
+def test_a_single_class_that_fills_its_pictures_leaves_no_background(
+    edit_shapes: Callable,
+) -> None:
+    def filled(dataset: dict) -> None:
+        one_class(dataset)
+        sizes = {i["id"]: (i["width"], i["height"]) for i in dataset["images"]}
+        for annotation in dataset["annotations"]:
+            annotation["bbox"] = [0, 0, *sizes[annotation["image_id"]]]
+
+    with pytest.raises(InputError, match="no place beside its objects that could be background"):
+        crops(edit_shapes(filled))
+
+
+def test_the_most_objects_are_drawn_the_same_way_each_time(edit_shapes: Callable) -> None:
+    folder = edit_shapes(lambda d: None)
+
+    def some(number: int) -> list:
+        file, images = folder / "train.json", folder / "images"
+        return ObjectCrops(file, images, 32, augmented=False, max_objects=number).objects
+
+    assert len(some(5)) == 5 and some(5) == some(5)
+    assert {str(o) for o in some(5)} <= {str(o) for o in crops(folder).objects}
+    assert some(10**6) == crops(folder).objects
+    with pytest.raises(InputError, match="max_objects 0: at least 1"):
+        some(0)

@@ -85,6 +85,8 @@ def test_what_is_no_set_is_an_error(folder: Path, tmp_path: Path) -> None:
     (folder / "val" / "cat").rename(folder / "val" / "cow")
     with pytest.raises(InputError, match=r"held-out classes \['cow', 'dog'\] are not"):
         load_images(str(folder))
+    with pytest.raises(InputError, match="max_objects 5 is for sets in COCO format, and digits is"):
+        load_images("digits", max_objects=5)
     with pytest.raises(InputError, match="size 0 is below 1"):
         load_images("digits", 0)
 

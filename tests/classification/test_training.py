@@ -53,7 +53,9 @@ class Colours(Dataset):
 @pytest.fixture(autouse=True)
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        engine, "load_images", lambda data, size: (Colours(size or 8), Colours(size or 8, 7))
+        engine,
+        "load_images",
+        lambda data, size, max_objects: (Colours(size or 8), Colours(size or 8, 7)),
     )
 
 

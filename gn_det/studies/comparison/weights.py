@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from gn_det.data.train_loader import build_train_loader
 from gn_det.injection import convert_bn, distill
 from gn_det.modeling.with_gn import groups_from_config
-from gn_det.utils import make_folder, whole_file
+from gn_det.utils import make_folder, whole_file, write_atomically
 
 __all__ = ["STAGES", "prepare_weights", "source_of"]
 
 STAGES = ("calibrated", "distilled")
-_CALIBRATION_IMAGES = 64
+_CALIBRATION_IMAGES = 16  # a fit takes a pass over them for every norm
 
 
 def source_of(weights: str) -> tuple[str, str]:
@@ -44,8 +44,9 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int) -> None:
     """Write GN weights of a config's backbone, as files for MODEL.TIMM.WEIGHTS.
 
     ``calibrated.pth`` has γ and β fitted to the outputs of BN, ``distilled.pth`` also the features
-    of the backbone with BN learnt. Both use the training pictures without their labels. Files that
-    are there stay; an interrupted distillation goes on.
+    of the backbone with BN learnt, and ``errors.txt`` has the error of each level. All come from
+    the training pictures without their labels. Files that are there stay; an interrupted
+    distillation goes on.
 
     Args:
         cfg: with a timm backbone with frozen BN, MODEL.TIMM.WEIGHTS, the training set and a SEED
@@ -73,6 +74,7 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int) -> None:
     checkpoint = folder / "distillation.checkpoint"
     done = distill(student, teacher, batches, steps=steps, checkpoint=checkpoint)
     log.info(f"errors of the features\n{done}")
+    write_atomically(folder / "errors.txt", f"{done}\n")
     _write(student, teacher, folder / "distilled.pth")
     checkpoint.unlink()
 

@@ -70,7 +70,7 @@ def convert_classifier(
     recipe, classifier = read_classifier(source)
     groups = {"num_groups": num_groups, "channels_per_group": channels_per_group}
     gn_recipe = replace(recipe, norm="GN", **groups, epochs=fine_tune, lr=lr, schedule="cosine")
-    images, held_out = load_images(recipe.data, recipe.size)
+    images, held_out = load_images(recipe.data, recipe.size, recipe.max_objects)
     batches = _calibration_batches(images, calibration_images, recipe.seed)
 
     def report(conversion: Conversion) -> None:

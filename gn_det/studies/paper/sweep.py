@@ -86,7 +86,7 @@ def run_sweep(
     print(json.dumps(asdict(first), indent=2))
     for recipe in recipes.values():
         recipe.check(device)
-    load_images(first.data, first.size)
+    load_images(first.data, first.size, first.max_objects)
     outcomes: dict[str, dict[str, Any] | str] = {}
     threads = max(1, torch.get_num_threads() // jobs)
     with study_folder(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
