@@ -48,7 +48,7 @@ def main() -> None:
     if row is None:
         print(f"No recommendation: not one image of {RECIPES / COUNTED} fits.")
         return
-    print(recommendation(row, near, args.data, fitting))
+    print(recommendation(row, near, args.data, fitting, args.num_gpus))
 
 
 def images_that_fit(gpu_memory: str | None) -> int:
@@ -131,7 +131,7 @@ def no_recommendation(nearest: Row, far: dict[str, tuple[float, float]]) -> str:
     )
 
 
-def recommendation(row: Row, near: list[Row], data: Path, fitting: int) -> str:
+def recommendation(row: Row, near: list[Row], data: Path, fitting: int, num_gpus: int) -> str:
     """Recipe, weights, learning rate and steps, and the command that trains."""
     images = "1 image" if row.ims_per_batch == 1 else f"{row.ims_per_batch} images"
     config = RECIPES / f"{row.recipe}.yaml"
@@ -148,13 +148,18 @@ def recommendation(row: Row, near: list[Row], data: Path, fitting: int) -> str:
     if close:
         names = ", ".join(f"{o.recipe} at {o.ims_per_batch} a step" for o in close)
         lines.append(f"Within 1 AP of it: {names}.")
+    if num_gpus > 1:
+        lines.append(
+            f"That was measured on one GPU. On {num_gpus} the same pictures are seen in "
+            f"1/{num_gpus} of the steps, and the learning rate rises in proportion."
+        )
     stage = source_of(cfg.MODEL.TIMM.WEIGHTS)[1]
     if stage:
         lines.append(f"`make compare-photos DATA={data}` makes its {stage} weights.")
-    return "\n".join([*lines, "", command(row, cfg, config, data)])
+    return "\n".join([*lines, "", command(row, cfg, config, data, num_gpus)])
 
 
-def command(row: Row, cfg: CfgNode, config: Path, data: Path) -> str:
+def command(row: Row, cfg: CfgNode, config: Path, data: Path, num_gpus: int) -> str:
     """That trains the row's recipe with its schedule on the data."""
     scale = row.ims_per_batch / cfg.SOLVER.IMS_PER_BATCH  # of the reference
     steps = round(row.steps * scale)
@@ -168,10 +173,11 @@ def command(row: Row, cfg: CfgNode, config: Path, data: Path) -> str:
         settings["SOLVER.WARMUP_ITERS"] = round(cfg.SOLVER.WARMUP_ITERS * longer)
         if cfg.MODEL.GN.HAND_OVER_STEPS:
             settings["MODEL.GN.HAND_OVER_STEPS"] = round(cfg.MODEL.GN.HAND_OVER_STEPS * longer)
+    gpus = f"--num-gpus {num_gpus} " if num_gpus > 1 else ""
     overrides = " ".join(f"{key} {value}" for key, value in settings.items())
     return (
         f".venv/bin/python tools/train_net.py --config-file {config} --train {data}/train.json "
-        f"{data}/images --val {data}/val.json {data}/images OUTPUT_DIR output/recommended "
+        f"{data}/images --val {data}/val.json {data}/images {gpus}OUTPUT_DIR output/recommended "
         f"{overrides}"
     )
 
@@ -183,6 +189,9 @@ def parse_arguments() -> argparse.Namespace:
         "--gpu-memory", help="of the card, such as 8GiB (default: that of this machine's GPU)"
     )
     parser.add_argument(
+        "--num-gpus", "--gpus", type=int, default=1, help="GPUs to train on, default: %(default)s"
+    )
+    parser.add_argument(
         "--measured",
         nargs="+",
         type=Path,
@@ -190,7 +199,10 @@ def parse_arguments() -> argparse.Namespace:
         metavar="CSV",
         help="more rows: measured.csv of comparisons",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.num_gpus < 1:
+        parser.error(f"--num-gpus {args.num_gpus}: at least 1")
+    return args
 
 
 if __name__ == "__main__":

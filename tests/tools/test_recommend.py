@@ -13,6 +13,7 @@ from gn_det import InputError
 from gn_det.config import load_config
 from gn_det.data.coco import read_coco
 from gn_det.data.facts import facts_of
+from gn_det.engine.schedule import resolve_schedule
 from gn_det.studies.recommendation.measured import Row, rows_text
 
 PROGRAM = "tools/recommend.py"
@@ -60,6 +61,27 @@ def test_the_recommendation_names_its_row_and_the_command_has_its_schedule(
     # For the reference of 2 images: twice the rate, half the steps, all stretched alike.
     assert (cfg.SOLVER.IMS_PER_GPU, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (1, 0.02, 600)
     assert (cfg.SOLVER.WARMUP_ITERS, cfg.MODEL.GN.HAND_OVER_STEPS) == (200, 400)
+
+
+def test_several_gpus_train_as_many_pictures_in_fewer_steps(
+    shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    table = tmp_path / "measured.csv"
+    table.write_text(rows_text([row(shapes)]))
+    call_main(PROGRAM, shapes, "--measured", table, "--num-gpus", 4)
+    told = capsys.readouterr().out
+    assert "measured on one GPU. On 4 the same pictures are seen in 1/4 of the steps" in told
+    command = shlex.split(told.strip().splitlines()[-1])
+    assert command[command.index("--num-gpus") + 1] == "4"
+    cfg = load_config(
+        command[command.index("--config-file") + 1], command[command.index("OUTPUT_DIR") :]
+    )
+    scaled = resolve_schedule(cfg, 4)
+    assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.BASE_LR) == (4, 0.04)
+    assert scaled.SOLVER.MAX_ITER == 1200 // 4
+    with pytest.raises(SystemExit):
+        call_main(PROGRAM, shapes, "--num-gpus", 0)
+    assert "--num-gpus 0: at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
