@@ -348,6 +348,7 @@ def measure(runs: Sequence[Run]) -> list[Cost]:
                 continue
             cfg = run.cfg.clone()
             cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = ims_per_gpu, 0
+            cfg.MODEL.GN.HAND_OVER_STEPS = 0
             batch = batch or next(iter(build_train_loader(cfg)))
             models[run.recipe] = build_model(cfg).train()
             Checkpointer(models[run.recipe]).load(str(run.folder / "model_final.pth"))

@@ -21,8 +21,12 @@ class HandOverHook(HookBase):
     lasts, they have BN as the state of this hook.
 
     Args:
-        model: whose norms are handed over.
+        model: whose norms are handed over: one built with MODEL.GN.HAND_OVER_STEPS.
         steps: that the hand-over takes.
+
+    Raises:
+        InputError: when training begins: a norm is frozen, or the checkpoint that it goes on from
+            has no BN.
     """
 
     def __init__(self, model: nn.Module, steps: int) -> None:
@@ -39,7 +43,12 @@ class HandOverHook(HookBase):
                     "the checkpoint has no frozen BN to hand over from: the run began without "
                     "MODEL.GN.HAND_OVER_STEPS"
                 )
-            for _, norm in hand_overs(self.model):
+            for name, norm in hand_overs(self.model):
+                if not norm.weight.requires_grad:
+                    raise InputError(
+                        f"{name} is frozen: it would become GN, and what feeds it could not adapt; "
+                        "set MODEL.BACKBONE.FREEZE_AT to 0"
+                    )
                 norm.begin()
             self._began = True
 

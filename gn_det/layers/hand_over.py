@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gn_det.errors import InputError
 from gn_det.layers.group_norm import FusedGroupNorm, FusedGroupNormAct
 
 __all__ = ["HandOver", "finish", "hand_over_from", "hand_overs", "statistics_of"]
@@ -20,7 +21,7 @@ class HandOver:
     """Makes (1 − α) · BN(x) + α · GN(x) of a FusedGroupNorm that stands behind it among the bases.
 
     BN is frozen. Before :meth:`begin`, its statistics can be loaded under its own names, and the
-    norm is a plain GN. Afterwards the state dict has γ and β of the GN alone.
+    norm is a plain GN that refuses to train. Afterwards the state dict has γ and β of the GN alone.
 
     Attributes:
         alpha: the part of GN, from 0 to 1.
@@ -33,6 +34,11 @@ class HandOver:
     bn_eps: float
 
     def normalize(self, x: Tensor, activation: str | None = None, *fused: Any) -> Tensor:
+        if self.training and "running_mean" in self._buffers:
+            raise InputError(
+                "MODEL.GN.HAND_OVER_STEPS is set, and nothing hands over to GN: give the trainer "
+                "gn_det.engine.hand_over.HandOverHook(model, steps) by its register_hooks"
+            )
         gn = super().normalize(x, None, *fused)
         if self.alpha < 1:
             shape = (1, -1, *[1] * (x.dim() - 2))

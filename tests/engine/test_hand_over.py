@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicBlock
 from support.programs import ROOT
@@ -129,8 +129,8 @@ def test_a_norm_is_the_mean_of_both() -> None:
     norm = model.block.conv1.norm
     assert isinstance(norm, HandOver)
     gn = nn.functional.group_norm(x, 2, norm.weight, norm.bias, norm.eps)
-    torch.testing.assert_close(norm(x), gn)  # before a training
-    norm.begin()
+    torch.testing.assert_close(norm.eval()(x), gn)  # before a training
+    norm.train().begin()
     with torch.no_grad():
         norm.weight.mul_(3)  # as training may: BN keeps its own
     gn = nn.functional.group_norm(x, 2, norm.weight, norm.bias, norm.eps)
@@ -158,9 +158,9 @@ def test_every_checkpoint_has_the_weights_of_gn_alone(tmp_path: Path, iteration:
     assert saved["model"].keys() == plain.state_dict().keys()
     assert ("HandOverHook" in saved["trainer"]["hooks"]) == (iteration < STEPS - 1)
     # A model that is built for a hand-over evaluates them as plain GN.
-    model = handed_over()
+    model = handed_over().eval()
     Checkpointer(model).load(str(file if file.exists() else tmp_path / "model_final.pth"))
-    plain.load_state_dict(saved["model"])
+    plain.eval().load_state_dict(saved["model"])
     x = torch.stack(batches()[0])
     torch.testing.assert_close(model.features(x), plain.features(x))
 
@@ -188,6 +188,31 @@ def test_a_run_that_began_without_it_cannot_go_on_with_it(tmp_path: Path) -> Non
     train(handed_over(), tmp_path, 2, steps=2)
     with pytest.raises(InputError, match="no frozen BN to hand over from"):
         train(handed_over(), tmp_path, resume=True)
+
+
+def test_a_trainer_without_the_hook_cannot_train_it() -> None:
+    with pytest.raises(InputError, match=r"nothing hands over to GN: give the trainer .*HandOver"):
+        handed_over()(batches()[0])
+
+
+def test_any_trainer_of_detectron2_hands_over_with_the_hook() -> None:
+    model = handed_over()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    trainer = SimpleTrainer(model, [batches()[0]] * 9, optimizer)
+    trainer.register_hooks([HandOverHook(model, STEPS)])
+    trainer.train(0, STEPS + 1)
+    assert not any(hand_overs(model))
+    assert {type(n) for n in model.modules() if isinstance(n, FusedGroupNorm)} <= {
+        FusedGroupNorm,
+        FusedGroupNormAct,
+    }
+
+
+def test_a_frozen_norm_cannot_be_handed_over(tmp_path: Path) -> None:
+    model = handed_over()
+    model.block.requires_grad_(False)
+    with pytest.raises(InputError, match=r"block\.conv1\.norm is frozen: .*FREEZE_AT to 0"):
+        train(model, tmp_path)
 
 
 def test_a_norm_that_was_injected_twice_keeps_its_bn() -> None:
