@@ -228,7 +228,8 @@ def with_prepared_weights(
             cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.TIMM.NORM = weights, "FrozenBN"
             cfg.SOLVER.IMS_PER_BATCH = recipe.SOLVER.IMS_PER_BATCH
             groups = "-".join(str(value) for value in groups_from_config(cfg).values())
-            made = folder / f"{Path(weights).stem}-groups-{groups}"
+            ws = "-ws" * cfg.MODEL.GN.WEIGHT_STANDARDIZATION
+            made = folder / f"{Path(weights).stem}-groups-{groups}{ws}"
             if not (made / f"{stage}.pth").exists():
                 print(f"{made}: γ, β of GN are fitted, then {steps} steps of distillation")
             prepare_weights(cfg, made, steps)

@@ -26,7 +26,7 @@ from gn_det.studies.recommendation.nearest import best_row, far_in, nearest_rows
 from gn_det.utils import table
 
 RECIPES = Path("configs/compare/photos")
-COUNTED = "gn_distilled.yaml"  # GN keeps the most for the backward pass
+COUNTED = "gn_everywhere.yaml"  # GN keeps the most for the backward pass
 IMAGES_TRIED = (1, 2, 4, 8, 16)
 
 

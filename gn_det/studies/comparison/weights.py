@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from gn_det.data.train_loader import build_train_loader
-from gn_det.injection import convert_bn, distill
+from gn_det.injection import convert_bn, distill, inject
 from gn_det.modeling.with_gn import groups_from_config
 from gn_det.utils import make_folder, whole_file, write_atomically
 
@@ -71,6 +71,8 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int) -> None:
     log.info(f"fitting γ, β of GN on {number * cfg.SOLVER.IMS_PER_BATCH} training pictures")
     convert_bn(student, [*islice(batches, number)], **groups_from_config(cfg))
     _write(student, teacher, folder / "calibrated.pth")
+    if cfg.MODEL.GN.WEIGHT_STANDARDIZATION:
+        inject(student, weight_standardization=True)
     checkpoint = folder / "distillation.checkpoint"
     done = distill(student, teacher, batches, steps=steps, checkpoint=checkpoint)
     log.info(f"errors of the features\n{done}")
