@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["MAX_ENTRIES", "Plan", "make_plan"]
+__all__ = ["Plan", "make_plan"]
 
 # Four programs for each of the 132 multiprocessors of an H100, resident at once if a thread takes
 # 64 registers, and never more than that, as a last wave costs what a full one does. On an H200 they
@@ -45,7 +45,8 @@ MAX_LANES = 16
 RUN_BYTES = (64, 32)
 MAX_SEGMENTS = 4
 
-# Partials of a group, which every program of the second launch reads at once.
+# Partials of a group, which every program of the second launch reads at once, at most; more where
+# the groups are so few, such as one in an image, that these would not make TARGET_PROGRAMS.
 MAX_ENTRIES = 128
 
 # Threads of a program, at least: a wave of AMD's, two warps of NVIDIA's.
@@ -112,6 +113,11 @@ class Plan:
         return self.num_samples * self.num_tiles * self.num_splits
 
     @property
+    def max_entries(self) -> int:
+        """Partials of a group at most, a power of two."""
+        return _max_entries(self.num_samples * self.num_groups)
+
+    @property
     def num_runs(self) -> int:
         """Runs of samples in the one-pass backward."""
         return math.ceil(self.num_samples / self.samples_per_run)
@@ -160,16 +166,18 @@ def make_plan(
             samples_per_run=max(1, num_samples if num_samples <= ONE_RUN else num_samples // runs),
         )
 
+    entries = _max_entries(num_samples * num_groups)
+    enough = min(TARGET_PROGRAMS, num_samples * num_groups * entries)
     for run_bytes in RUN_BYTES:
         channels = run_bytes // itemsize if channels_last else MAX_LANES
-        least = _power_of_two(math.ceil(channels_per_group / MAX_ENTRIES))
+        least = _power_of_two(math.ceil(channels_per_group / entries))
         lanes = max(least, min(_power_of_two(channels_per_group), channels))
         parts = math.ceil(channels_per_group / lanes)
         segments = max(1, channels // lanes) if channels_last and parts == 1 else 1
         segments = min(segments, _power_of_two(num_groups))
         columns = num_samples * math.ceil(num_groups * parts / segments)
-        max_splits = MAX_ENTRIES // parts
-        if segments <= MAX_SEGMENTS and columns * max_splits >= TARGET_PROGRAMS:
+        max_splits = entries // parts
+        if segments <= MAX_SEGMENTS and columns * max_splits >= enough:
             break
     block_pixels = max(1, min(block_pixels, SPLIT_TILE // (segments * lanes)))
     splits = min(max_splits, max(1, TARGET_PROGRAMS // max(1, columns)))
@@ -186,6 +194,12 @@ def make_plan(
         num_threads=max(WAVE, segments * lanes * block_pixels // ELEMENTS_PER_THREAD),
         samples_per_run=1,
     )
+
+
+def _max_entries(groups: int) -> int:
+    """For so many groups of all samples together; a power of two."""
+    programs = max(1, TARGET_PROGRAMS // max(1, groups))
+    return max(MAX_ENTRIES, 1 << (programs.bit_length() - 1))
 
 
 def _power_of_two(n: int) -> int:

@@ -23,7 +23,7 @@ from gn_det.ops.kernels.backward import (
     reduce_gradients_kernel,
 )
 from gn_det.ops.kernels.forward import apply_kernel, one_pass_kernel, statistics_kernel
-from gn_det.ops.plan import MAX_ENTRIES, Plan, make_plan
+from gn_det.ops.plan import Plan, make_plan
 
 __all__ = [
     "Backward",
@@ -205,7 +205,7 @@ class Forward:
             apply_kernel,
             plan.num_programs,
             (eps, *sizes(plan), *splits(plan)),
-            tile(plan) | {"PARTS": plan.parts, "MAX_ENTRIES": MAX_ENTRIES} | flags,
+            tile(plan) | {"PARTS": plan.parts, "MAX_ENTRIES": plan.max_entries} | flags,
             plan.num_threads,
         )
 
@@ -281,7 +281,7 @@ class Backward:
             plan.num_programs,
             (*sizes(plan), *splits(plan)),
             tile(plan)
-            | {"PARTS": plan.parts, "MAX_ENTRIES": MAX_ENTRIES}
+            | {"PARTS": plan.parts, "MAX_ENTRIES": plan.max_entries}
             | {"RELU": form.relu and not form.keeps_output},  # else the mask is in dz already
             plan.num_threads,
         )

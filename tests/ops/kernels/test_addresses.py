@@ -303,6 +303,6 @@ def test_launches_for_huge_tensors_count_in_32_bits_what_has_32_bits(
     for direction in (False, True):
         cut = launch.plan_of(image, 16, direction)
         assert cut.channels_last == (layout == CHANNELS_LAST)
-        assert cut.num_splits * cut.parts <= plan.MAX_ENTRIES
+        assert cut.num_splits * cut.parts <= cut.max_entries
         covered = cut.num_splits * cut.split_blocks * cut.block_pixels
         assert 6000 * 7000 <= covered < 2**31

@@ -63,6 +63,7 @@ def test_an_empty_batch_gives_zero_not_missing_parameter_gradients(
         ((1, 33, 3, 3), 11),
         ((2, 10, 3, 3), 2),  # 5 channels per group
         ((1, 48, 3, 3), 2),  # 24
+        ((1, 2, 361, 370), 1),  # more than 128 programs for one group
     ],
     ids=str,
 )
