@@ -218,7 +218,7 @@ def with_prepared_weights(
     They are made from the weights without that ending, on the pictures that the runs train on.
     """
     changed = {}
-    for name in ("gn_det.injection", "gn_det.studies"):  # that of fitting and distillation
+    for name in ("gn_det.injection.distill", "gn_det.studies"):
         setup_logger(name=name)
     for name, recipe in recipes.items():
         weights, stage = source_of(recipe.MODEL.TIMM.WEIGHTS)
