@@ -224,8 +224,6 @@ def with_prepared_weights(
         weights, stage = source_of(recipe.MODEL.TIMM.WEIGHTS)
         if stage:
             cfg = next(run.cfg for run in runs if run.recipe == name).clone()
-            cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE.removeprefix("GN")
-            cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.TIMM.NORM = weights, "FrozenBN"
             cfg.SOLVER.IMS_PER_BATCH = recipe.SOLVER.IMS_PER_BATCH
             groups = "-".join(str(value) for value in groups_from_config(cfg).values())
             ws = "-ws" * cfg.MODEL.GN.WEIGHT_STANDARDIZATION

@@ -2,7 +2,8 @@
 
 Then the converted backbone learns the features of that with BN. The output has the weights, what
 loads and trains them, and a report: the error of each norm and of each level of features, and AP or
-validation error with BN, with γ, β copied, fitted, distilled and fine-tuned.
+validation error with BN, with γ, β copied, fitted, distilled and fine-tuned. A timm backbone alone
+(--backbone) becomes calibrated.pth and distilled.pth, for MODEL.TIMM.WEIGHTS.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from gn_det.engine.process import set_up_process
 from gn_det.engine.run import check_run
 from gn_det.engine.schedule import resolve_schedule
 
+from detectron2.config import CfgNode
+
 from gn_det.classification.command import CPU, default_device
 from gn_det.config import load_config
 from gn_det.errors import InputError
+from gn_det.studies.comparison.weights import prepare_weights
 from gn_det.studies.conversion.classifier import METRIC, convert_classifier
 from gn_det.studies.conversion.detector import convert_detector
 from gn_det.studies.conversion.report import stage_table
@@ -35,6 +39,9 @@ from gn_det.studies.conversion.stages import Conversion
 def main() -> None:
     args = parse_arguments()
     with new_folder(args.output):
+        if args.backbone:
+            from_backbone(args)
+            return
         if args.classifier:
             conversion, metric = from_classifier(args), METRIC
         else:
@@ -46,8 +53,31 @@ def main() -> None:
     print(f"{args.output}: model_gn.pth, {loader}, report.md")
 
 
+def from_backbone(args: argparse.Namespace) -> None:
+    """Convert the timm backbone of --backbone, and say how to use what it became."""
+    if args.fine_tune:
+        raise InputError("--fine-tune: a backbone alone is trained with its detector, by train_net")
+    if not args.distill:
+        raise InputError("--distill 0: a backbone alone learns BN's features in at least 1 step")
+    cfg = read_config(args, args.backbone)
+    prepare_weights(cfg, args.output, args.distill, args.calibration_images or 16)
+    print(
+        f"{args.output}: calibrated.pth, distilled.pth, errors.txt. {args.backbone} takes it by "
+        f"MODEL.TIMM.WEIGHTS {args.output / 'distilled.pth'}"
+    )
+
+
 def from_config(args: argparse.Namespace) -> tuple[Conversion, str]:
     """Convert the detector of --config-file."""
+    cfg = read_config(args, args.config_file)
+    title = Path(args.config_file).name
+    return convert_detector(
+        cfg, title, args.output, args.calibration_images or 64, args.distill, args.fine_tune
+    )
+
+
+def read_config(args: argparse.Namespace, file: str) -> CfgNode:
+    """The checked config of a detector with weights, its data written down, in a process set up."""
     of_classifiers = ("num_groups", "channels_per_group", "lr", "device")
     given = [f"--{n.replace('_', '-')}" for n in of_classifiers if getattr(args, n) is not None]
     if given:
@@ -56,15 +86,15 @@ def from_config(args: argparse.Namespace) -> tuple[Conversion, str]:
             "MODEL.GN.CHANNELS_PER_GROUP, SOLVER.BASE_LR and MODEL.DEVICE"
         )
     options = RunOptions.from_args(args)
-    cfg = resolve_schedule(load_config(args.config_file, args.opts), options.world_size)
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError("there are no weights to convert: set MODEL.WEIGHTS")
+    cfg = resolve_schedule(load_config(file, args.opts), options.world_size)
+    if args.backbone and "timm" not in cfg.MODEL.BACKBONE.NAME:
+        raise InputError(f"{args.backbone}: {cfg.MODEL.BACKBONE.NAME} is no backbone of timm")
+    if not (cfg.MODEL.TIMM.WEIGHTS if args.backbone else cfg.MODEL.WEIGHTS):
+        key = "MODEL.TIMM.WEIGHTS" if args.backbone else "MODEL.WEIGHTS"
+        raise InputError(f"there are no weights to convert: set {key}")
     check_run(cfg, options, args.output).write_copies()
     cfg.SEED = set_up_process(args.output, cfg.SEED, cfg.CUDNN_BENCHMARK)
-    title = Path(args.config_file).name
-    return convert_detector(
-        cfg, title, args.output, args.calibration_images, args.distill, args.fine_tune
-    )
+    return cfg
 
 
 def from_classifier(args: argparse.Namespace) -> Conversion:
@@ -76,7 +106,7 @@ def from_classifier(args: argparse.Namespace) -> Conversion:
     return convert_classifier(
         args.classifier,
         args.output,
-        args.calibration_images,
+        args.calibration_images or 64,
         args.distill,
         args.fine_tune,
         lr=0.01 if args.lr is None else args.lr,
@@ -94,10 +124,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config-file", help="of a detector with BN")
+    source.add_argument("--backbone", help="config of a detector whose timm backbone to convert")
     source.add_argument("--classifier", type=Path, help="folder of train_classifier.py, with BN")
     parser.add_argument("--output", type=Path, required=True, help="folder to create")
     parser.add_argument(
-        "--calibration-images", type=int, default=64, help="to fit γ, β on; default: %(default)s"
+        "--calibration-images", type=int, help="to fit γ, β on; default: 64, of --backbone 16"
     )
     parser.add_argument(
         "--distill",
@@ -125,7 +156,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="for --classifier (default: a GPU if there is one)")
     add_overrides(parser)
     args = parser.parse_args()
-    below = args.calibration_images < 1 or args.distill < 0 or args.fine_tune < 0
+    images = args.calibration_images
+    below = (images is not None and images < 1) or args.distill < 0 or args.fine_tune < 0
     if below or (args.lr is not None and args.lr <= 0):
         parser.error(
             "--calibration-images is at least 1, --distill and --fine-tune at least 0, --lr above 0"

@@ -27,6 +27,7 @@ from gn_det.utils import table
 
 RECIPES = Path("configs/compare/photos")
 COUNTED = "gn_everywhere.yaml"  # GN keeps the most for the backward pass
+WEIGHTS = Path("output/recommended_weights")
 IMAGES_TRIED = (1, 2, 4, 8, 16)
 
 
@@ -153,14 +154,13 @@ def recommendation(row: Row, near: list[Row], data: Path, fitting: int, num_gpus
             f"That was measured on one GPU. On {num_gpus} the same pictures are seen in "
             f"1/{num_gpus} of the steps, and the learning rate rises in proportion."
         )
-    stage = source_of(cfg.MODEL.TIMM.WEIGHTS)[1]
-    if stage:
-        lines.append(f"`make compare-photos DATA={data}` makes its {stage} weights.")
+    if source_of(cfg.MODEL.TIMM.WEIGHTS)[1]:
+        lines.append(f"The first command makes its weights in {WEIGHTS}, the second trains.")
     return "\n".join([*lines, "", command(row, cfg, config, data, num_gpus)])
 
 
 def command(row: Row, cfg: CfgNode, config: Path, data: Path, num_gpus: int) -> str:
-    """That trains the row's recipe with its schedule on the data."""
+    """That trains the row's recipe with its schedule on the data, after one for its weights."""
     scale = row.ims_per_batch / cfg.SOLVER.IMS_PER_BATCH  # of the reference
     steps = round(row.steps * scale)
     settings = {
@@ -174,11 +174,18 @@ def command(row: Row, cfg: CfgNode, config: Path, data: Path, num_gpus: int) -> 
         if cfg.MODEL.GN.HAND_OVER_STEPS:
             settings["MODEL.GN.HAND_OVER_STEPS"] = round(cfg.MODEL.GN.HAND_OVER_STEPS * longer)
     gpus = f"--num-gpus {num_gpus} " if num_gpus > 1 else ""
+    train, val = (f"--{split} {data}/{split}.json {data}/images" for split in ("train", "val"))
+    stage, first = source_of(cfg.MODEL.TIMM.WEIGHTS)[1], ""
+    if stage:
+        settings["MODEL.TIMM.WEIGHTS"] = WEIGHTS / f"{stage}.pth"
+        first = (
+            f".venv/bin/python tools/convert_bn_to_gn.py --backbone {config} {train} "
+            f"--output {WEIGHTS}\n\n"
+        )
     overrides = " ".join(f"{key} {value}" for key, value in settings.items())
     return (
-        f".venv/bin/python tools/train_net.py --config-file {config} --train {data}/train.json "
-        f"{data}/images --val {data}/val.json {data}/images {gpus}OUTPUT_DIR output/recommended "
-        f"{overrides}"
+        f"{first}.venv/bin/python tools/train_net.py --config-file {config} {train} {val} "
+        f"{gpus}OUTPUT_DIR output/recommended {overrides}"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from detectron2.modeling import build_model
 from support.programs import ROOT, TINY, folder_flags
@@ -315,3 +316,60 @@ def test_what_cannot_be_converted_is_an_error(
     with pytest.raises(InputError, match="--num-groups, --lr: a detector's config says it"):
         call_main(PROGRAM, *BN, "--output", tmp_path / "out", "--num-groups", 8, "--lr", 0.1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def lite0(tmp_path: Path) -> Path:
+    """Stand-in weights of timm's EfficientNet-Lite0."""
+    torch.manual_seed(0)
+    file = tmp_path / "lite0.pth"
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), file)
+    return file
+
+
+PHOTOS = ["--backbone", ROOT / "configs/compare/photos/gn_distilled.yaml"]
+
+
+@pytest.mark.slow
+def test_a_timm_backbone_alone_becomes_weights_of_its_recipe(
+    shapes: Path, tmp_path: Path, lite0: Path, call_main: Callable
+) -> None:
+    output = tmp_path / "converted"
+    size = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64]
+    call_main(
+        PROGRAM, *PHOTOS, "--output", output, "--distill", 2, "--calibration-images", 2,
+        *folder_flags(shapes), *size, "MODEL.TIMM.WEIGHTS", lite0,
+    )  # fmt: skip
+    assert {"calibrated.pth", "distilled.pth", "errors.txt"} <= {f.name for f in output.iterdir()}
+    made = torch.load(output / "distilled.pth")
+    assert not torch.equal(made["bn1.weight"], torch.load(lite0)["bn1.weight"])
+    model = build_model(
+        load_config(PHOTOS[1], ["MODEL.TIMM.WEIGHTS", str(output / "distilled.pth")])
+    )
+    norm = model.backbone.bottom_up.body.bn1
+    assert norm.num_groups == 1
+    assert torch.equal(norm.weight.cpu(), made["bn1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--distill", 0], "--distill 0: a backbone alone learns"),
+        (["--fine-tune", 1], "--fine-tune: a backbone alone is trained with its detector"),
+        (["--lr", 0.1], "--lr: a detector's config says it"),
+        (["MODEL.TIMM.WEIGHTS", ""], "no weights to convert: set MODEL.TIMM.WEIGHTS"),
+        (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_resnet_backbone is no backbone"),
+    ],
+)
+def test_a_backbone_alone_that_cannot_be_converted_is_an_error(
+    change: list, message: str, shapes: Path, tmp_path: Path, lite0: Path, call_main: Callable
+) -> None:
+    output = tmp_path / "converted"
+    keys = [] if change[0].startswith("--") else change
+    flags = change if not keys else []
+    with pytest.raises(InputError, match=message):
+        call_main(
+            PROGRAM, *PHOTOS, "--output", output, *flags, *folder_flags(shapes),
+            "MODEL.TIMM.WEIGHTS", lite0, *keys,
+        )  # fmt: skip
+    assert not output.exists()

@@ -63,6 +63,18 @@ def test_the_recommendation_names_its_row_and_the_command_has_its_schedule(
     assert (cfg.SOLVER.WARMUP_ITERS, cfg.MODEL.GN.HAND_OVER_STEPS) == (200, 200)
 
 
+def test_weights_that_have_to_be_made_come_with_their_command(
+    shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    table = tmp_path / "measured.csv"
+    table.write_text(rows_text([row(shapes, recipe="gn_distilled", weights="lite0_distilled")]))
+    call_main(PROGRAM, shapes, "--measured", table)
+    *_, first, _, second = capsys.readouterr().out.strip().splitlines()
+    assert "convert_bn_to_gn.py --backbone configs/compare/photos/gn_distilled.yaml" in first
+    made = Path(first.split()[-1]) / "distilled.pth"
+    assert second.endswith(f"MODEL.TIMM.WEIGHTS {made}")
+
+
 def test_several_gpus_train_as_many_pictures_in_fewer_steps(
     shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
 ) -> None:

@@ -40,7 +40,9 @@ def source_of(weights: str) -> tuple[str, str]:
     return weights, ""
 
 
-def prepare_weights(cfg: CfgNode, folder: Path, steps: int) -> None:
+def prepare_weights(
+    cfg: CfgNode, folder: Path, steps: int, num_images: int = _CALIBRATION_IMAGES
+) -> None:
     """Write GN weights of a config's backbone, as files for MODEL.TIMM.WEIGHTS.
 
     ``calibrated.pth`` has γ and β fitted to the outputs of BN, ``distilled.pth`` also the features
@@ -49,10 +51,11 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int) -> None:
     distillation goes on.
 
     Args:
-        cfg: with a timm backbone with frozen BN, MODEL.TIMM.WEIGHTS, the training set and a SEED
-            that is not negative.
+        cfg: with a timm backbone, MODEL.TIMM.WEIGHTS, whose ending of a stage is left out, the
+            groups of MODEL.GN, the training set and a SEED that is not negative.
         folder: to write to, created.
         steps: of the distillation, of SOLVER.IMS_PER_BATCH pictures each.
+        num_images: that γ and β are fitted on, default 16.
 
     Raises:
         InputError: see :func:`gn_det.convert_bn` and :func:`gn_det.distill`.
@@ -60,13 +63,17 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int) -> None:
     if all((folder / f"{stage}.pth").exists() for stage in STAGES):
         return
     make_folder(folder)
+    cfg = cfg.clone()
+    cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE.removeprefix("GN")
+    cfg.MODEL.TIMM.WEIGHTS, _ = source_of(cfg.MODEL.TIMM.WEIGHTS)
+    cfg.MODEL.TIMM.NORM = "FrozenBN"
     log = logging.getLogger(__name__)
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg).eval()
     teacher = model.backbone.bottom_up
     batches = _Pictures(cfg, model)
     pictures = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
-    number = -(-min(pictures, _CALIBRATION_IMAGES) // cfg.SOLVER.IMS_PER_BATCH)
+    number = -(-min(pictures, num_images) // cfg.SOLVER.IMS_PER_BATCH)
     student = copy.deepcopy(teacher)
     log.info(f"fitting γ, β of GN on {number * cfg.SOLVER.IMS_PER_BATCH} training pictures")
     convert_bn(student, [*islice(batches, number)], **groups_from_config(cfg))
