@@ -18,7 +18,7 @@ from gn_det.engine.command import (
     reads_data,
     run_command,
 )
-from gn_det.engine.folders import new_folder
+from gn_det.engine.folders import new_folder, study_folder
 from gn_det.engine.launch import check_device
 from gn_det.engine.process import set_up_process
 from gn_det.engine.run import check_run
@@ -38,7 +38,8 @@ from gn_det.studies.conversion.stages import Conversion
 
 def main() -> None:
     args = parse_arguments()
-    with new_folder(args.output):
+    goes_on = args.backbone and (args.output / "distillation.checkpoint").exists()
+    with study_folder(args.output) if goes_on else new_folder(args.output):
         if args.backbone:
             from_backbone(args)
             return
@@ -60,10 +61,11 @@ def from_backbone(args: argparse.Namespace) -> None:
     if not args.distill:
         raise InputError("--distill 0: a backbone alone learns BN's features in at least 1 step")
     cfg = read_config(args, args.backbone)
-    prepare_weights(cfg, args.output, args.distill, args.calibration_images or 16)
+    prepare_weights(cfg, args.output, args.distill, args.calibration_images)
+    overrides = " ".join([*args.opts, "MODEL.TIMM.WEIGHTS", str(args.output / "distilled.pth")])
     print(
-        f"{args.output}: calibrated.pth, distilled.pth, errors.txt. {args.backbone} takes it by "
-        f"MODEL.TIMM.WEIGHTS {args.output / 'distilled.pth'}"
+        f"{args.output}: calibrated.pth, distilled.pth, errors.txt. {args.backbone} takes them by "
+        f"{overrides}"
     )
 
 
@@ -72,7 +74,15 @@ def from_config(args: argparse.Namespace) -> tuple[Conversion, str]:
     cfg = read_config(args, args.config_file)
     title = Path(args.config_file).name
     return convert_detector(
-        cfg, title, args.output, args.calibration_images or 64, args.distill, args.fine_tune
+        cfg, title, args.output, args.calibration_images, args.distill, args.fine_tune
+    )
+
+
+def has_gn(cfg: CfgNode) -> bool:
+    """Whether the body of a config has GN."""
+    sites = {"backbone", "default", "ALL"} & set(cfg.MODEL.GN.SITES)
+    return cfg.MODEL.TIMM.NORM == "GN" or (
+        cfg.MODEL.META_ARCHITECTURE.startswith("GN") and bool(sites)
     )
 
 
@@ -87,8 +97,13 @@ def read_config(args: argparse.Namespace, file: str) -> CfgNode:
         )
     options = RunOptions.from_args(args)
     cfg = resolve_schedule(load_config(file, args.opts), options.world_size)
-    if args.backbone and "timm" not in cfg.MODEL.BACKBONE.NAME:
+    if args.backbone and not cfg.MODEL.BACKBONE.NAME.startswith("build_timm_"):
         raise InputError(f"{args.backbone}: {cfg.MODEL.BACKBONE.NAME} is no backbone of timm")
+    if args.backbone and not has_gn(cfg):
+        raise InputError(
+            f"{args.backbone} has no GN in its backbone: set MODEL.META_ARCHITECTURE to "
+            "GNGeneralizedRCNN, or another with GN, and have backbone in MODEL.GN.SITES"
+        )
     if not (cfg.MODEL.TIMM.WEIGHTS if args.backbone else cfg.MODEL.WEIGHTS):
         key = "MODEL.TIMM.WEIGHTS" if args.backbone else "MODEL.WEIGHTS"
         raise InputError(f"there are no weights to convert: set {key}")
@@ -106,7 +121,7 @@ def from_classifier(args: argparse.Namespace) -> Conversion:
     return convert_classifier(
         args.classifier,
         args.output,
-        args.calibration_images or 64,
+        args.calibration_images,
         args.distill,
         args.fine_tune,
         lr=0.01 if args.lr is None else args.lr,
@@ -119,8 +134,9 @@ def from_classifier(args: argparse.Namespace) -> Conversion:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Config overrides, KEY VALUE ..., come last: MODEL.WEIGHTS names the weights to "
-        "convert, MODEL.GN.NUM_GROUPS or CHANNELS_PER_GROUP the groups.",
+        epilog="Config overrides, KEY VALUE ..., come last: MODEL.WEIGHTS (of a --backbone "
+        "MODEL.TIMM.WEIGHTS) names the weights to convert, MODEL.GN.NUM_GROUPS or "
+        "CHANNELS_PER_GROUP the groups.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config-file", help="of a detector with BN")
@@ -156,8 +172,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", help="for --classifier (default: a GPU if there is one)")
     add_overrides(parser)
     args = parser.parse_args()
-    images = args.calibration_images
-    below = (images is not None and images < 1) or args.distill < 0 or args.fine_tune < 0
+    if args.calibration_images is None:
+        args.calibration_images = 16 if args.backbone else 64
+    below = args.calibration_images < 1 or args.distill < 0 or args.fine_tune < 0
     if below or (args.lr is not None and args.lr <= 0):
         parser.error(
             "--calibration-images is at least 1, --distill and --fine-tune at least 0, --lr above 0"

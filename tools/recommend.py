@@ -27,7 +27,7 @@ from gn_det.utils import table
 
 RECIPES = Path("configs/compare/photos")
 COUNTED = "gn_everywhere.yaml"  # GN keeps the most for the backward pass
-WEIGHTS = Path("output/recommended_weights")
+LITE0 = "weights/lite0.pth"
 IMAGES_TRIED = (1, 2, 4, 8, 16)
 
 
@@ -151,11 +151,11 @@ def recommendation(row: Row, near: list[Row], data: Path, fitting: int, num_gpus
         lines.append(f"Within 1 AP of it: {names}.")
     if num_gpus > 1:
         lines.append(
-            f"That was measured on one GPU. On {num_gpus} the same pictures are seen in "
+            f"That is taken as steps of one GPU. On {num_gpus} the same pictures are seen in "
             f"1/{num_gpus} of the steps, and the learning rate rises in proportion."
         )
     if source_of(cfg.MODEL.TIMM.WEIGHTS)[1]:
-        lines.append(f"The first command makes its weights in {WEIGHTS}, the second trains.")
+        lines.append("The last command trains, and the one before makes its weights.")
     return "\n".join([*lines, "", command(row, cfg, config, data, num_gpus)])
 
 
@@ -172,15 +172,21 @@ def command(row: Row, cfg: CfgNode, config: Path, data: Path, num_gpus: int) -> 
         longer = steps / cfg.SOLVER.MAX_ITER
         settings["SOLVER.WARMUP_ITERS"] = round(cfg.SOLVER.WARMUP_ITERS * longer)
         if cfg.MODEL.GN.HAND_OVER_STEPS:
-            settings["MODEL.GN.HAND_OVER_STEPS"] = round(cfg.MODEL.GN.HAND_OVER_STEPS * longer)
+            settings["MODEL.GN.HAND_OVER_STEPS"] = max(
+                1, round(cfg.MODEL.GN.HAND_OVER_STEPS * longer)
+            )
     gpus = f"--num-gpus {num_gpus} " if num_gpus > 1 else ""
     train, val = (f"--{split} {data}/{split}.json {data}/images" for split in ("train", "val"))
-    stage, first = source_of(cfg.MODEL.TIMM.WEIGHTS)[1], ""
+    source, stage = source_of(cfg.MODEL.TIMM.WEIGHTS)
+    first = ""
+    if source == LITE0 and not Path(LITE0).exists():
+        first = f"make {LITE0}\n\n"
     if stage:
-        settings["MODEL.TIMM.WEIGHTS"] = WEIGHTS / f"{stage}.pth"
-        first = (
+        made = Path("output/recommended_weights") / f"{data.absolute().name}-{row.recipe}"
+        settings["MODEL.TIMM.WEIGHTS"] = made / f"{stage}.pth"
+        first += (
             f".venv/bin/python tools/convert_bn_to_gn.py --backbone {config} {train} "
-            f"--output {WEIGHTS}\n\n"
+            f"--output {made}\n\n"
         )
     overrides = " ".join(f"{key} {value}" for key, value in settings.items())
     return (

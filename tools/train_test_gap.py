@@ -48,10 +48,13 @@ def errors_of(
         if name in errors:
             raise InputError(f"two of the classifiers are a {name}; give one of each norm")
         print(f"{folder}: {name}, trained on {recipe.data} with seed {recipe.seed}")
-        sets.add((recipe.data, recipe.size))
+        images = (recipe.data, recipe.size, recipe.max_objects)
+        sets.add(images)
         if len(sets) > 1:
-            raise InputError(f"the classifiers learnt different images, (data, size): {sets}")
-        _, held_out = load_images(recipe.data, recipe.size)
+            raise InputError(
+                f"the classifiers learnt different images, (data, size, max_objects): {sets}"
+            )
+        _, held_out = load_images(*images)
         errors[name] = shifted_errors(classifier.to(device), held_out, batch_sizes)
     return errors
 

@@ -61,7 +61,8 @@ def load_images(
 def _split(
     data: str, split: str, size: int | None, max_objects: int | None, known: Known = ()
 ) -> Dataset:
-    in_coco_format = (Path(data) / "train.json").exists()
+    named = data in ("digits", "generated")
+    in_coco_format = not named and (Path(data) / "train.json").exists()
     if max_objects is not None and not in_coco_format:
         raise InputError(
             f"max_objects {max_objects} is for sets in COCO format, and {data} is none"

@@ -297,9 +297,9 @@ def read_classifier(folder: Path) -> tuple[ClassifierRecipe, Classifier]:
     try:
         settings = json.loads((folder / _RECIPE).read_text())
         results = json.loads((folder / _RESULTS).read_text())
-        names = [field.name for field in fields(ClassifierRecipe)]
-        recipe = ClassifierRecipe(**{name: settings[name] for name in names if name in settings})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        settings.setdefault("max_objects", None)  # of classifiers that are older than it
+        recipe = ClassifierRecipe(**{f.name: settings[f.name] for f in fields(ClassifierRecipe)})
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{folder} has no finished classifier of tools/train_classifier.py"
         ) from error

@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.engine import HookBase
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gn_det.errors import InputError
 from gn_det.injection import fuse
@@ -21,16 +22,16 @@ class HandOverHook(HookBase):
     lasts, they have BN as the state of this hook.
 
     Args:
-        model: whose norms are handed over: one built with MODEL.GN.HAND_OVER_STEPS.
+        model: whose norms are handed over: one built with MODEL.GN.HAND_OVER_STEPS, in a
+            DistributedDataParallel or not.
         steps: that the hand-over takes.
 
     Raises:
-        InputError: when training begins: a norm is frozen, or the checkpoint that it goes on from
-            has no BN.
+        InputError: when training begins: the checkpoint that it goes on from has no BN.
     """
 
     def __init__(self, model: nn.Module, steps: int) -> None:
-        self.model = model
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.steps = steps
         self._began = False
 
@@ -43,12 +44,7 @@ class HandOverHook(HookBase):
                     "the checkpoint has no frozen BN to hand over from: the run began without "
                     "MODEL.GN.HAND_OVER_STEPS"
                 )
-            for name, norm in hand_overs(self.model):
-                if not norm.weight.requires_grad:
-                    raise InputError(
-                        f"{name} is frozen: it would become GN, and what feeds it could not adapt; "
-                        "set MODEL.BACKBONE.FREEZE_AT to 0"
-                    )
+            for _, norm in hand_overs(self.model):
                 norm.begin()
             self._began = True
 

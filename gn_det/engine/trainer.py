@@ -35,7 +35,7 @@ from gn_det.errors import InputError
 from gn_det.injection import audit, recompute
 from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2.roi_align import align_exactly
-from gn_det.layers.hand_over import HandOver
+from gn_det.layers.hand_over import HandOver, hand_overs
 from gn_det.layers.recomputation import recomputes_in
 from gn_det.utils import writing
 
@@ -170,7 +170,13 @@ def build_model(cfg: CfgNode, *, weights_follow: bool = False) -> nn.Module:
 
 
 def _hand_over(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
-    steps = cfg.MODEL.GN.HAND_OVER_STEPS
+    steps, freeze_at = cfg.MODEL.GN.HAND_OVER_STEPS, cfg.MODEL.BACKBONE.FREEZE_AT
+    frozen = [name for name, norm in hand_overs(model) if not norm.weight.requires_grad]
+    if frozen and freeze_at > 0:
+        raise InputError(
+            f"MODEL.GN.HAND_OVER_STEPS {steps} and MODEL.BACKBONE.FREEZE_AT {freeze_at}: "
+            f"{frozen[0]} would become GN, and what feeds it could not adapt; set FREEZE_AT to 0"
+        )
     return [HandOverHook(model, steps)] if steps else []
 
 

@@ -167,7 +167,6 @@ def make_plan(
         )
 
     entries = _max_entries(num_samples * num_groups)
-    enough = min(TARGET_PROGRAMS, num_samples * num_groups * entries)
     for run_bytes in RUN_BYTES:
         channels = run_bytes // itemsize if channels_last else MAX_LANES
         least = _power_of_two(math.ceil(channels_per_group / entries))
@@ -177,6 +176,7 @@ def make_plan(
         segments = min(segments, _power_of_two(num_groups))
         columns = num_samples * math.ceil(num_groups * parts / segments)
         max_splits = entries // parts
+        enough = min(TARGET_PROGRAMS, num_samples * num_groups * parts * max_splits)
         if segments <= MAX_SEGMENTS and columns * max_splits >= enough:
             break
     block_pixels = max(1, min(block_pixels, SPLIT_TILE // (segments * lanes)))

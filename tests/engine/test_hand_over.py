@@ -20,6 +20,7 @@ from gn_det import FusedGroupNorm, InputError
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
 from gn_det.config.constraints import check_complete_config
+from gn_det.engine import trainer
 from gn_det.engine.hand_over import HandOverHook
 from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer
@@ -198,9 +199,9 @@ def test_a_trainer_without_the_hook_cannot_train_it() -> None:
 def test_any_trainer_of_detectron2_hands_over_with_the_hook() -> None:
     model = handed_over()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    trainer = SimpleTrainer(model, [batches()[0]] * 9, optimizer)
-    trainer.register_hooks([HandOverHook(model, STEPS)])
-    trainer.train(0, STEPS + 1)
+    simple = SimpleTrainer(model, [batches()[0]] * 9, optimizer)
+    simple.register_hooks([HandOverHook(model, STEPS)])
+    simple.train(0, STEPS + 1)
     assert not any(hand_overs(model))
     assert {type(n) for n in model.modules() if isinstance(n, FusedGroupNorm)} <= {
         FusedGroupNorm,
@@ -208,11 +209,17 @@ def test_any_trainer_of_detectron2_hands_over_with_the_hook() -> None:
     }
 
 
-def test_a_frozen_norm_cannot_be_handed_over(tmp_path: Path) -> None:
+def test_a_frozen_stage_cannot_be_handed_over() -> None:
+    keys = ["MODEL.TIMM.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", 2]
+    cfg = load_config(ROOT / "configs/compare/photos/gn_handed_over.yaml", keys)
+    with pytest.raises(InputError, match=r"FREEZE_AT 2: .* would become GN, .* set FREEZE_AT to 0"):
+        trainer._hand_over(cfg, build_model(cfg))
+
+
+def test_norms_that_do_not_train_are_handed_over_with_the_others(tmp_path: Path) -> None:
     model = handed_over()
-    model.block.requires_grad_(False)
-    with pytest.raises(InputError, match=r"block\.conv1\.norm is frozen: .*FREEZE_AT to 0"):
-        train(model, tmp_path)
+    model.block.requires_grad_(False)  # as layers are that no feature map needs
+    assert not any(hand_overs(train(model, tmp_path)))
 
 
 def test_a_norm_that_was_injected_twice_keeps_its_bn() -> None:

@@ -82,7 +82,7 @@ def test_several_gpus_train_as_many_pictures_in_fewer_steps(
     table.write_text(rows_text([row(shapes)]))
     call_main(PROGRAM, shapes, "--measured", table, "--num-gpus", 4)
     told = capsys.readouterr().out
-    assert "measured on one GPU. On 4 the same pictures are seen in 1/4 of the steps" in told
+    assert "taken as steps of one GPU. On 4 the same pictures are seen in 1/4 of the steps" in told
     command = shlex.split(told.strip().splitlines()[-1])
     assert command[command.index("--num-gpus") + 1] == "4"
     cfg = load_config(

@@ -145,9 +145,9 @@ def run_all(runs: Sequence[Run], train_net: Path, jobs: int, num_gpus: int) -> d
     total = sum(run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH for run in runs)
     often = 1 if sys.stderr.isatty() else 60  # seconds; a log keeps every line
     with tqdm(
-        total=total, unit="image", desc="comparison", smoothing=0.05, mininterval=often
-    ) as progress:
-        progress.initial = progress.n = _images_done(runs)
+        total=total, initial=_images_done(runs), unit="image", desc="comparison", smoothing=0.05,
+        mininterval=often, maxinterval=often,
+    ) as progress:  # fmt: skip
         try:
             while waiting or working:
                 while waiting and len(working) < jobs:

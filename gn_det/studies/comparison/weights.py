@@ -24,7 +24,6 @@ from gn_det.utils import make_folder, whole_file, write_atomically
 __all__ = ["STAGES", "prepare_weights", "source_of"]
 
 STAGES = ("calibrated", "distilled")
-_CALIBRATION_IMAGES = 16  # a fit takes a pass over them for every norm
 
 
 def source_of(weights: str) -> tuple[str, str]:
@@ -40,9 +39,7 @@ def source_of(weights: str) -> tuple[str, str]:
     return weights, ""
 
 
-def prepare_weights(
-    cfg: CfgNode, folder: Path, steps: int, num_images: int = _CALIBRATION_IMAGES
-) -> None:
+def prepare_weights(cfg: CfgNode, folder: Path, steps: int, num_images: int = 16) -> None:
     """Write GN weights of a config's backbone, as files for MODEL.TIMM.WEIGHTS.
 
     ``calibrated.pth`` has γ and β fitted to the outputs of BN, ``distilled.pth`` also the features
@@ -55,7 +52,7 @@ def prepare_weights(
             groups of MODEL.GN, the training set and a SEED that is not negative.
         folder: to write to, created.
         steps: of the distillation, of SOLVER.IMS_PER_BATCH pictures each.
-        num_images: that γ and β are fitted on, default 16.
+        num_images: that γ and β are fitted on, default 16; the fit takes a pass for every norm.
 
     Raises:
         InputError: see :func:`gn_det.convert_bn` and :func:`gn_det.distill`.
@@ -70,7 +67,7 @@ def prepare_weights(
     log = logging.getLogger(__name__)
     torch.manual_seed(cfg.SEED)
     model = build_model(cfg).eval()
-    teacher = model.backbone.bottom_up
+    teacher = getattr(model.backbone, "bottom_up", model.backbone)
     batches = _Pictures(cfg, model)
     pictures = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
     number = -(-min(pictures, num_images) // cfg.SOLVER.IMS_PER_BATCH)

@@ -365,6 +365,7 @@ def _without_gn(cfg: CfgNode) -> CfgNode:
     ):
         node[key] = node[key].removeprefix("GN").replace("build_gn_", "build_")
     model.RESNETS.NORM = "FrozenBN"
+    model.GN.HAND_OVER_STEPS = 0
     for node in (model.FPN, model.ROI_BOX_HEAD, model.ROI_MASK_HEAD, model.RETINANET):
         node.NORM = ""
     return cfg

@@ -49,7 +49,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, which share the cores of the CPU"
+        "--jobs", type=int, default=1, help="runs at a time, which share PyTorch's threads"
     )
 
 
@@ -68,7 +68,7 @@ def run_sweep(
         recipes: by the name of their run.
         output: folder of the runs, which one sweep at a time may use.
         device: "cpu" or "cuda".
-        jobs: runs at a time, which share the cores of the CPU.
+        jobs: runs at a time, which share the threads that PyTorch has.
         num_workers: loading processes of each run.
         hooks_of: by the folder of a run, what hooks it has besides the usual.
 

@@ -64,6 +64,7 @@ def test_an_empty_batch_gives_zero_not_missing_parameter_gradients(
         ((2, 10, 3, 3), 2),  # 5 channels per group
         ((1, 48, 3, 3), 2),  # 24
         ((1, 2, 361, 370), 1),  # more than 128 programs for one group
+        ((1, 33, 96, 96), 1),  # the same, of three or five parts each
     ],
     ids=str,
 )

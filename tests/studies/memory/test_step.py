@@ -9,12 +9,13 @@ import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
+from support.programs import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gn_det import InputError
-from gn_det.config import get_config
+from gn_det.config import get_config, load_config
 from gn_det.engine.activation_memory import ELSEWHERE, autocast, kept_for_backward
 from gn_det.studies.kernels.training_step import made_up_batch
 from gn_det.studies.memory import step as step_memory
@@ -168,6 +169,15 @@ def test_every_meta_architecture_that_is_listed_is_counted(name: str, heads: set
     frozen, theirs, ours, recomputed = (memory.kept for memory in sizes)
     assert heads <= sizes[0].activations.keys()
     assert frozen < ours < theirs and recomputed < ours
+
+
+def test_a_hand_over_is_counted_as_the_gn_that_it_ends_in() -> None:
+    kept = {}
+    for recipe in ("gn_converted", "gn_handed_over"):
+        file = ROOT / f"configs/compare/photos/{recipe}.yaml"
+        cfg = load_config(file, ["MODEL.TIMM.WEIGHTS", ""])
+        kept[recipe] = count_step(cfg, "gn_det", 1, (64, 96))
+    assert kept["gn_converted"] == kept["gn_handed_over"]
 
 
 def test_other_meta_architectures_are_refused_with_a_list_of_those_that_are_known() -> None:
