@@ -93,7 +93,7 @@ def test_numbers_of_steps_stretch_the_schedule_and_the_hand_over(
         cfg = load_config(folder / "runs/gn_handed_over-1ims-seed0/config.yaml")
         # Twice the steps of the reference, at half its rate.
         assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (2 * steps, 0.0025)
-        assert cfg.MODEL.GN.HAND_OVER_STEPS == 2 * (steps // 3)
+        assert cfg.MODEL.GN.HAND_OVER_STEPS == 2 * (2 * steps // 3)
         assert not (folder / "rates").exists()
     assert len(read_rows(in_folder / "output" / "measured.csv")) == 2
 

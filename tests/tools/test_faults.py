@@ -126,7 +126,7 @@ FAULTS = [
     ("REPORT {folder}", "folder has no results.json: the run there is not finished, or had"),
     ("REPORT {binary}", "binary has no results.json: the run there is not finished, or had"),
     # Programs of weights.
-    ("CONVERT", "one of the arguments --config-file --classifier is required"),
+    ("CONVERT", "one of the arguments --config-file --backbone --classifier is required"),
     ("CONVERT --config-file {quickstart} {data}", "there are no weights to convert: set"),
     ("CONVERT --classifier {folder}", "folder has no finished classifier of"),
     ("CONVERT --classifier gone", "gone has no finished classifier of tools/train_classifier.py"),

@@ -60,7 +60,7 @@ def test_the_recommendation_names_its_row_and_the_command_has_its_schedule(
     cfg = load_config(command[command.index("--config-file") + 1], command[start:])
     # For the reference of 2 images: twice the rate, half the steps, all stretched alike.
     assert (cfg.SOLVER.IMS_PER_GPU, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (1, 0.02, 600)
-    assert (cfg.SOLVER.WARMUP_ITERS, cfg.MODEL.GN.HAND_OVER_STEPS) == (200, 200)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.MODEL.GN.HAND_OVER_STEPS) == (200, 400)
 
 
 def test_weights_that_have_to_be_made_come_with_their_command(
