@@ -37,8 +37,9 @@ __all__ = [
 ]
 
 
-# Rows of partials that apply_gradients_kernel reads at once: as many as one or two images have, and
-# few enough to take no more registers than its loop over pixels.
+# Rows of partials that apply_gradients_kernel reads at once: as many as one or two images of 32
+# groups have, and few enough to take no more registers than its loop over pixels. One or two images
+# of a single group have up to 512.
 SUMMED_ROWS: tl.constexpr = tl.constexpr(16)
 
 
