@@ -164,7 +164,7 @@ def test_the_numbers_of_the_first_screen_are_those_of_the_pages_it_links() -> No
     rows = re.findall(
         r"^\| \[[a-z A-Z]+\]\((.+?)#.+?\)[^|]*(\|.*)$", PAGES["README.md"], re.MULTILINE
     )
-    assert len(rows) == 3
+    assert len(rows) == 4
     for page, cells in rows:
         numbers = re.findall(r"\dR\+\dW|\d+\.\d|\d{3,}", cells)
         assert len(numbers) >= 2
