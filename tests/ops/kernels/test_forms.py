@@ -107,7 +107,7 @@ def test_a_program_takes_several_blocks_of_pixels_in_turn(
 
 @pytest.mark.slow
 def test_a_natural_plan_takes_several_blocks_of_pixels_in_turn(device: torch.device) -> None:
-    shape, num_groups = (1, 128, 47, 47), 1
+    shape, num_groups = (1, 128, 91, 91), 1
     forward, _ = plan_of(shape, num_groups, 4, CONTIGUOUS)
     assert forward.split_blocks > 1 and forward.num_splits > 1 and forward.parts > 1
     check_against_reference(FORMS["GN"], num_groups, make_inputs(FORMS["GN"], shape, device))
