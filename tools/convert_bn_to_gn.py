@@ -61,6 +61,16 @@ def from_backbone(args: argparse.Namespace) -> None:
     if not args.distill:
         raise InputError("--distill 0: a backbone alone learns BN's features in at least 1 step")
     cfg = read_config(args, args.backbone)
+    if not cfg.MODEL.BACKBONE.NAME.startswith("build_timm_"):
+        raise InputError(f"{args.backbone}: {cfg.MODEL.BACKBONE.NAME} is no backbone of timm")
+    if not has_gn(cfg):
+        raise InputError(
+            f"{args.backbone} has no GN in its backbone: set MODEL.META_ARCHITECTURE to "
+            "GNGeneralizedRCNN, or another with GN, and have backbone in MODEL.GN.SITES"
+        )
+    if not cfg.MODEL.TIMM.WEIGHTS:
+        raise InputError("there are no weights to convert: set MODEL.TIMM.WEIGHTS")
+    begin(args, cfg)
     prepare_weights(cfg, args.output, args.distill, args.calibration_images)
     overrides = " ".join([*args.opts, "MODEL.TIMM.WEIGHTS", str(args.output / "distilled.pth")])
     print(
@@ -72,6 +82,9 @@ def from_backbone(args: argparse.Namespace) -> None:
 def from_config(args: argparse.Namespace) -> tuple[Conversion, str]:
     """Convert the detector of --config-file."""
     cfg = read_config(args, args.config_file)
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("there are no weights to convert: set MODEL.WEIGHTS")
+    begin(args, cfg)
     title = Path(args.config_file).name
     return convert_detector(
         cfg, title, args.output, args.calibration_images, args.distill, args.fine_tune
@@ -87,7 +100,7 @@ def has_gn(cfg: CfgNode) -> bool:
 
 
 def read_config(args: argparse.Namespace, file: str) -> CfgNode:
-    """The checked config of a detector with weights, its data written down, in a process set up."""
+    """The config of a detector, for as many GPUs as are asked for."""
     of_classifiers = ("num_groups", "channels_per_group", "lr", "device")
     given = [f"--{n.replace('_', '-')}" for n in of_classifiers if getattr(args, n) is not None]
     if given:
@@ -95,21 +108,14 @@ def read_config(args: argparse.Namespace, file: str) -> CfgNode:
             f"{', '.join(given)}: a detector's config says it, in MODEL.GN.NUM_GROUPS, "
             "MODEL.GN.CHANNELS_PER_GROUP, SOLVER.BASE_LR and MODEL.DEVICE"
         )
-    options = RunOptions.from_args(args)
-    cfg = resolve_schedule(load_config(file, args.opts), options.world_size)
-    if args.backbone and not cfg.MODEL.BACKBONE.NAME.startswith("build_timm_"):
-        raise InputError(f"{args.backbone}: {cfg.MODEL.BACKBONE.NAME} is no backbone of timm")
-    if args.backbone and not has_gn(cfg):
-        raise InputError(
-            f"{args.backbone} has no GN in its backbone: set MODEL.META_ARCHITECTURE to "
-            "GNGeneralizedRCNN, or another with GN, and have backbone in MODEL.GN.SITES"
-        )
-    if not (cfg.MODEL.TIMM.WEIGHTS if args.backbone else cfg.MODEL.WEIGHTS):
-        key = "MODEL.TIMM.WEIGHTS" if args.backbone else "MODEL.WEIGHTS"
-        raise InputError(f"there are no weights to convert: set {key}")
-    check_run(cfg, options, args.output).write_copies()
+    world_size = RunOptions.from_args(args).world_size
+    return resolve_schedule(load_config(file, args.opts), world_size)
+
+
+def begin(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Check the data and write it down, set the process up, and settle the seed of the config."""
+    check_run(cfg, RunOptions.from_args(args), args.output).write_copies()
     cfg.SEED = set_up_process(args.output, cfg.SEED, cfg.CUDNN_BENCHMARK)
-    return cfg
 
 
 def from_classifier(args: argparse.Namespace) -> Conversion:

@@ -30,8 +30,8 @@ class ObjectCrops(Dataset):
 
     Where the data set has one class, "background" is the other: for each object a crop of the same
     size, drawn by chance in the same picture, that shows no object before it is augmented; none
-    where chance finds no place. Crowds are left out. What is
-    mended or dropped in the annotations is printed in the main process.
+    where chance finds no place. Crowds are left out. What is mended or dropped in the annotations
+    is printed in the main process.
 
     Args:
         json_file, image_root: the data set.

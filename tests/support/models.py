@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
+import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -67,3 +69,10 @@ def computed(module: nn.Module, x: Tensor) -> list[Tensor]:
     ys = list(y.values()) if isinstance(y, dict) else [y]
     sum(y.square().sum() for y in ys).backward()
     return [*ys, x.grad, *(p.grad for p in module.parameters())]
+
+
+def lite0_weights(file: Path) -> Path:
+    """The file, with weights of timm's EfficientNet-Lite0 that stand in for ImageNet's."""
+    torch.manual_seed(0)
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), file)
+    return file

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
+from support.models import lite0_weights
 from support.programs import ROOT, folder_flags
 
 from gn_det import InputError
@@ -25,10 +25,8 @@ SMALL = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "SOLVER.WAR
 @pytest.fixture
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with stand-in weights where the recipes have theirs."""
-    torch.manual_seed(0)
     (tmp_path / "weights").mkdir()
-    model = timm.create_model("tf_efficientnet_lite0")
-    torch.save(model.state_dict(), tmp_path / "weights" / "lite0.pth")
+    lite0_weights(tmp_path / "weights" / "lite0.pth")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from detectron2.modeling import build_model
+from support.models import lite0_weights
 from support.programs import ROOT, TINY, folder_flags
 
 from gn_det import FusedGroupNorm, InputError
@@ -320,11 +320,7 @@ def test_what_cannot_be_converted_is_an_error(
 
 @pytest.fixture
 def lite0(tmp_path: Path) -> Path:
-    """Stand-in weights of timm's EfficientNet-Lite0."""
-    torch.manual_seed(0)
-    file = tmp_path / "lite0.pth"
-    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), file)
-    return file
+    return lite0_weights(tmp_path / "lite0.pth")
 
 
 PHOTOS = ["--backbone", ROOT / "configs/compare/photos/gn_distilled.yaml"]
