@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
+from gn_det.injection.calibrate import Call, Pair, calibrate, mean
 from gn_det.injection.choose import Which, choose_slots
 from gn_det.injection.eval_mode import eval_mode
 from gn_det.injection.inject import place_norms
 from gn_det.injection.kinds import Layer
-from gn_det.injection.least_squares import ChannelFit
 from gn_det.injection.places import find_places
-from gn_det.injection.regions import Regions
 from gn_det.injection.report import Report
 from gn_det.injection.sites import SITES, Slot
 from gn_det.layers import Groups
 from gn_det.utils import markdown, printable, table
 
 __all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn", "has_bn"]
-
-# Passes end when the error of no norm changes by more. On the way the mean may rise for a while:
-# norms that are fitted to inputs that change in the same pass make them worse for those behind.
-_SETTLED = 0.005
-
-Call = Callable[[nn.Module, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -72,11 +62,14 @@ class Calibration(Report):
 
     Attributes:
         rows: in the order of execution, norms that were not reached last.
-        pass_errors: mean error of the norms with γ, β copied, and after each pass.
+        passes: over the calibration set in which γ, β were fitted.
+        copied, calibrated: mean error of the norms.
     """
 
     rows: tuple[CalibrationRow, ...]
-    pass_errors: tuple[float, ...]
+    passes: int
+    copied: float
+    calibrated: float
 
     @property
     def not_reached(self) -> tuple[str, ...]:
@@ -97,7 +90,7 @@ class Calibration(Report):
             ]
             for row in self.rows
         ]
-        rows.append(["mean", "", "", "", "", self.pass_errors[0], min(self.pass_errors)])
+        rows.append(["mean", "", "", "", "", self.copied, self.calibrated])
         text = table(rows, headers, tablefmt=style, floatfmt=".3f", missingval="-")
         if any(row.constant_channels for row in self.rows):
             text += "\n\nconstant: channels whose normalized input does not vary, with the BN's γ"
@@ -126,11 +119,11 @@ def convert_bn(
     channel, γ and β are the closed-form least-squares fit of the GN output to the output of the BN
     layer with running statistics, over the whole calibration set.
 
-    The input of a norm depends on the norms before it, so passes over the calibration set are
-    repeated: after pass k, the first k norms in order of execution are fitted to their final
-    inputs. Passes end when no error changes any more, at the latest after one pass per norm, and
-    the pass with the least mean error wins. Each pass runs the BN model and the GN model once per
-    batch, in eval mode without gradients, and holds the outputs of all BN layers for one batch.
+    The input of a norm depends on the norms before it, so each norm is fitted anew at every input,
+    before it computes its output, and passes over the calibration set are repeated until no error
+    changes any more, at the latest after one pass per norm. γ and β stay copied if the mean error
+    is not smaller in the end. Each pass runs the BN model and the GN model once per batch, in eval
+    mode without gradients, and holds the outputs of all BN layers for one batch.
 
     If the normalized input of a channel is constant, γ of the BN layer is kept and only β is
     fitted. A norm that the calibration set does not reach keeps γ and β of the BN layer, and is
@@ -182,24 +175,13 @@ def convert_bn(
     place_norms(converted, _slots_with_bn(converted, sites, groups), groups)
     norms: dict[str, Any] = {name: converted.get_submodule(name) for name in bns}
 
-    history: list[dict[str, float | None]] = []
-    best: dict[str, dict[str, Tensor]] = {}
     with eval_mode(model), eval_mode(converted), torch.no_grad():
-        while len(history) <= len(norms):
-            fits = _fits(model, converted, bns, norms, batches, call)
-            history.append({name: _error(norms[name], fit) for name, fit in fits.items()})
-            if _mean(history[-1]) == min(map(_mean, history)):
-                best = {name: copy.deepcopy(norm.state_dict()) for name, norm in norms.items()}
-            if len(history) > 1 and _change(*history[-2:]) <= _SETTLED:
-                break
-            for name, fit in fits.items():
-                _set(norms[name], fit)
+        result = calibrate(Pair(model, converted, bns, norms, call), batches)
 
     place_norms(model, slots, groups)
-    for name, state in best.items():
-        model.get_submodule(name).load_state_dict(state)
-    # The last of the least, as that of best.
-    calibrated = min(reversed(history), key=_mean)
+    for name, norm in norms.items():
+        model.get_submodule(name).load_state_dict(norm.state_dict())
+    fits = result.fits
     return Calibration(
         tuple(
             CalibrationRow(
@@ -209,12 +191,14 @@ def convert_bn(
                 norms[name].num_groups,
                 fits[name].count if name in fits else 0,
                 int(fits[name].constant.sum()) if name in fits else 0,
-                history[0].get(name),
-                calibrated.get(name),
+                result.copied.get(name),
+                result.calibrated.get(name),
             )
             for name in dict.fromkeys([*fits, *norms])
         ),
-        tuple(map(_mean, history)),
+        result.passes,
+        mean(result.copied),
+        mean(result.calibrated),
     )
 
 
@@ -316,110 +300,3 @@ def _copied(model: nn.Module) -> nn.Module:
     for module in model.modules():
         keep(vars(module))
     return copy.deepcopy(model, memo)
-
-
-def _fits(
-    model: nn.Module,
-    converted: nn.Module,
-    bns: Mapping[str, nn.Module],
-    norms: Mapping[str, nn.GroupNorm],
-    batches: Iterable[Any],
-    call: Call,
-) -> dict[str, ChannelFit]:
-    """A pass: what each norm gets in the converted model, and is to make of it, as sums."""
-    fits: dict[str, ChannelFit] = {}
-    wanted: dict[str, list[Tensor]] = defaultdict(list)
-
-    def record(name: str, x: Tensor) -> None:
-        wanted[name].append(_bn(bns[name], x, len(wanted[name])))
-
-    regions = Regions()
-
-    def compare(name: str, x: Tensor) -> None:
-        if regions.others:
-            raise InputError(
-                f"{regions.others} looks at other boxes in the converted model than in the model "
-                f"with BN, so that {name} gets other regions; give both models the same boxes, as "
-                "gn_det.run_on_boxes does for Detectron2's detectors, by a call of your own"
-            )
-        y = wanted[name].pop(0) if wanted[name] else None
-        if y is None or y.shape != x.shape:
-            there = "nothing" if y is None else f"a {tuple(y.shape)} tensor"
-            raise InputError(
-                f"{name} gets a {tuple(x.shape)} tensor in the converted model and {there} in the "
-                "model with BN; give both models the same intermediate results, such as boxes"
-            )
-        if x.numel():
-            norm = norms[name]
-            x_hat = F.group_norm(x.double(), norm.num_groups, eps=norm.eps)
-            fits.setdefault(name, ChannelFit(norm.num_channels)).add(x_hat, y)
-
-    for batch in batches:
-        wanted.clear()
-        with _inputs(bns, record), regions.recorded(model):
-            call(model, batch)
-        with _inputs(norms, compare), regions.compared(converted):
-            call(converted, batch)
-        for name, left in wanted.items():
-            if left:
-                raise InputError(f"the converted model calls {name} less often than that with BN")
-    if not fits:
-        raise InputError("no batch of the calibration set reaches a norm that is converted")
-    for name, fit in fits.items():
-        if not fit.sums.isfinite().all():
-            raise InputError(f"the input or the output of {name} is not finite")
-    return fits
-
-
-@contextmanager
-def _inputs(norms: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Let see(name, x) look at every input of the norms."""
-    handles = [
-        norm.register_forward_pre_hook(lambda _, args, name=name: see(name, args[0]))
-        for name, norm in norms.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _bn(bn: Layer, x: Tensor, call: int) -> Tensor:
-    """What BN makes of x by its running statistics, before an activation, in float32 or float64.
-
-    Args:
-        call: how many calls on this batch there were before: a list of BN layers cycles.
-    """
-    statistics: Layer = bn[call % len(bn)] if isinstance(bn, nn.ModuleList) else bn
-    scale = (statistics.running_var.double() + statistics.eps).rsqrt()
-    shift = -statistics.running_mean.double() * scale
-    if bn.weight is not None:
-        scale = scale * bn.weight
-        shift = shift * bn.weight + bn.bias
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    y = x.double() * scale.view(shape) + shift.view(shape)
-    return y.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _error(norm: nn.GroupNorm, fit: ChannelFit) -> float | None:
-    ones = torch.ones(norm.num_channels, device=fit.sums.device)
-    return fit.relative_error(*((ones, 0 * ones) if norm.weight is None else norm.parameters()))
-
-
-def _set(norm: nn.GroupNorm, fit: ChannelFit) -> None:
-    if norm.weight is not None:
-        weight, bias = fit.solve(norm.weight)
-        norm.weight.copy_(weight)
-        norm.bias.copy_(bias)
-
-
-def _change(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> float:
-    """Of the error of the norm that changed most."""
-    pairs = ((error, after[name]) for name, error in before.items())
-    return max((abs(b - a) for a, b in pairs if a is not None and b is not None), default=0.0)
-
-
-def _mean(errors: Mapping[str, float | None]) -> float:
-    known = [error for error in errors.values() if error is not None]
-    return sum(known) / len(known) if known else 0.0

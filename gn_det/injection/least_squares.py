@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,21 +17,34 @@ class ChannelFit:
     """Least squares of y ≈ γ x̂ + β in each of C channels, from sums in float64.
 
     Attributes:
-        count: elements of a channel so far.
-        sums: (5, C) float64, Σx̂, Σx̂², Σy, Σy² and Σx̂y.
+        inputs: (6, C) float64 of each input that was taken in: elements of a channel, Σx̂, Σx̂², Σy,
+            Σy² and Σx̂y.
     """
 
-    def __init__(self, num_channels: int) -> None:
-        self.count = 0
-        self.sums = torch.zeros(5, num_channels, dtype=torch.float64)
+    def __init__(self, inputs: Sequence[Tensor] = ()) -> None:
+        self.inputs = [*inputs]
 
     def add(self, x_hat: Tensor, y: Tensor) -> None:
         """Take in (N, C, *spatial) inputs without affine, and the outputs wanted of them."""
         x_hat, y = x_hat.double(), y.double()
         axes = [axis for axis in range(x_hat.dim()) if axis != 1]
-        products = (x_hat, x_hat * x_hat, y, y * y, x_hat * y)
-        self.sums = self.sums.to(y.device) + torch.stack([p.sum(axes) for p in products])
-        self.count += y.numel() // y.shape[1]
+        products = (torch.ones_like(y), x_hat, x_hat * x_hat, y, y * y, x_hat * y)
+        self.inputs.append(torch.stack([p.sum(axes) for p in products]))
+
+    def with_rest_of(self, before: ChannelFit | None) -> ChannelFit:
+        """What was taken in so far, and of a fit before what is still to come in its place."""
+        rest = [] if before is None else before.inputs[len(self.inputs) :]
+        return ChannelFit([*self.inputs, *rest])
+
+    @property
+    def count(self) -> int:
+        """Elements of a channel so far."""
+        return int(self.sums[0, 0])
+
+    @property
+    def sums(self) -> Tensor:
+        """(6, C) float64 over all inputs."""
+        return torch.stack(self.inputs).sum(0)
 
     @property
     def constant(self) -> Tensor:
@@ -69,4 +84,5 @@ class ChannelFit:
         return (max(error.sum().item(), 0.0) / spread) ** 0.5
 
     def _means(self) -> Tensor:
-        return self.sums / self.count
+        count, *sums = self.sums
+        return torch.stack(sums) / count

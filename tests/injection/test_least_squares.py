@@ -27,7 +27,7 @@ def data(seed: int, batches: int, channels: int, noise: float) -> list[tuple[Ten
 
 
 def fitted(pairs: list[tuple[Tensor, Tensor]]) -> ChannelFit:
-    fit = ChannelFit(pairs[0][0].shape[1])
+    fit = ChannelFit()
     for x, y in pairs:
         fit.add(x, y)
     return fit

@@ -87,7 +87,6 @@ def conversion_report(
         plot: address of what :func:`plot_conversion` drew.
     """
     stages = f"## By stage\n\n{stage_table(metric, values)}\n\n" if values else ""
-    passes = ", ".join(f"{error:.3f}" for error in calibration.pass_errors)
     return f"""# {markdown(source)} from BN to GN
 
 {how}
@@ -97,7 +96,7 @@ def conversion_report(
 ‖gn − bn‖ / ‖bn − mean(bn)‖ over the calibration set, gn being the output of the norm in the
 converted model and bn that of the BN layer in the model as it was, its mean that of a channel: 1 is
 no better than a constant in each channel. Copied: with γ, β of the BN. Calibrated: with γ, β fitted
-by least squares. Mean over the norms, copied and after each pass: {passes}.
+by least squares, in {calibration.passes} passes over the calibration set.
 
 ![Error of each norm]({plot})
 

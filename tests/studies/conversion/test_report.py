@@ -25,7 +25,9 @@ FOUND = Calibration(
         CalibrationRow("res2.norm", "backbone", 64, 32, 100, 0, 1.3, 0.7),
         CalibrationRow("head.norm", "box_head", 64, 32, 0, 0, None, None),
     ),
-    (1.25, 0.7, 0.65),
+    passes=2,
+    copied=1.25,
+    calibrated=0.65,
 )
 
 
@@ -39,7 +41,7 @@ def test_the_stages_are_a_table_in_their_order() -> None:
 def test_the_report_has_tables_passes_and_picture() -> None:
     text = conversion_report("r18.yaml", "How.", FOUND, "accuracy", STAGES)
     assert text.startswith("# r18.yaml from BN to GN\n\nHow.\n\n## By stage\n")
-    assert "and after each pass: 1.250, 0.700, 0.650." in text
+    assert "by least squares, in 2 passes over the calibration set." in text
     assert "(conversion.png)" in text and FOUND.to_markdown() in text
 
 
