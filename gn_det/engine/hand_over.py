@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from detectron2.engine import HookBase
-from torch import nn
+from detectron2.utils import comm
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from gn_det.errors import InputError
 from gn_det.injection import fuse
-from gn_det.layers.hand_over import finish, hand_overs
+from gn_det.injection.least_squares import ChannelFit
+from gn_det.layers.hand_over import HandOver, finish, hand_overs
 
 __all__ = ["HandOverHook"]
 
 
 class HandOverHook(HookBase):
-    """Raises the part of GN in each step, from 0 in the first to 1 after so many.
+    """Hands over from frozen BN to GN within so many steps.
 
-    Then the norms are plain GN, and fused. Checkpoints have the weights of GN; while the hand-over
-    lasts, they have BN as the state of this hook.
+    In the first tenth of them the norms are frozen BN. Then γ and β of GN are fitted, by least
+    squares, to what BN put out in these steps, and the part of GN rises in each step, up to 1. In
+    the end the norms are plain GN, and fused. Checkpoints have the weights of GN; while the
+    hand-over lasts, they have BN, and the sums for the fit, as the state of this hook.
 
     Args:
         model: whose norms are handed over: one built with MODEL.GN.HAND_OVER_STEPS, in a
@@ -27,50 +36,98 @@ class HandOverHook(HookBase):
         steps: that the hand-over takes.
 
     Raises:
-        InputError: when training begins: the checkpoint that it goes on from has no BN.
+        InputError: the checkpoint that training goes on from has no BN, or values are not finite.
     """
 
     def __init__(self, model: nn.Module, steps: int) -> None:
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.steps = steps
+        self.fitting_steps = max(1, steps // 10)
         self._began = False
+        self._fits: dict[str, ChannelFit] = {}  # none once γ, β are fitted
+        self._watched: list[RemovableHandle] = []
 
     def before_train(self) -> None:
         if self.trainer.iter >= self.steps:
             self._finish()
-        elif not self._began:
+            return
+        if not self._began:
             if self.trainer.iter > 0:
                 raise InputError(
                     "the checkpoint has no frozen BN to hand over from: the run began without "
                     "MODEL.GN.HAND_OVER_STEPS"
                 )
-            for _, norm in hand_overs(self.model):
+            for name, norm in hand_overs(self.model):
                 norm.begin()
+                zeros = norm.weight.new_zeros(6, norm.num_channels, dtype=torch.float64)
+                self._fits[name] = ChannelFit([zeros])
             self._began = True
+        for name, fit in self._fits.items():
+            norm = self.model.get_submodule(name)
+            self._watched.append(norm.register_forward_pre_hook(partial(_watch, fit)))
 
     def before_step(self) -> None:
+        since_fit = self.trainer.iter - self.fitting_steps
+        if since_fit >= 0:
+            self._fit()
         for _, norm in hand_overs(self.model):
-            norm.alpha = self.trainer.iter / self.steps
+            norm.alpha = max(since_fit, 0) / max(self.steps - self.fitting_steps, 1)
 
     def after_step(self) -> None:
+        for fit in self._fits.values():
+            before, *new = fit.inputs
+            step = torch.stack(new).sum(0) if new else torch.zeros_like(before)
+            if comm.get_world_size() > 1:
+                dist.all_reduce(step)
+            fit.inputs = [before + step]
         if self.trainer.iter + 1 == self.steps:
             self._finish()
 
+    def _fit(self) -> None:
+        """Set γ, β of GN, once."""
+        for handle in self._watched:
+            handle.remove()
+        for name, fit in self._fits.items():
+            norm = self.model.get_submodule(name)
+            if not fit.sums.isfinite().all():
+                raise InputError(f"{name}: its input was not finite before the hand-over to GN")
+            if fit.count:
+                weight, bias = fit.solve(norm.weight)
+                with torch.no_grad():
+                    norm.weight.copy_(weight)
+                    norm.bias.copy_(bias)
+        self._fits = {}
+
     def _finish(self) -> None:
         if any(hand_overs(self.model)):
+            self._fit()
             finish(self.model)
             fuse(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: norm.bn() for name, norm in hand_overs(self.model)} if self._began else {}
+        if not self._began or not any(hand_overs(self.model)):
+            return {}
+        return {
+            "bn": {name: norm.bn() for name, norm in hand_overs(self.model)},
+            "sums": {name: fit.sums for name, fit in self._fits.items()},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         norms = dict(hand_overs(self.model))
-        if norms.keys() != state_dict.keys():
+        if norms.keys() != state_dict["bn"].keys():
             raise InputError(
-                f"the checkpoint hands over {len(state_dict)} norms, and the model has "
+                f"the checkpoint hands over {len(state_dict['bn'])} norms, and the model has "
                 f"{len(norms)} to hand over"
             )
         for name, norm in norms.items():
-            norm.set_bn(state_dict[name])
+            norm.set_bn(state_dict["bn"][name])
+        for name, sums in state_dict["sums"].items():
+            self._fits[name] = ChannelFit([sums.to(norms[name].weight.device)])
         self._began = True
+
+
+@torch.no_grad()
+def _watch(fit: ChannelFit, norm: HandOver, args: tuple[Tensor, ...]) -> None:
+    if norm.training:
+        x = args[0].double()
+        fit.add(F.group_norm(x, norm.num_groups, eps=norm.eps), norm.bn_of(x))

@@ -41,10 +41,14 @@ class HandOver:
             )
         gn = super().normalize(x, None, *fused)
         if self.alpha < 1:
-            shape = (1, -1, *[1] * (x.dim() - 2))
-            scale, shift = (y.view(shape).to(x.dtype) for y in (self.bn_scale, self.bn_shift))
-            gn = torch.lerp(x * scale + shift, gn, self.alpha)
+            gn = torch.lerp(self.bn_of(x), gn, self.alpha)
         return F.relu(gn) if activation is not None else gn
+
+    def bn_of(self, x: Tensor) -> Tensor:
+        """What BN makes of an input, in its dtype."""
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        scale, shift = (y.view(shape).to(x.dtype) for y in (self.bn_scale, self.bn_shift))
+        return x * scale + shift
 
     def begin(self) -> None:
         """Take BN from the weights that are loaded: γ and β are still its."""

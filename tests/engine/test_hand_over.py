@@ -11,6 +11,7 @@ import torch
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicBlock
+from support.processes import in_two_processes
 from support.programs import ROOT
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
@@ -120,7 +121,54 @@ def test_it_begins_at_frozen_bn_and_ends_as_plain_gn(tmp_path: Path) -> None:
 def test_the_part_of_gn_rises_in_equal_steps(tmp_path: Path) -> None:
     see = Recorder(lambda model: [norm.alpha for _, norm in hand_overs(model)])
     train(handed_over(), tmp_path, hook=see)
-    assert see.seen == [[i / STEPS] * 3 for i in range(STEPS)] + [[], [], []]
+    assert see.seen == [[alpha] * 3 for alpha in (0, 0, 1 / 3, 2 / 3)] + [[], [], []]
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 8])
+def test_gn_is_fitted_to_what_bn_puts_out_before_its_part_rises(num_groups: int) -> None:
+    batch = batches()[0]
+    x = torch.stack(batch)
+    expected = with_bn().eval().features(x)
+    converted = with_bn()
+    gn_det.convert_bn(converted, [batch], num_groups=num_groups)
+    copied = with_gn(with_bn(), "default", num_groups=num_groups)
+
+    model = with_gn(with_bn(), "default", hand_over=True, num_groups=num_groups)
+    trainer = SimpleTrainer(model, [batch] * 3, torch.optim.SGD(model.parameters(), lr=0.0))
+    fits = Recorder(lambda model: copy.deepcopy(model.state_dict()))
+    trainer.register_hooks([HandOverHook(model, steps=20), fits])
+    trainer.train(0, 3)
+    before, still_before, fitted = fits.seen
+    assert all(torch.equal(value, still_before[key]) for key, value in before.items())
+    fitted = {key: value for key, value in fitted.items() if key in copied.state_dict()}
+    # The first norm has the inputs that it has in a conversion.
+    torch.testing.assert_close(fitted["bn.weight"], converted.bn.weight)
+    torch.testing.assert_close(fitted["bn.bias"], converted.bn.bias)
+    distances = []
+    for state in (copied.state_dict(), fitted):
+        copied.load_state_dict(state)
+        distances.append((copied.features(x) - expected).norm())
+    assert distances[1] < 0.8 * distances[0]
+
+
+def save_fitted(rank: int, folder: Path, pictures_each: int) -> None:
+    model = handed_over()
+    data = [batches()[0][pictures_each * rank :][:pictures_each]] * 5
+    trainer = SimpleTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.0))
+    trainer.register_hooks([HandOverHook(model, steps=30)])
+    trainer.train(0, 4)
+    torch.save(model.state_dict(), folder / f"{rank}.pth")
+
+
+@pytest.mark.slow
+def test_gn_is_fitted_to_the_pictures_of_all_gpus(tmp_path: Path) -> None:
+    save_fitted(0, tmp_path, 2)
+    whole = torch.load(tmp_path / "0.pth", weights_only=True)
+    in_two_processes(save_fitted, tmp_path, 1)
+    parts = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
+    for part in parts:
+        torch.testing.assert_close(part, whole)
+    assert not torch.equal(whole["bn.weight"], with_bn().bn.weight)
 
 
 def test_a_norm_is_the_mean_of_both() -> None:
@@ -140,11 +188,14 @@ def test_a_norm_is_the_mean_of_both() -> None:
         torch.testing.assert_close(norm(x), (1 - alpha) * frozen(x) + alpha * gn)
 
 
-@pytest.mark.parametrize("stops_after", [1, 2, STEPS - 1, STEPS, STEPS + 1])
-def test_a_break_changes_no_bit(tmp_path: Path, stops_after: int) -> None:
-    whole = train(handed_over(), tmp_path / "whole")
-    train(handed_over(), tmp_path / "parts", stops_after)
-    resumed = train(handed_over(), tmp_path / "parts", resume=True)
+@pytest.mark.parametrize(
+    ("steps", "stops_after"),
+    [*((STEPS, after) for after in (1, 2, STEPS - 1, STEPS, STEPS + 1)), (30, 1), (30, 3), (30, 4)],
+)
+def test_a_break_changes_no_bit(tmp_path: Path, steps: int, stops_after: int) -> None:
+    whole = train(handed_over(), tmp_path / "whole", steps=steps)
+    train(handed_over(), tmp_path / "parts", stops_after, steps=steps)
+    resumed = train(handed_over(), tmp_path / "parts", resume=True, steps=steps)
     state = resumed.state_dict()
     assert state.keys() == whole.state_dict().keys()
     assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.utils.events import EventStorage
+from support.processes import in_two_processes
 from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm, InputError, fuse, recompute
@@ -130,21 +128,15 @@ def test_mixed_precision_computes_in_its_dtype() -> None:
     assert seen == [torch.bfloat16]
 
 
-def in_process(rank: int, port: int, folder: Path) -> None:
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    torch.set_num_threads(1)
+def save_gradients(rank: int, folder: Path) -> None:
     mine = list(images()[2 * rank : 2 * rank + 2].split(1))
     found, _ = gradients(wrap_ddp(model("GN"), "cpu"), mine, 2)
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_of_two_batches_give_the_gradient_of_four_images(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(in_process, (port, tmp_path), nprocs=2)
+    in_two_processes(save_gradients, tmp_path)
     whole, _ = gradients(model("GN"), [images()], 1)
     for rank in range(2):
         for expected, actual in zip(whole, torch.load(tmp_path / f"{rank}.pt"), strict=True):

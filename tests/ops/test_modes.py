@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from support.kernels import LAYOUTS, find_truth, make_inputs
+from support.processes import in_two_processes
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
@@ -263,7 +262,6 @@ def train_sharded(rank: int, folder: str, road: str) -> None:
 
     if road == "operator":
         take_operator()
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     model = small_model()
@@ -275,12 +273,11 @@ def train_sharded(rank: int, folder: str, road: str) -> None:
     gradients = [parameter.grad.full_tensor() for parameter in model.parameters()]
     if rank == 0:
         torch.save((y.dtype, gradients), f"{folder}/gradients.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_fully_sharded_in_mixed_precision(tmp_path: Path, road: str) -> None:
-    mp.spawn(train_sharded, (str(tmp_path), road), nprocs=2)
+    in_two_processes(train_sharded, str(tmp_path), road)
     dtype, gradients = torch.load(tmp_path / "gradients.pt")
     assert dtype == torch.bfloat16
     model = small_model()

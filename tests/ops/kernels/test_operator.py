@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from support.processes import in_two_processes
 from torch import Tensor, nn
 
 from gn_det.layers import FusedGroupNorm
@@ -121,10 +119,7 @@ def test_parameters_may_be_views_with_strides(device: torch.device) -> None:
     assert torch.allclose(y, group_norm_reference(x, 2, weight, bias).float(), atol=1e-5)
 
 
-def _train_one_step(
-    rank: int, port: int, device: str, weights: dict[str, Tensor], images: Tensor
-) -> None:
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _train_one_step(rank: int, device: str, weights: dict[str, Tensor], images: Tensor) -> None:
     model, images = stack().to(device), images.to(device)
     model.load_state_dict(weights)
     parallel = nn.parallel.DistributedDataParallel(model)
@@ -136,14 +131,10 @@ def _train_one_step(
     alone(images[:1]).square().sum().backward()
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad / 2, atol=1e-5)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_even_with_an_empty_batch(device: torch.device) -> None:
     torch.manual_seed(0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = (port, device.type, stack().state_dict(), torch.randn(1, 3, 6, 7))
-    mp.spawn(_train_one_step, arguments, nprocs=2)
+    images = torch.randn(1, 3, 6, 7)
+    in_two_processes(_train_one_step, device.type, stack().state_dict(), images)
