@@ -18,7 +18,7 @@ from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides,
 from gn_det.engine.folders import study_folder
 from gn_det.engine.run import check_run
 from gn_det.engine.run_data import RunData
-from gn_det.engine.schedule import resolve_schedule
+from gn_det.engine.schedule import resolve_schedule, stretched
 
 import torch
 from detectron2.config import CfgNode
@@ -304,22 +304,9 @@ def at_length(
     """Recipes with the schedule in so many iterations, None for their own; a quarter of --quick."""
     changed = {}
     for name, recipe in recipes.items():
-        cfg = changed[name] = recipe.clone()
-        iterations = steps or cfg.SOLVER.MAX_ITER
-        stretch(cfg, max(1, iterations // 4) if args.quick else iterations)
+        iterations = steps or recipe.SOLVER.MAX_ITER
+        changed[name] = stretched(recipe, max(1, iterations // 4) if args.quick else iterations)
     return changed
-
-
-def stretch(cfg: CfgNode, steps: int) -> None:
-    """The schedule of a config in so many iterations, with its warm-up and periods."""
-    solver, gn, before = cfg.SOLVER, cfg.MODEL.GN, cfg.SOLVER.MAX_ITER
-    solver.MAX_ITER = steps
-    solver.STEPS = tuple(step * steps // before for step in solver.STEPS)
-    solver.WARMUP_ITERS = solver.WARMUP_ITERS * steps // before
-    solver.CHECKPOINT_PERIOD = max(1, solver.CHECKPOINT_PERIOD * steps // before)
-    cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_PERIOD * steps // before
-    if gn.HAND_OVER_STEPS:
-        gn.HAND_OVER_STEPS = max(1, gn.HAND_OVER_STEPS * steps // before)
 
 
 def result(run: Run, failure: str) -> RunResult:

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from gn_det.engine.command import run_command
+from gn_det.engine.schedule import stretched
 
 import torch
 from detectron2.config import CfgNode
@@ -169,12 +170,10 @@ def command(row: Row, cfg: CfgNode, config: Path, data: Path, num_gpus: int) -> 
         "SOLVER.MAX_ITER": steps,
     }
     if steps != cfg.SOLVER.MAX_ITER:
-        longer = steps / cfg.SOLVER.MAX_ITER
-        settings["SOLVER.WARMUP_ITERS"] = round(cfg.SOLVER.WARMUP_ITERS * longer)
-        if cfg.MODEL.GN.HAND_OVER_STEPS:
-            settings["MODEL.GN.HAND_OVER_STEPS"] = max(
-                1, round(cfg.MODEL.GN.HAND_OVER_STEPS * longer)
-            )
+        run = stretched(cfg, steps)
+        settings["SOLVER.WARMUP_ITERS"] = run.SOLVER.WARMUP_ITERS
+        if run.MODEL.GN.HAND_OVER_STEPS:
+            settings["MODEL.GN.HAND_OVER_STEPS"] = run.MODEL.GN.HAND_OVER_STEPS
     gpus = f"--num-gpus {num_gpus} " if num_gpus > 1 else ""
     train, val = (f"--{split} {data}/{split}.json {data}/images" for split in ("train", "val"))
     source, stage = source_of(cfg.MODEL.TIMM.WEIGHTS)

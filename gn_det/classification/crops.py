@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from gn_det.data.coco.categories import Known
-from gn_det.data.datasets import CocoFolder, read_folder
+from gn_det.data.datasets import CheckedFolder, CocoFolder, read_folder
 from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
 from gn_det.utils import printable
 
 __all__ = ["ObjectCrops", "sample"]
+
+# File, box in XYWH pixels, and index of the class.
+Object = tuple[str, list[float], int]
 
 _BACKGROUND = "background"
 _CONTEXT = 1.25  # side of a crop in sides of its object
@@ -62,23 +66,14 @@ class ObjectCrops(Dataset):
     ) -> None:
         if max_objects is not None and max_objects < 1:
             raise InputError(f"max_objects {max_objects}: at least 1")
-        checked = read_folder(
-            CocoFolder("", str(json_file), str(image_root)), masks=False, known=known
-        )
+        checked = _read(json_file, image_root, known)
         dataset = checked.dataset
-        if checked.bad_images:
-            bad = checked.bad_images
-            image, problem = bad[0]
-            raise InputError(
-                f"{json_file}: {len(bad)} of {len(dataset['images'])} images in {image_root} are "
-                f"unusable, such as {printable(image['file_name'])}: {problem}"
-            )
         self.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
+        self.classes = [name for _, name in self.categories]
         index_of = {number: i for i, (number, _) in enumerate(self.categories)}
         files = {i["id"]: str(Path(image_root) / i["file_name"]) for i in dataset["images"]}
         self._sizes = {files[i["id"]]: (i["width"], i["height"]) for i in dataset["images"]}
-        self.classes = [name for _, name in self.categories]
-        self.objects: list[tuple[str, list[float], int]] = [
+        self.objects: list[Object] = [
             (files[a["image_id"]], a["bbox"], index_of[a["category_id"]])
             for a in dataset["annotations"]
             if not a["iscrowd"]
@@ -100,18 +95,14 @@ class ObjectCrops(Dataset):
             boxes: dict[str, list[list[float]]] = defaultdict(list)
             for a in dataset["annotations"]:
                 boxes[files[a["image_id"]]].append(a["bbox"])
-            free = [
-                (file, box, 1)
-                for file, like, _ in self.objects
-                if (box := _place_without(boxes[file], like, self._sizes[file], draw))
-            ]
-            if not free:
+            background = [*_background(self.objects, boxes, self._sizes, draw)]
+            if not background:
                 raise InputError(
                     f"{json_file} has one class, {printable(self.classes[0])}, and no place beside "
                     "its objects that could be background"
                 )
             self.classes.append(_BACKGROUND)
-            self.objects += free
+            self.objects += background
         self.size = size
         self.augmented = augmented
 
@@ -138,6 +129,37 @@ class ObjectCrops(Dataset):
         if mirrored:
             crop = crop[:, ::-1]
         return sample(crop, label, file)
+
+
+def _read(json_file: str | Path, image_root: str | Path, known: Known) -> CheckedFolder:
+    """A data set whose images are all usable."""
+    checked = read_folder(CocoFolder("", str(json_file), str(image_root)), masks=False, known=known)
+    if checked.bad_images:
+        bad = checked.bad_images
+        image, problem = bad[0]
+        raise InputError(
+            f"{json_file}: {len(bad)} of {len(checked.dataset['images'])} images in {image_root} "
+            f"are unusable, such as {printable(image['file_name'])}: {problem}"
+        )
+    return checked
+
+
+def _background(
+    objects: Sequence[Object],
+    boxes: Mapping[str, list[list[float]]],
+    sizes: Mapping[str, tuple[int, int]],
+    draw: np.random.Generator,
+) -> Iterator[Object]:
+    """For each object a place of its size without objects in its picture, of class 1.
+
+    Args:
+        objects: to make up for.
+        boxes, sizes: of each picture, crowds included.
+        draw: of chance.
+    """
+    for file, like, _ in objects:
+        if box := _place_without(boxes[file], like, sizes[file], draw):
+            yield file, box, 1
 
 
 def _place_without(

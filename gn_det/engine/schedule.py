@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from gn_det.errors import InputError
 from gn_det.utils import table
 
-__all__ = ["Schedule", "resolve_lazy_schedule", "resolve_schedule", "schedule_table"]
+__all__ = ["Schedule", "resolve_lazy_schedule", "resolve_schedule", "schedule_table", "stretched"]
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,28 @@ def resolve_lazy_schedule(cfg: DictConfig, world_size: int) -> DictConfig:
         ims_per_gpu=run.ims_per_gpu, max_iter=run.max_iter, eval_period=run.eval_period
     )
     cfg.train.checkpointer.period = run.checkpoint_period
+    return cfg
+
+
+def stretched(cfg: CfgNode, max_iter: int) -> CfgNode:
+    """The schedule of a YAML config in so many iterations: warm-up, hand-over, steps and periods.
+
+    Args:
+        cfg: not changed.
+        max_iter: iterations, of the reference where the config states one.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    solver, gn, before = cfg.SOLVER, cfg.MODEL.GN, cfg.SOLVER.MAX_ITER
+
+    def scaled(iterations: int) -> int:
+        return max(1, iterations * max_iter // before) if iterations > 0 else iterations
+
+    solver.MAX_ITER, solver.STEPS = max_iter, tuple(map(scaled, solver.STEPS))
+    solver.WARMUP_ITERS = scaled(solver.WARMUP_ITERS)
+    solver.CHECKPOINT_PERIOD = scaled(solver.CHECKPOINT_PERIOD)
+    cfg.TEST.EVAL_PERIOD = scaled(cfg.TEST.EVAL_PERIOD)
+    gn.HAND_OVER_STEPS = scaled(gn.HAND_OVER_STEPS)
     return cfg
 
 

@@ -10,7 +10,12 @@ from omegaconf import DictConfig
 
 import gn_det
 from gn_det import InputError, get_config
-from gn_det.engine.schedule import resolve_lazy_schedule, resolve_schedule, schedule_table
+from gn_det.engine.schedule import (
+    resolve_lazy_schedule,
+    resolve_schedule,
+    schedule_table,
+    stretched,
+)
 
 
 def reference(**solver: object) -> CfgNode:
@@ -95,6 +100,39 @@ def test_a_hand_over_ends_after_as_many_images(steps: int, expected: int) -> Non
     cfg = reference(IMS_PER_GPU=1)
     cfg.MODEL.GN.HAND_OVER_STEPS = steps
     assert resolve_schedule(cfg, 1).MODEL.GN.HAND_OVER_STEPS == expected
+
+
+@pytest.mark.parametrize(
+    ("max_iter", "expected"),
+    [
+        (180_000, ((120_000, 160_000), 2000, 10_000, 20_000, 400)),
+        (9000, ((6000, 8000), 100, 500, 1000, 20)),
+        (9, ((6, 8), 1, 1, 1, 1)),  # not 0, which means none
+    ],
+)
+def test_a_schedule_in_other_iterations_keeps_its_shape(max_iter: int, expected: tuple) -> None:
+    cfg = reference()
+    cfg.MODEL.GN.HAND_OVER_STEPS = 200
+    cfg.freeze()
+    found = stretched(cfg, max_iter)
+    solver = found.SOLVER
+    assert solver.MAX_ITER == max_iter and solver.BASE_LR == cfg.SOLVER.BASE_LR
+    assert expected == (
+        solver.STEPS,
+        solver.WARMUP_ITERS,
+        solver.CHECKPOINT_PERIOD,
+        found.TEST.EVAL_PERIOD,
+        found.MODEL.GN.HAND_OVER_STEPS,
+    )
+    assert cfg.SOLVER.MAX_ITER == 90_000
+
+
+def test_what_a_schedule_does_without_stays_so_in_other_iterations() -> None:
+    cfg = reference(WARMUP_ITERS=0)
+    cfg.TEST.EVAL_PERIOD = 0
+    found = stretched(cfg, 180_000)
+    assert (found.SOLVER.WARMUP_ITERS, found.TEST.EVAL_PERIOD) == (0, 0)
+    assert found.MODEL.GN.HAND_OVER_STEPS == 0
 
 
 def test_clipping_by_value_stays() -> None:
