@@ -173,11 +173,11 @@ def test_every_meta_architecture_that_is_listed_is_counted(name: str, heads: set
 
 def test_a_hand_over_is_counted_as_the_gn_that_it_ends_in() -> None:
     kept = {}
-    for recipe in ("gn_32_groups", "gn_handed_over"):
+    for recipe in ("gn_distilled", "gn_handed_over"):
         file = ROOT / f"configs/compare/photos/{recipe}.yaml"
         cfg = load_config(file, ["MODEL.TIMM.WEIGHTS", ""])
         kept[recipe] = count_step(cfg, "gn_det", 1, (64, 96))
-    assert kept["gn_32_groups"] == kept["gn_handed_over"]
+    assert kept["gn_distilled"] == kept["gn_handed_over"]
 
 
 def test_other_meta_architectures_are_refused_with_a_list_of_those_that_are_known() -> None:
