@@ -218,7 +218,10 @@ def _out_of_reach(model: nn.Module, places: Places) -> Iterator[tuple[str, str, 
         if module in reached or not ("norm" in kind.lower() or isinstance(module, _BN_OR_GN)):
             continue
         if module in places.gated:
-            yield "other", name, f"{kind} in a gate behind global pooling: a channel is one value"
+            why = f"{kind} in a gate behind global pooling: a channel is one value"
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                why += ", of which BN takes no statistics with one image: freeze it"
+            yield "other", name, why
         elif isinstance(module, nn.BatchNorm1d):
             yield "other", name, f"{kind} behind a linear layer, where a channel is one value"
         elif isinstance(module, _BN_OR_GN):

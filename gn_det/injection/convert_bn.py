@@ -252,7 +252,9 @@ def _slots_with_bn(
         if slot.site in with_bn and (whole or slot.known or slot.norm is not None)
     ]
     for slot in slots:
-        stays = isinstance(slot.norm, nn.GroupNorm) and groups.is_default
+        stays = isinstance(slot.norm, nn.GroupNorm) and (
+            groups.is_default or groups.of(slot.norm.num_channels) == slot.norm.num_groups
+        )
         if not _is_bn(slot.norm) and not stays:
             there = (
                 "a convolution without a norm" if slot.norm is None else type(slot.norm).__name__

@@ -12,12 +12,17 @@ __all__ = ["eval_mode"]
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Put models into eval mode, and afterwards each of their modules into the mode it had."""
+    """Put models into eval mode, and afterwards each of their modules into the mode it had.
+
+    What modules keep for eval mode alone, as position biases that are computed once, is dropped.
+    """
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:
         model.eval()
     try:
         yield
     finally:
+        for model in models:
+            model.train()
         for module, mode in modes.items():
             module.training = mode

@@ -185,6 +185,7 @@ def _norm_for(
         old.num_groups if keeps_groups else groups.of(channels),
         old.eps if isinstance(old, nn.GroupNorm) else 1e-5,
         affine=old is None or old.weight is not None,
+        bias=not isinstance(old, nn.GroupNorm) or old.bias is not None,
         device=like.device,
         dtype=like.dtype,
     )
@@ -212,6 +213,8 @@ def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:
     """Give a norm the parameters of the one that it replaces, its hooks, and what it also did."""
     for name in ("weight", "bias") if norm.affine else ():
         value, own = getattr(old, name), getattr(norm, name)
+        if value is None:
+            continue
         if value.__class__ is nn.Parameter and (value.shape, value.dtype) == (own.shape, own.dtype):
             setattr(norm, name, value)  # which an optimizer may hold
         else:

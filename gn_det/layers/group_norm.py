@@ -40,6 +40,7 @@ class FusedGroupNorm(nn.GroupNorm):
         affine: whether to learn γ (initially 1) and β (initially 0), each of shape (C,). Default:
             True.
         activation: None (default) or "relu", which is applied to the output in the same kernel.
+        bias: whether to learn β where affine is set. Default: True.
         device, dtype: of γ and β.
 
     Raises:
@@ -63,6 +64,7 @@ class FusedGroupNorm(nn.GroupNorm):
         affine: bool = True,
         activation: str | None = None,
         *,
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -81,6 +83,8 @@ class FusedGroupNorm(nn.GroupNorm):
                 ", or call gn_det.fuse"
             )
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
+        if not bias:
+            self.bias = None
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,7 +189,7 @@ class FusedGroupNorm(nn.GroupNorm):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         named = (f"{prefix}{name}" for name in ("weight", "running_mean"))
-        if self.affine and all(name in state_dict for name in named):
+        if self.affine and self.bias is not None and all(name in state_dict for name in named):
             self.mark_values_of_bn()
 
     def extra_repr(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,6 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 
 from gn_det.errors import InputError
 from gn_det.injection.eval_mode import eval_mode
@@ -24,6 +24,7 @@ from gn_det.modeling.with_gn import gn_options_from_config, with_gn
 from gn_det.utils import nearest, reason_of, some
 
 __all__ = [
+    "FrozenBatchNorm1d",
     "FrozenBatchNormAct2d",
     "TimmBackbone",
     "build_timm_backbone",
@@ -36,6 +37,7 @@ __all__ = [
 _STRIDES = (4, 8, 16, 32)  # of the levels that FPN takes
 # Levels that timm's HRNet names by what is no module of it.
 _MODULES_OF_LEVELS = {"stem": "act2", "stage1": "layer1"}
+_HOLDER = re.compile(r"^(model|body)\.")  # that some models are in
 # Where the config says no mean, deviation and colours, it has Detectron2's.
 _DETECTRON2_INPUT = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "BGR")
 
@@ -51,6 +53,17 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
+class FrozenBatchNorm1d(nn.BatchNorm1d):
+    """nn.BatchNorm1d that stays as it is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.requires_grad_(False).train()
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm1d:
+        return super().train(False)
+
+
 class TimmBackbone(Backbone):
     """A model of timm that returns its feature maps, named by their strides.
 
@@ -64,15 +77,17 @@ class TimmBackbone(Backbone):
         weights: "" for a random start, "timm" for the weights that timm downloads, or a file with
             the state dict of the model, with or without its classifier (.pth, .safetensors).
         norm: "FrozenBN" (default), "BN" or "GN": what the model's BN layers become. Frozen layers
-            keep their activation. Other norms, such as ConvNeXt's, stay.
+            keep their activation. Where GN has no map to normalize, as in gates behind global
+            pooling, "GN" freezes BN. Other norms, such as ConvNeXt's, stay.
         freeze_at: stages that do not train, and whose BN is frozen: 1 is the stem (all up to stride
             2), 2 adds what leads to ``res2``, up to 5 for all. Default: 0.
         options: those of :func:`gn_det.inject` and ``recompute``, for norm "GN".
 
     Raises:
         InputError: timm is not installed or knows no such model, there is no such feature map, two
-            have the same stride, weights cannot be read or lack tensors of the model, or the model
-            takes pictures of one size alone.
+            have the same stride, weights cannot be read or lack tensors of the model, the model
+            takes pictures of one size alone or gives maps of other sizes than its strides say, or
+            timm does not tell where stage freeze_at ends.
 
     Example::
 
@@ -107,14 +122,22 @@ class TimmBackbone(Backbone):
         self._out_feature_strides = dict(zip(names, strides, strict=True))
         self._out_feature_channels = dict(zip(names, info.channels(), strict=True))
         self._size_divisibility = max(level["reduction"] for level in info.info)
-        _train_what_is_used(name, self)
-        frozen = _first_stages(body, freeze_at)
+        features = _try(name, self)
+        # DistributedDataParallel waits for the gradient of every parameter that trains.
+        used = _parameters_behind(features.values())
+        for parameter in self.parameters():
+            if parameter not in used:
+                parameter.requires_grad = False
+        frozen = _first_stages(
+            name, body, freeze_at, dict(zip(strides, features.values(), strict=True))
+        )
         for module in frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad = False
         _freeze_batch_norms(body, body.modules() if norm == "FrozenBN" else frozen)
         if norm == "GN":
             with_gn(self, "backbone", **options)
+            _freeze_batch_norms(body, body.modules())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name of (N, 3, H, W) pictures, each (N, C, H / stride, W / stride)."""
@@ -272,6 +295,10 @@ def _create(name: str, out_indices: tuple[int, ...], weights: str) -> Any:
         flags, body = _of_any_size(name)
         levels = [level["reduction"] for level in body.feature_info.info]
         out_indices = out_indices or tuple(i for i, s in enumerate(levels) if s in _STRIDES)
+        if not out_indices:
+            raise InputError(
+                f"{name} has feature maps of strides {levels}, and none of {some(_STRIDES, 4)}"
+            )
         if not all(-len(levels) <= index < len(levels) for index in out_indices):
             raise InputError(
                 f"MODEL.TIMM.OUT_INDICES (out_indices) {list(out_indices)}: {name} has "
@@ -349,47 +376,82 @@ def _fingerprint(tensor: Tensor) -> tuple[int, float]:
     return tensor.numel(), tensor.double().sum().item()
 
 
-def _train_what_is_used(name: str, backbone: TimmBackbone) -> None:
-    """Try the model on a small picture, and freeze parameters that no feature map comes from.
-
-    DistributedDataParallel waits for the gradient of every parameter that trains.
-    """
-    side = 2 * backbone.size_divisibility
-    parameters = [p for p in backbone.parameters() if p.requires_grad]
-    if any(isinstance(p, FakeTensor) for p in parameters):
-        return  # memory is counted, and fake tensors of a GPU that is not there have no backward
-    try:
-        with eval_mode(backbone), torch.enable_grad():
-            features = backbone(torch.zeros(1, 3, side, side + backbone.size_divisibility))
-            total = sum(feature.mean() for feature in features.values())
-            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    except (AssertionError, RuntimeError, ValueError) as error:
+def _try(name: str, backbone: TimmBackbone) -> dict[str, Tensor]:
+    """Its feature maps of a small picture, with the graph that leads to them."""
+    least = backbone.size_divisibility
+    device = next(backbone.parameters()).device
+    for times in (2, 8):  # some have no padding, and little is too small for them
+        height, width = times * least, (times + 1) * least
+        try:
+            with eval_mode(backbone), torch.enable_grad():
+                features = backbone(torch.zeros(1, 3, height, width, device=device))
+            break
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = reason_of(error)
+    else:
         raise InputError(
-            f"timm's {name} does not take pictures of any size, as a detector needs it: "
-            f"{reason_of(error)}"
-        ) from error
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is None:
-            parameter.requires_grad = False
+            f"timm's {name} does not take pictures of any size, as a detector needs it: {reason}"
+        )
+    for key, shape in backbone.output_shape().items():
+        found, wanted = features[key].shape[2:], (height // shape.stride, width // shape.stride)
+        if found != wanted:
+            raise InputError(
+                f"timm's {name} gives a map of {found[0]}x{found[1]} for a picture of "
+                f"{height}x{width}, and a detector takes one of {wanted[0]}x{wanted[1]} at stride "
+                f"{shape.stride}"
+            )
+    return features
 
 
-def _first_stages(body: Any, freeze_at: int) -> list[nn.Module]:
-    """Modules up to stage freeze_at, which ends at the feature map of stride 2^freeze_at."""
+def _parameters_behind(tensors: Iterable[Tensor]) -> set[Tensor]:
+    """The parameters that tensors come from."""
+    nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen, found = {*nodes}, set()
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        before = {function for function, _ in node.next_functions if function is not None} - seen
+        seen |= before
+        nodes += before
+    return found
+
+
+def _first_stages(
+    name: str, body: Any, freeze_at: int, features: Mapping[int, Tensor]
+) -> list[nn.Module]:
+    """Modules up to stage freeze_at, which ends at the feature map of stride 2^freeze_at.
+
+    Args:
+        name: of the model.
+        body: it.
+        freeze_at: the stage; 0 for none.
+        features: maps by stride, with the graph that leads to them.
+    """
     if freeze_at == 0:
         return []
     modules = [*body.modules()]  # in the order in which they run
-    # timm joins the parts of some names by "_".
-    names = [name.removeprefix("model.").replace(".", "_") for name, _ in body.named_modules()]
-    levels = [
-        (level["module"].replace(".", "_"), level["reduction"]) for level in body.feature_info.info
-    ]
-    levels = [(n if n in names else _MODULES_OF_LEVELS[n], stride) for n, stride in levels]
-    inside = [name for name, stride in levels if stride <= 2**freeze_at]
-    if not inside:  # the stem leads to the first map, whose stride is larger
-        return modules[: names.index(levels[0][0])]
+    # timm joins the parts of some names by "_", and holds some models in one of its own.
+    names = [_HOLDER.sub("", key).replace(".", "_") for key, _ in body.named_modules()]
+    info = body.feature_info
+    levels = {level["module"].replace(".", "_"): level["reduction"] for level in info.info}
+    levels = dict(list(levels.items())[: max(info.out_indices) + 1])  # the model ends there
+    levels = {k if k in names else _MODULES_OF_LEVELS.get(k, k): s for k, s in levels.items()}
+    last = 2**freeze_at
+    inside = [key for key, stride in levels.items() if stride <= last]
     if len(inside) == len(levels):
         return modules
-    end = max(i for i, name in enumerate(names) if f"{name}_".startswith(f"{inside[-1]}_"))
+    if not levels.keys() <= {*names}:
+        behind = _parameters_behind(y for stride, y in features.items() if stride <= last)
+        if not behind:
+            raise InputError(
+                f"MODEL.BACKBONE.FREEZE_AT (freeze_at) {freeze_at}: timm does not tell where this "
+                f"stage of {name} ends; set 0, or at least {int(math.log2(min(features)))}"
+            )
+        return [m for m in modules if behind & {*m.parameters(recurse=False)}]
+    if not inside:  # the stem leads to the first map, whose stride is larger
+        return modules[: names.index(next(iter(levels)))]
+    end = max(i for i, key in enumerate(names) if f"{key}_".startswith(f"{inside[-1]}_"))
     return modules[: end + 1]
 
 
@@ -398,14 +460,23 @@ def _freeze_batch_norms(body: nn.Module, among: Iterable[nn.Module]) -> None:
 
     Detectron2's own conversion would drop the activation that timm's BN layers hold.
     """
-    chosen = {module for module in among if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    chosen = {
+        module
+        for module in among
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and not isinstance(module, FrozenBatchNorm1d)
+    }
     for parent in [*body.modules()]:
         for name, child in [*parent.named_children()]:
             if child in chosen:
                 setattr(parent, name, _frozen(child))
 
 
-def _frozen(bn: Any) -> FrozenBatchNorm2d:
+def _frozen(bn: Any) -> nn.Module:
+    if isinstance(bn, nn.BatchNorm1d):
+        frozen = FrozenBatchNorm1d(bn.num_features, bn.eps, affine=bn.affine)
+        frozen.load_state_dict(bn.state_dict())
+        return frozen
     act = hasattr(bn, "act")
     new = (FrozenBatchNormAct2d if act else FrozenBatchNorm2d)(bn.num_features, bn.eps)
     for key in ("weight", "bias", "running_mean", "running_var"):

@@ -163,7 +163,7 @@ def test_the_norm_of_a_gate_is_told(inside: type[nn.Module]) -> None:
         nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 1), inside()
     )
     left = {each.modules: each.reason for each in audit(gate).left_alone}
-    assert "gate behind global pooling" in left[("2",)]
+    assert "gate behind global pooling" in left[("2",)] and "freeze it" in left[("2",)]
     assert "in an attention or a gate" in left[("1", "3")]
 
 

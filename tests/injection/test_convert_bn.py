@@ -431,6 +431,19 @@ def test_gn_beside_bn_stays_as_it_is() -> None:
     assert [m.num_groups for m in model[1:]] == [8, 2]
 
 
+@pytest.mark.parametrize(("num_groups", "stays"), [(2, True), (4, False)])
+def test_gn_that_has_the_groups_that_are_asked_for_stays(num_groups: int, stays: bool) -> None:
+    model = trained(mixed())
+    if stays:
+        gn = copy.deepcopy(model[2])
+        convert_bn(model, pictures(), num_groups=num_groups)
+        x = torch.randn(2, 8, 5, 5)
+        torch.testing.assert_close(model[2](x), gn(x))
+        return
+    with pytest.raises(InputError, match="GroupNorm, which would become GN"):
+        convert_bn(model, pictures(), num_groups=num_groups)
+
+
 def test_heads_with_bn_alone_are_converted_alone() -> None:
     config = zoo.model_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     config.MODEL.ROI_MASK_HEAD.NORM = "BN"

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from gn_det import FusedGroupNorm, InputError, audit, inject
+from gn_det import FusedGroupNorm, InputError, audit, fuse, inject
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
@@ -161,6 +161,24 @@ def test_gn_keeps_its_groups_and_eps_unless_told() -> None:
     kept, told = inject(copy.deepcopy(model)), inject(model, num_groups=16)
     assert (kept[1].num_groups, kept[1].eps) == (3, 1e-3)
     assert (told[1].num_groups, told[1].eps) == (16, 1e-3)
+
+
+@pytest.mark.parametrize("kind", [nn.GroupNorm, nn.BatchNorm2d])
+def test_a_norm_without_bias_gains_none_if_it_was_gn(kind: type[nn.Module]) -> None:
+    norm = nn.GroupNorm(1, 8) if kind is nn.GroupNorm else nn.BatchNorm2d(8)
+    nn.init.normal_(norm.weight)
+    norm.bias = None
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.ReLU())
+    x = torch.randn(2, 3, 5, 5)
+    expected = model(x)
+    fused = fuse(inject(model))
+    has_bias = isinstance(norm, nn.BatchNorm2d)
+    assert ("1.bias" in fused.state_dict()) == has_bias
+    assert fused[1].weight is norm.weight
+    if not has_bias:
+        torch.testing.assert_close(fused(x), expected)
+    fused(x).sum().backward()
+    assert str(audit(fused))
 
 
 def test_both_ways_to_count_groups_are_refused() -> None:

@@ -40,6 +40,17 @@ def test_without_affine_there_are_no_parameters() -> None:
     assert norm(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)
 
 
+def test_without_bias_it_is_pytorchs_layer_without_bias() -> None:
+    ours = FusedGroupNorm(8, 2, activation="relu", bias=False)
+    theirs = nn.GroupNorm(2, 8)
+    theirs.bias = None
+    nn.init.normal_(theirs.weight)
+    ours.load_state_dict(theirs.state_dict())
+    assert list(ours.state_dict()) == ["weight"]
+    x = torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(ours(x), theirs(x).relu())
+
+
 def test_fits_the_norm_slots_of_detectron2_and_torchvision() -> None:
     assert get_norm(FusedGroupNorm, 256).num_channels == 256
     block = Conv2dNormActivation(3, 48, norm_layer=FusedGroupNorm)

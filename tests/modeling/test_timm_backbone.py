@@ -19,7 +19,7 @@ from gn_det import InputError
 from gn_det.config import load_config
 from gn_det.config.constraints import check_complete_config
 from gn_det.engine import trainer as engine
-from gn_det.modeling import TimmBackbone
+from gn_det.modeling import TimmBackbone, timm_backbone
 from gn_det.modeling.timm_backbone import FrozenBatchNormAct2d
 
 FAMILIES = {
@@ -120,6 +120,83 @@ def test_frozen_stages_are_those_that_lead_to_their_map(name: str, norm: str) ->
     every = TimmBackbone(name, norm=norm, freeze_at=5)
     assert not any(parameter.requires_grad for parameter in every.parameters())
     assert not any(isinstance(module, BN) for module in every.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze_at", "out_indices", "trains"),
+    [
+        ("resnet18", 2, [3], ["layer2", "layer3"]),
+        ("resnet18", 5, [3], []),
+        ("selecsls42", 4, (), ["head_0", "head_1"]),
+        ("efficientvit_m0", 1, (), ["stages_0", "stages_1"]),
+        # timm names their levels by what is no module, and their parts are not in order.
+        ("twins_svt_small", 2, (), ["patch_embeds", "blocks", "pos_block"]),
+        ("mvitv2_tiny", 3, (), ["stages"]),
+    ],
+)
+def test_stages_are_frozen_where_the_model_ends_early_or_has_levels_without_modules(
+    name: str, freeze_at: int, out_indices: list[int], trains: list[str]
+) -> None:
+    backbone = TimmBackbone(name, freeze_at=freeze_at, out_indices=out_indices)
+    features = backbone(torch.rand(1, 3, 64, 64))
+    assert {key: y.requires_grad for key, y in features.items()} == {
+        key: shape.stride > 2**freeze_at for key, shape in backbone.output_shape().items()
+    }
+    found = {
+        key.removeprefix("body.").removeprefix("model.").split(".")[0]
+        for key, parameter in backbone.named_parameters()
+        if parameter.requires_grad
+    }
+    assert found == set(trains)
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze_at", "message"),
+    [
+        ("twins_svt_small", 1, "does not tell where this stage of twins_svt_small ends; set 0"),
+        ("sequencer2d_s", 0, r"strides \[7, 14, 14, 14\], and none of 4, 8, 16, 32"),
+        ("inception_v3", 0, "a map of 60x68 for a picture of 256x288, and .* 64x72 at stride 4"),
+        ("levit_128s", 0, "does not take pictures of any size"),
+    ],
+)
+def test_models_that_no_detector_can_take_are_refused(
+    name: str, freeze_at: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        TimmBackbone(name, freeze_at=freeze_at)
+
+
+@pytest.mark.parametrize("name", ["rexnet_100", "skresnet18", "resnest14d", "nextvit_small"])
+def test_norms_of_gates_and_of_linear_layers_are_frozen_so_that_one_image_trains(name: str) -> None:
+    backbone = TimmBackbone(name, norm="GN").train()
+    before = {key: value.clone() for key, value in backbone.named_buffers()}
+    sum(y.mean() for y in backbone(torch.rand(1, 3, 64, 64)).values()).backward()
+    assert before and all(torch.equal(b, before[key]) for key, b in backbone.named_buffers())
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 8, 5)])
+def test_frozen_bn_of_linear_layers_stays_as_it_is(shape: tuple[int, ...]) -> None:
+    bn = nn.Sequential(nn.BatchNorm1d(8))
+    bn[0].running_mean.normal_()
+    nn.init.normal_(bn[0].weight)
+    x = torch.randn(shape)
+    expected = bn.eval()(x)
+    timm_backbone._freeze_batch_norms(bn, bn.modules())
+    torch.testing.assert_close(bn.train()(x), expected)
+    assert not any(p.requires_grad for p in bn.parameters())
+    assert torch.equal(bn.train()(x), bn(x))
+
+
+def test_position_biases_are_those_of_weights_that_come_later() -> None:
+    trained, built = (TimmBackbone("tiny_vit_5m_224") for _ in range(2))
+    for key, parameter in trained.named_parameters():
+        if "attention_biases" in key:
+            nn.init.normal_(parameter)
+    built.load_state_dict(trained.state_dict())
+    x = torch.rand(1, 3, 64, 64)
+    expected = trained.train(False)(x)
+    for key, y in built.train(False)(x).items():
+        torch.testing.assert_close(y, expected[key])
 
 
 @of_every_family
