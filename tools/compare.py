@@ -7,7 +7,9 @@ a held-out quarter of the training set. What is interrupted goes on when this is
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import shlex
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,6 @@ from gn_det.data.datasets import register_folders
 from gn_det.data.facts import facts_of
 from gn_det.data.train_loader import build_train_loader
 from gn_det.errors import InputError
-from gn_det.modeling.with_gn import groups_from_config
 from gn_det.plots.curves import read_metrics
 from gn_det.plots.figures import deviation
 from gn_det.studies.comparison.cost import saved_bytes, step_seconds
@@ -60,7 +61,7 @@ from gn_det.studies.comparison.report import (
     plot_groups,
     results_csv,
 )
-from gn_det.studies.comparison.weights import prepare_weights, source_of
+from gn_det.studies.comparison.weights import prepare_weights, settings_of, source_of
 from gn_det.studies.recommendation.measured import Row, rows_text
 from gn_det.utils import markdown, write_atomically
 from gn_det.version import __version__
@@ -143,6 +144,7 @@ def compare(
     runs = matrix(recipes, args, folder)
     data = checked(runs, options, folder, data)
     data.write_copies()
+    facts = facts_of(read_coco(training_set(data)[0])) if args.train else None
     recipes = with_prepared_weights(recipes, runs, folder / "weights", args.distill)
     scores = rates(comparison, recipes, args, data) if len(args.lrs) > 1 else {}
     runs = matrix(recipes, args, folder, best_rates(scores))
@@ -155,7 +157,7 @@ def compare(
     forget(data)
     if failures:
         print(f"{len(failures)} runs failed")
-    return Outcome(comparison, runs, results)
+    return Outcome(comparison, runs, results, facts)
 
 
 def checked(
@@ -225,9 +227,8 @@ def with_prepared_weights(
         if stage:
             cfg = next(run.cfg for run in runs if run.recipe == name).clone()
             cfg.SOLVER.IMS_PER_BATCH = recipe.SOLVER.IMS_PER_BATCH
-            groups = "-".join(str(value) for value in groups_from_config(cfg).values())
-            ws = "-ws" * cfg.MODEL.GN.WEIGHT_STANDARDIZATION
-            made = folder / f"{Path(weights).stem}-groups-{groups}{ws}"
+            settings = json.dumps(settings_of(cfg, steps)).encode()
+            made = folder / f"{Path(weights).stem}-{hashlib.sha256(settings).hexdigest()[:8]}"
             if not (made / f"{stage}.pth").exists():
                 print(f"{made}: γ, β of GN are fitted, then {steps} steps of distillation")
             prepare_weights(cfg, made, steps)
@@ -484,7 +485,6 @@ def write_measured(
     """Write measured.csv, which tools/recommend.py reads."""
     rows = []
     for outcome in outcomes:
-        facts = facts_of(read_coco(outcome.comparison.options.train[0]))
         first = {(run.recipe, run.ims_per_gpu): run.cfg for run in reversed(outcome.runs)}
         for (recipe, n), cfg in first.items():
             runs = [r for r in outcome.results if (r.recipe, r.ims_per_gpu) == (recipe, n)]
@@ -493,8 +493,10 @@ def write_measured(
                 weights = recipes[recipe].MODEL.WEIGHTS or recipes[recipe].MODEL.TIMM.WEIGHTS
                 row = Row(
                     data=Path(args.train[0]).absolute().parent.name,
-                    **asdict(facts),
+                    **asdict(outcome.facts),
                     recipe=recipe,
+                    config=next(f for f in args.recipes + args.beside if Path(f).stem == recipe),
+                    overrides=shlex.join(args.opts),
                     weights=Path(weights).stem or "none",
                     ims_per_batch=cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS,
                     steps=cfg.SOLVER.MAX_ITER,

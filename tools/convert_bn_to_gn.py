@@ -29,7 +29,7 @@ from detectron2.config import CfgNode
 from gn_det.classification.command import CPU, default_device
 from gn_det.config import load_config
 from gn_det.errors import InputError
-from gn_det.studies.comparison.weights import prepare_weights
+from gn_det.studies.comparison.weights import SETTINGS, prepare_weights
 from gn_det.studies.conversion.classifier import METRIC, convert_classifier
 from gn_det.studies.conversion.detector import convert_detector
 from gn_det.studies.conversion.report import stage_table
@@ -38,7 +38,7 @@ from gn_det.studies.conversion.stages import Conversion
 
 def main() -> None:
     args = parse_arguments()
-    goes_on = args.backbone and (args.output / "distillation.checkpoint").exists()
+    goes_on = args.backbone and (args.output / SETTINGS).exists()
     with study_folder(args.output) if goes_on else new_folder(args.output):
         if args.backbone:
             from_backbone(args)

@@ -40,6 +40,7 @@ from gn_det.config import load_lazy_config
 from gn_det.data.datasets import register_folders
 from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader, set_up_worker
+from gn_det.modeling.timm_backbone import check_timm_input
 
 
 def main() -> None:
@@ -74,6 +75,7 @@ def run(config_file: str, overrides: list[str], options: RunOptions, data: RunDa
     _ours(cfg, options.skip_bad_images)
     with building("the model"):
         model = instantiate(cfg.model).to(cfg.train.device)
+        check_timm_input(model, starts_from_weights=bool(cfg.train.init_checkpoint))
     prepare_model(
         model,
         channels_last=cfg.train.get("channels_last", False),

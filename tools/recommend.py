@@ -7,6 +7,7 @@ is near yours, it says so and recommends nothing.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from gn_det.engine.command import run_command
@@ -17,6 +18,7 @@ from detectron2.config import CfgNode
 
 from gn_det.config import load_config
 from gn_det.data.coco import read_coco
+from gn_det.data.datasets import CocoFolder, read_folder
 from gn_det.data.facts import DataFacts, facts_of
 from gn_det.errors import InputError
 from gn_det.studies.comparison.weights import source_of
@@ -35,7 +37,10 @@ IMAGES_TRIED = (1, 2, 4, 8, 16)
 def main() -> None:
     args = parse_arguments()
     json_file = args.data / "train.json"
-    facts = facts_of(read_coco(json_file))
+    annotations = read_coco(json_file)["annotations"]
+    masks = any(annotation.get("segmentation") for annotation in annotations)
+    folder = CocoFolder("train", str(json_file), str(args.data / "images"))
+    facts = facts_of(read_folder(folder, masks=masks).used)
     rows = [row for file in [MEASURED, *args.measured] for row in read_rows(file)]
     print(f"{facts_table(json_file, facts)}\n")
     near = nearest_rows(facts, rows)
@@ -50,7 +55,7 @@ def main() -> None:
     if row is None:
         print(f"No recommendation: not one image of {RECIPES / COUNTED} fits.")
         return
-    print(recommendation(row, near, args.data, fitting, args.num_gpus))
+    print(recommendation(row, near, args.data, masks, fitting, args.num_gpus))
 
 
 def images_that_fit(gpu_memory: str | None) -> int:
@@ -133,11 +138,12 @@ def no_recommendation(nearest: Row, far: dict[str, tuple[float, float]]) -> str:
     )
 
 
-def recommendation(row: Row, near: list[Row], data: Path, fitting: int, num_gpus: int) -> str:
+def recommendation(
+    row: Row, near: list[Row], data: Path, masks: bool, fitting: int, num_gpus: int
+) -> str:
     """Recipe, weights, learning rate and steps, and the command that trains."""
     images = "1 image" if row.ims_per_batch == 1 else f"{row.ims_per_batch} images"
-    config = RECIPES / f"{row.recipe}.yaml"
-    cfg = load_config(config)
+    cfg = load_config(row.config, shlex.split(row.overrides))
     lines = [
         f"Recommended: {row.recipe}, from the weights {row.weights}, {row.steps} steps of "
         f"{images} at a learning rate of {row.lr:g}: {row.ap:.1f} AP (mean of "
@@ -157,14 +163,14 @@ def recommendation(row: Row, near: list[Row], data: Path, fitting: int, num_gpus
         )
     if source_of(cfg.MODEL.TIMM.WEIGHTS)[1]:
         lines.append("The last command trains, and the one before makes its weights.")
-    return "\n".join([*lines, "", command(row, cfg, config, data, num_gpus)])
+    return "\n".join([*lines, "", command(row, cfg, data, masks, num_gpus)])
 
 
-def command(row: Row, cfg: CfgNode, config: Path, data: Path, num_gpus: int) -> str:
+def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> str:
     """That trains the row's recipe with its schedule on the data, after one for its weights."""
     scale = row.ims_per_batch / cfg.SOLVER.IMS_PER_BATCH  # of the reference
     steps = round(row.steps * scale)
-    settings = {
+    settings: dict[str, object] = {
         "SOLVER.IMS_PER_GPU": row.ims_per_batch,
         "SOLVER.BASE_LR": f"{row.lr / scale:g}",
         "SOLVER.MAX_ITER": steps,
@@ -174,8 +180,14 @@ def command(row: Row, cfg: CfgNode, config: Path, data: Path, num_gpus: int) -> 
         settings["SOLVER.WARMUP_ITERS"] = run.SOLVER.WARMUP_ITERS
         if run.MODEL.GN.HAND_OVER_STEPS:
             settings["MODEL.GN.HAND_OVER_STEPS"] = run.MODEL.GN.HAND_OVER_STEPS
+    if not masks:
+        settings["MODEL.MASK_ON"] = False
     gpus = f"--num-gpus {num_gpus} " if num_gpus > 1 else ""
-    train, val = (f"--{split} {data}/{split}.json {data}/images" for split in ("train", "val"))
+    train, val = (
+        shlex.join([f"--{split}", f"{data}/{split}.json", f"{data}/images"])
+        for split in ("train", "val")
+    )
+    given = f"{row.overrides} " if row.overrides else ""
     source, stage = source_of(cfg.MODEL.TIMM.WEIGHTS)
     first = ""
     if source == LITE0 and not Path(LITE0).exists():
@@ -184,12 +196,13 @@ def command(row: Row, cfg: CfgNode, config: Path, data: Path, num_gpus: int) -> 
         made = Path("output/recommended_weights") / f"{data.absolute().name}-{row.recipe}"
         settings["MODEL.TIMM.WEIGHTS"] = made / f"{stage}.pth"
         first += (
-            f".venv/bin/python tools/convert_bn_to_gn.py --backbone {config} {train} "
-            f"--output {made}\n\n"
+            f".venv/bin/python tools/convert_bn_to_gn.py --backbone {row.config} {train} "
+            f"--output {shlex.quote(str(made))} {given}".rstrip()
+            + "\n\n"
         )
-    overrides = " ".join(f"{key} {value}" for key, value in settings.items())
+    overrides = given + shlex.join(str(word) for pair in settings.items() for word in pair)
     return (
-        f"{first}.venv/bin/python tools/train_net.py --config-file {config} {train} {val} "
+        f"{first}.venv/bin/python tools/train_net.py --config-file {row.config} {train} {val} "
         f"{gpus}OUTPUT_DIR output/recommended {overrides}"
     )
 

@@ -84,9 +84,6 @@ class ObjectCrops(Dataset):
         if crowds:
             what = f"{crowds} of {total} objects are crowds and are left out"
             checked.findings.add("warned", what, "annotations", count=crowds)
-        self.found = checked.findings.table()
-        if self.found and comm.is_main_process():
-            print(f"\nFound in {json_file}:\n\n{self.found}\n")
         draw = np.random.default_rng(0)
         if max_objects is not None and max_objects < len(self.objects):
             chosen = draw.choice(len(self.objects), max_objects, replace=False)
@@ -101,8 +98,17 @@ class ObjectCrops(Dataset):
                     f"{json_file} has one class, {printable(self.classes[0])}, and no place beside "
                     "its objects that could be background"
                 )
+            if len(background) < len(self.objects):
+                what = (
+                    f"{len(self.objects)} objects have {len(background)} crops of background: "
+                    "chance found no other place"
+                )
+                checked.findings.add("warned", what, "images")
             self.classes.append(_BACKGROUND)
             self.objects += background
+        self.found = checked.findings.table()
+        if self.found and comm.is_main_process():
+            print(f"\nFound in {json_file}:\n\n{self.found}\n")
         self.size = size
         self.augmented = augmented
 

@@ -31,7 +31,7 @@ class DataFacts:
 
 
 def facts_of(dataset: Mapping[str, Any]) -> DataFacts:
-    """The facts of what :func:`gn_det.data.coco.read_coco` returns.
+    """The facts of a data set, normalised as :func:`gn_det.data.datasets.read_folder` does.
 
     Raises:
         InputError: no picture has an object with a box and a size.

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -36,7 +35,8 @@ class HandOverHook(HookBase):
         steps: that the hand-over takes.
 
     Raises:
-        InputError: the checkpoint that training goes on from has no BN, or values are not finite.
+        InputError: there are no values of BN to begin with, the checkpoint that training goes on
+            from has none, a stage is frozen, or values are not finite.
     """
 
     def __init__(self, model: nn.Module, steps: int) -> None:
@@ -57,14 +57,20 @@ class HandOverHook(HookBase):
                     "the checkpoint has no frozen BN to hand over from: the run began without "
                     "MODEL.GN.HAND_OVER_STEPS"
                 )
-            for name, norm in hand_overs(self.model):
+            norms = dict(hand_overs(self.model))
+            if norms and not any(norm.has_values_of_bn() for norm in norms.values()):
+                raise InputError(
+                    "MODEL.GN.HAND_OVER_STEPS is set, and the norms have no values of a trained "
+                    "BN to begin with: set MODEL.WEIGHTS or MODEL.TIMM.WEIGHTS"
+                )
+            for name, norm in norms.items():
                 norm.begin()
                 zeros = norm.weight.new_zeros(6, norm.num_channels, dtype=torch.float64)
                 self._fits[name] = ChannelFit([zeros])
             self._began = True
         for name, fit in self._fits.items():
             norm = self.model.get_submodule(name)
-            self._watched.append(norm.register_forward_pre_hook(partial(_watch, fit)))
+            self._watched.append(norm.register_forward_pre_hook(partial(_watch, name, fit)))
 
     def before_step(self) -> None:
         since_fit = self.trainer.iter - self.fitting_steps
@@ -127,7 +133,13 @@ class HandOverHook(HookBase):
 
 
 @torch.no_grad()
-def _watch(fit: ChannelFit, norm: HandOver, args: tuple[Tensor, ...]) -> None:
-    if norm.training:
-        x = args[0].double()
-        fit.add(F.group_norm(x, norm.num_groups, eps=norm.eps), norm.bn_of(x))
+def _watch(name: str, fit: ChannelFit, norm: HandOver, args: tuple[Tensor, ...]) -> None:
+    x = args[0]
+    if not norm.training or not x.numel():
+        return
+    if not (norm.weight.requires_grad or x.requires_grad):
+        raise InputError(
+            f"{name} is frozen, would become GN, and what feeds it could not adapt: a hand-over "
+            "needs MODEL.BACKBONE.FREEZE_AT 0"
+        )
+    fit.add_gn(x, norm.num_groups, norm.eps, norm.bn_of(x))

@@ -9,7 +9,6 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
@@ -125,7 +124,7 @@ def _pass(
             )
         if x.numel():
             norm = pair.norms[name]
-            fits[name].add(F.group_norm(x.double(), norm.num_groups, eps=norm.eps), y)
+            fits[name].add_gn(x, norm.num_groups, norm.eps, y)
             if before is not None:
                 _set(norm, fits[name].with_rest_of(before.get(name, ChannelFit())))
 
@@ -182,8 +181,10 @@ def _errors(pair: Pair, fits: Mapping[str, ChannelFit]) -> dict[str, float | Non
 
 
 def _error(norm: nn.GroupNorm, fit: ChannelFit) -> float | None:
-    ones = torch.ones(norm.num_channels, device=fit.sums.device)
-    return fit.relative_error(*((ones, 0 * ones) if norm.weight is None else norm.parameters()))
+    if norm.weight is None:
+        ones = torch.ones(norm.num_channels, device=fit.sums.device)
+        return fit.relative_error(ones, 0 * ones)
+    return fit.relative_error(norm.weight, norm.bias)
 
 
 def _set(norm: nn.GroupNorm, fit: ChannelFit) -> None:

@@ -121,9 +121,9 @@ def convert_bn(
 
     The input of a norm depends on the norms before it, so each norm is fitted anew at every input,
     before it computes its output, and passes over the calibration set are repeated until no error
-    changes any more, at the latest after one pass per norm. γ and β stay copied if the mean error
-    is not smaller in the end. Each pass runs the BN model and the GN model once per batch, in eval
-    mode without gradients, and holds the outputs of all BN layers for one batch.
+    changes by more than 0.005, at the latest after one pass per norm. γ and β stay copied if the
+    mean error is not smaller in the end. Each pass runs the BN model and the GN model once per
+    batch, in eval mode without gradients, and holds the outputs of all BN layers for one batch.
 
     If the normalized input of a channel is constant, γ of the BN layer is kept and only β is
     fitted. A norm that the calibration set does not reach keeps γ and β of the BN layer, and is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -70,7 +71,7 @@ def distill(
     Here all parameters of the student learn, on pictures without labels, to give the teacher's
     feature maps. The loss is the squared error of each channel, relative to the variance of the
     teacher's channel, a mean over channels and levels. AdamW's learning rate rises over a
-    twentieth of the steps and falls to 0 as a cosine. On a GPU, the student runs in mixed
+    twentieth of the steps and falls to 0 as a cosine. On a GPU, both networks run in mixed
     precision.
 
     Both networks run in eval mode. Modes, and which parameters train, are afterwards as before.
@@ -94,8 +95,8 @@ def distill(
 
     Raises:
         InputError: steps is below 1 or lr not above 0, the batches are none or end, feature maps
-            differ in number, names or shapes, the loss is not finite, or the checkpoint is of
-            another distillation.
+            differ in number, names or shapes or have one value for each channel, the loss is not
+            finite, or the checkpoint is of other networks, steps or lr.
 
     Example::
 
@@ -169,7 +170,7 @@ def _learn(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     parts: dict[str, Any] = {"student": student, "optimizer": optimizer, "scaler": scaler}
-    settings = {"steps": steps, "lr": lr}
+    settings = {"steps": steps, "lr": lr, "networks": _digest(student, teacher)}
     losses: list[float] = []
     if file is not None and file.exists():
         before, losses = _resume(file, parts, settings)
@@ -227,6 +228,15 @@ def _resume(
     )
 
 
+def _digest(student: nn.Module, teacher: nn.Module) -> str:
+    """Of what the student is made of, and of the weights of the teacher."""
+    found = hashlib.sha256(repr(student).encode())
+    for name, tensor in teacher.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
 def _schedule(step: int, steps: int) -> float:
     warmup = max(1, steps // 20)
     if step < warmup:
@@ -259,6 +269,12 @@ def _levels(
             f"the student gives feature maps {shapes[0]}, and the teacher {shapes[1]}; they have "
             "to be the same"
         )
+    for name, y in theirs.items():
+        if y.dim() < 2 or y.numel() == y.shape[1]:
+            raise InputError(
+                f"{name} of a batch is a {tuple(y.shape)} tensor, and has one value for each "
+                "channel, which says nothing of how it varies; give feature maps, or larger batches"
+            )
     return {name: (y, theirs[name]) for name, y in ours.items()}
 
 

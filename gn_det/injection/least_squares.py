@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["ChannelFit"]
 
 # Variance of x̂ below which a channel is constant: float32 leaves little of its differences.
 _CONSTANT = 1e-10
+_VALUES_AT_A_TIME = 2**22
 
 
 class ChannelFit:
@@ -26,10 +28,20 @@ class ChannelFit:
 
     def add(self, x_hat: Tensor, y: Tensor) -> None:
         """Take in (N, C, *spatial) inputs without affine, and the outputs wanted of them."""
-        x_hat, y = x_hat.double(), y.double()
-        axes = [axis for axis in range(x_hat.dim()) if axis != 1]
-        products = (torch.ones_like(y), x_hat, x_hat * x_hat, y, y * y, x_hat * y)
-        self.inputs.append(torch.stack([p.sum(axes) for p in products]))
+        self.inputs.append(_sums(x_hat, y))
+
+    def add_gn(self, x: Tensor, num_groups: int, eps: float, y: Tensor) -> None:
+        """Take in inputs of GN with so many groups, and the outputs wanted of them.
+
+        Float64 is taken for a few samples at a time.
+        """
+        samples = max(1, _VALUES_AT_A_TIME // max(1, x[:1].numel()))
+        self.inputs.append(
+            sum(
+                _sums(F.group_norm(some_x.double(), num_groups, eps=eps), some_y)
+                for some_x, some_y in zip(x.split(samples), y.split(samples), strict=True)
+            )
+        )
 
     def with_rest_of(self, before: ChannelFit | None) -> ChannelFit:
         """What was taken in so far, and of a fit before what is still to come in its place."""
@@ -86,3 +98,19 @@ class ChannelFit:
     def _means(self) -> Tensor:
         count, *sums = self.sums
         return torch.stack(sums) / count
+
+
+def _sums(x_hat: Tensor, y: Tensor) -> Tensor:
+    x_hat, y = x_hat.double(), y.double()
+    axes = [axis for axis in range(x_hat.dim()) if axis != 1]
+    elements = y.new_full((y.shape[1],), y.numel() // y.shape[1])
+    return torch.stack(
+        [
+            elements,
+            x_hat.sum(axes),
+            (x_hat * x_hat).sum(axes),
+            y.sum(axes),
+            (y * y).sum(axes),
+            (x_hat * y).sum(axes),
+        ]
+    )

@@ -50,6 +50,12 @@ class HandOver:
         scale, shift = (y.view(shape).to(x.dtype) for y in (self.bn_scale, self.bn_shift))
         return x * scale + shift
 
+    def has_values_of_bn(self) -> bool:
+        """Whether BN, before :meth:`begin`, is not as one that never trained."""
+        apart = (self.running_mean, self.bias, self.running_var - 1, self.weight - 1)
+        # Detectron2's FrozenBN begins with a variance of 1 - eps.
+        return any(x.abs().max() > 1.01 * self.bn_eps for x in apart)
+
     def begin(self) -> None:
         """Take BN from the weights that are loaded: γ and β are still its."""
         with torch.no_grad():

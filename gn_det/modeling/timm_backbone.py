@@ -30,6 +30,7 @@ __all__ = [
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "check_timm_input",
     "check_timm_name",
     "timm_input",
 ]
@@ -38,6 +39,8 @@ _STRIDES = (4, 8, 16, 32)  # of the levels that FPN takes
 # Levels that timm's HRNet names by what is no module of it.
 _MODULES_OF_LEVELS = {"stem": "act2", "stage1": "layer1"}
 _HOLDER = re.compile(r"^(model|body)\.")  # that some models are in
+# Mean and deviation of the pictures, and their colours.
+Input = tuple[Sequence[float], Sequence[float], str | None]
 # Where the config says no mean, deviation and colours, it has Detectron2's.
 _DETECTRON2_INPUT = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "BGR")
 
@@ -75,13 +78,18 @@ class TimmBackbone(Backbone):
         out_indices: which of its feature maps to return, by their place in timm's ``feature_info``.
             Default: those of strides 4, 8, 16 and 32.
         weights: "" for a random start, "timm" for the weights that timm downloads, or a file with
-            the state dict of the model, with or without its classifier (.pth, .safetensors).
+            the state dict of the model, with or without its classifier, or that of ``body``
+            (.pth, .safetensors).
         norm: "FrozenBN" (default), "BN" or "GN": what the model's BN layers become. Frozen layers
             keep their activation. Where GN has no map to normalize, as in gates behind global
             pooling, "GN" freezes BN. Other norms, such as ConvNeXt's, stay.
         freeze_at: stages that do not train, and whose BN is frozen: 1 is the stem (all up to stride
             2), 2 adds what leads to ``res2``, up to 5 for all. Default: 0.
         options: those of :func:`gn_det.inject` and ``recompute``, for norm "GN".
+
+    Attributes:
+        name, weights: as given.
+        body: the model of timm.
 
     Raises:
         InputError: timm is not installed or knows no such model, there is no such feature map, two
@@ -117,6 +125,7 @@ class TimmBackbone(Backbone):
                 f"{name}: the feature maps {list(info.out_indices)} have strides {strides}, and a "
                 "detector takes one of each; choose with MODEL.TIMM.OUT_INDICES (out_indices)"
             )
+        self.name, self.weights = name, weights
         self.body = body
         self._out_features = names
         self._out_feature_strides = dict(zip(names, strides, strict=True))
@@ -163,7 +172,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         raise InputError(f"{cfg.MODEL.BACKBONE.NAME} needs the name of a model in MODEL.TIMM.NAME")
     # MODEL.WEIGHTS are those of the whole detector, the backbone included.
     weights = "" if cfg.MODEL.WEIGHTS else keys.WEIGHTS
-    _check_input(cfg, starts_from_weights=bool(weights or cfg.MODEL.WEIGHTS))
+    there = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD), cfg.INPUT.FORMAT
+    _check_input(keys.NAME, there, starts_from_weights=bool(weights or cfg.MODEL.WEIGHTS))
     return TimmBackbone(
         keys.NAME,
         out_indices=keys.OUT_INDICES,
@@ -244,7 +254,7 @@ def timm_input(name: str) -> tuple[list[float], list[float], str]:
         Mean and deviation of each channel, of values from 0 to 255, and "RGB".
 
     Raises:
-        InputError: timm does not know the name.
+        InputError: timm does not know the name, or cannot reach the repository that it names.
     """
     wrong = check_timm_name(name)
     if wrong:
@@ -252,16 +262,41 @@ def timm_input(name: str) -> tuple[list[float], list[float], str]:
     import timm
 
     if ":" in name:
-        config = timm.create_model(name, pretrained=False).pretrained_cfg
+        try:
+            config = timm.create_model(name, pretrained=False).pretrained_cfg
+        except Exception as error:  # of folders and of the network
+            raise InputError(
+                f"MODEL.TIMM.NAME {name!r}: timm cannot build it: {reason_of(error)}"
+            ) from error
     else:
         config = timm.get_pretrained_cfg(name).to_dict()
     mean, std = ([round(255 * x, 3) for x in config[key]] for key in ("mean", "std"))
     return mean, std, "RGB"
 
 
-def _check_input(cfg: CfgNode, *, starts_from_weights: bool) -> None:
-    mean, std, colours = timm_input(cfg.MODEL.TIMM.NAME)
-    there = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD), cfg.INPUT.FORMAT
+def check_timm_input(model: nn.Module, *, starts_from_weights: bool) -> None:
+    """Check that a detector gives its timm backbones the pictures that their weights take.
+
+    Args:
+        model: built from a LazyConfig; the builders of YAML configs check by themselves.
+        starts_from_weights: whether it loads weights of the whole detector.
+
+    Raises:
+        InputError: model.pixel_mean, pixel_std or input_format is not that of timm's weights.
+    """
+    for backbone in [module for module in model.modules() if isinstance(module, TimmBackbone)]:
+        if hasattr(model, "pixel_mean") and hasattr(model, "pixel_std"):
+            mean, std = (  # as they were before they became float32
+                tuple(round(value, 3) for value in x.flatten().tolist())
+                for x in (model.pixel_mean, model.pixel_std)
+            )
+            there = mean, std, getattr(model, "input_format", None)
+            weights = starts_from_weights or bool(backbone.weights)
+            _check_input(backbone.name, there, starts_from_weights=weights)
+
+
+def _check_input(name: str, there: Input, *, starts_from_weights: bool) -> None:
+    mean, std, colours = timm_input(name)
     same = there[2] == colours and all(
         len(ours) == len(theirs)
         and all(abs(a - b) <= 0.5 for a, b in zip(ours, theirs, strict=True))
@@ -269,14 +304,15 @@ def _check_input(cfg: CfgNode, *, starts_from_weights: bool) -> None:
     )
     log = logging.getLogger(__name__)
     if same:
-        log.info(f"{cfg.MODEL.TIMM.NAME} takes {colours}, mean {mean}, deviation {std}")
+        log.info(f"{name} takes {colours}, mean {mean}, deviation {std}")
     elif there == _DETECTRON2_INPUT and not starts_from_weights:
-        log.info(f"{cfg.MODEL.TIMM.NAME} starts at random, with Detectron2's colours and means")
+        log.info(f"{name} starts at random, with Detectron2's colours and means")
     else:
         raise InputError(
-            f"{cfg.MODEL.TIMM.NAME} of timm takes INPUT.FORMAT {colours}, MODEL.PIXEL_MEAN {mean} "
-            f"and MODEL.PIXEL_STD {std}, and the config says {there[2]}, {list(there[0])} and "
-            f"{list(there[1])}; write timm's values there"
+            f"{name} of timm takes INPUT.FORMAT {colours}, MODEL.PIXEL_MEAN {mean} and "
+            f"MODEL.PIXEL_STD {std} (of a LazyConfig: input_format, pixel_mean and pixel_std of "
+            f"the model), and the config says {there[2]}, {list(there[0])} and {list(there[1])}; "
+            "write timm's values there"
         )
 
 
@@ -288,9 +324,6 @@ def _create(name: str, out_indices: tuple[int, ...], weights: str) -> Any:
     import timm
 
     state = _read_state(weights) if weights not in ("", "timm") else None
-    source: dict[str, Any] = {"pretrained": bool(weights)}
-    if state is not None:
-        source["pretrained_cfg_overlay"] = {"state_dict": state}
     try:
         flags, body = _of_any_size(name)
         levels = [level["reduction"] for level in body.feature_info.info]
@@ -305,9 +338,16 @@ def _create(name: str, out_indices: tuple[int, ...], weights: str) -> Any:
                 f"{len(levels)} feature maps, 0 to {len(levels) - 1}, of strides {levels}"
             )
         out_indices = tuple(sorted(index % len(levels) for index in out_indices))
-        body = timm.create_model(
-            name, features_only=True, out_indices=out_indices, **flags, **source
-        )
+        flags |= {"features_only": True, "out_indices": out_indices}
+        if state is None:
+            body = timm.create_model(name, pretrained=bool(weights), **flags)
+        else:
+            body = timm.create_model(name, **flags)
+            if _fits(body, state):
+                body.load_state_dict(state, strict=False)
+            else:  # names of the whole model, or of another version of it, which timm translates
+                source = {"pretrained_cfg_overlay": {"state_dict": state}}
+                body = timm.create_model(name, pretrained=True, **flags, **source)
     except InputError:
         raise
     except Exception as error:  # of timm's many models, and of the network
@@ -352,18 +392,31 @@ def _read_state(file: str) -> dict[str, Tensor]:
     return tensors
 
 
+def _fits(body: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has each tensor of a model by the model's own name."""
+    return all(
+        key in state and state[key].shape == value.shape for key, value in _tensors(body).items()
+    )
+
+
+def _tensors(body: nn.Module) -> dict[str, Tensor]:
+    """Those that weights have; the counters of BN are no part of some."""
+    state = body.state_dict()
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
 def _check_all_loaded(body: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
     """timm loads what fits and says nothing of the rest."""
-    # With features, some classes join the parts of a name in another way, and some rename.
-    names = {key.replace(".", "_") for key in state}
     values = {_fingerprint(value) for value in state.values()}
-    own = body.state_dict()
+    # With features, some classes join the parts of a name in another way. What timm fits to the
+    # model, such as position biases, has another size in the file.
+    sizes = {key.replace(".", "_"): value.numel() for key, value in state.items()}
+    own = _tensors(body)
     missing = [
         key
         for key, value in own.items()
-        if not key.endswith("num_batches_tracked")
-        and key.replace(".", "_") not in names
-        and _fingerprint(value) not in values
+        if _fingerprint(value) not in values
+        and sizes.get(_HOLDER.sub("", key).replace(".", "_"), value.numel()) == value.numel()
     ]
     if missing:
         raise InputError(

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from gn_det import injection
+from gn_det.errors import InputError
 from gn_det.layers.hand_over import hand_over_from, statistics_of
 from gn_det.modeling.bn_weights import warn_of_bn_weights
 
@@ -31,6 +32,8 @@ def with_gn(
 
     With hand_over, GN that replaces BN keeps its statistics, see gn_det/layers/hand_over.py.
     """
+    if hand_over and recompute:
+        raise InputError("MODEL.GN.HAND_OVER_STEPS and MODEL.GN.RECOMPUTE cannot be combined")
     bns = statistics_of(module) if hand_over else {}
     module = injection.inject(module, sites, **options)
     hand_over_from(module, bns)

@@ -111,6 +111,8 @@ def test_a_single_class_stands_against_background_that_shows_no_object(
     assert dataset.classes == ["thing", "background"]
     labels = [label for _, _, label in dataset.objects]
     objects, backgrounds = labels.count(0), labels.count(1)
+    told = f"{objects} objects have {backgrounds} crops of background" in dataset.found
+    assert told == (backgrounds < objects)
     assert 0.5 * objects < backgrounds <= objects  # dense pictures have no free place
     boxes: dict[str, list] = {}
     for file, box, label in dataset.objects:

@@ -267,6 +267,24 @@ def test_a_frozen_stage_cannot_be_handed_over() -> None:
         trainer._hand_over(cfg, build_model(cfg))
 
 
+def test_a_frozen_stage_is_refused_in_any_trainer(tmp_path: Path) -> None:
+    model = handed_over()
+    model.stem.requires_grad_(False)
+    model.bn.requires_grad_(False)
+    with pytest.raises(InputError, match=r"bn is frozen, .* needs MODEL.BACKBONE.FREEZE_AT 0"):
+        train(model, tmp_path)
+
+
+def test_a_random_start_has_nothing_to_hand_over(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no values of a trained BN to begin with"):
+        train(handed_over(Network()), tmp_path)
+
+
+def test_it_does_not_recompute() -> None:
+    with pytest.raises(InputError, match="HAND_OVER_STEPS and MODEL.GN.RECOMPUTE cannot"):
+        with_gn(with_bn(), "default", hand_over=True, recompute=True)
+
+
 def test_norms_that_do_not_train_are_handed_over_with_the_others(tmp_path: Path) -> None:
     model = handed_over()
     model.block.requires_grad_(False)  # as layers are that no feature map needs

@@ -172,6 +172,7 @@ KINDS = {
     "Detectron2's FrozenBN": lambda: FrozenBatchNorm2d(8),
     "torchvision's FrozenBN": lambda: torchvision.ops.FrozenBatchNorm2d(8),
     "timm's": lambda: timm.layers.BatchNormAct2d(8, act_layer=nn.SiLU),
+    "timm's with parameters": lambda: timm.layers.BatchNormAct2d(8, act_layer=nn.PReLU),
 }
 
 

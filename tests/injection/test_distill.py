@@ -159,6 +159,7 @@ def _another_level_with_bn(model: nn.Module, x: Tensor) -> Tensor:
         ({"batches": iter(batches())}, "can be read once"),
         ({"call": _another_level_with_bn}, "the student gives feature maps"),
         ({"call": lambda model, x: model(x)["two"] * float("nan")}, "the loss is nan"),
+        ({"call": lambda model, x: model(x[:1])["two"].mean((2, 3))}, "one value for each channel"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_distilled_is_one_line(options: dict, message: str) -> None:
@@ -170,7 +171,9 @@ def test_what_cannot_be_distilled_is_one_line(options: dict, message: str) -> No
     assert all(map(torch.equal, student.state_dict().values(), before.values()))
 
 
-@pytest.mark.parametrize("change", ["other steps", "no archive", "another network"])
+@pytest.mark.parametrize(
+    "change", ["other steps", "no archive", "another network", "other groups", "another teacher"]
+)
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, change: str) -> None:
     student, teacher = networks()
     file = tmp_path / "distillation.pth"
@@ -181,6 +184,10 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, change: str) 
         state = torch.load(file, weights_only=True)
         state["student"].popitem()
         torch.save(state, file)
+    if change == "other groups":
+        student = gn_det.inject(copy.deepcopy(teacher), num_groups=1)
+    if change == "another teacher":
+        next(teacher.parameters()).data.add_(1)
     with pytest.raises(InputError, match=r"distillation\.pth"):
         steps = 3 if change == "other steps" else 2
         gn_det.distill(student, teacher, batches(), steps=steps, checkpoint=file)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from gn_det.injection import least_squares
 from gn_det.injection.least_squares import ChannelFit
 
 
@@ -81,6 +82,19 @@ def test_the_error_is_the_distance_over_the_spread_around_the_mean_of_each_chann
     spread = (ys - ys.mean(1, keepdim=True)).norm()
     error = fitted(pairs).relative_error(weight, bias)
     assert error == pytest.approx((distance / spread).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 100, 10_000])
+def test_inputs_of_gn_are_taken_in_by_parts(
+    at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(least_squares, "_VALUES_AT_A_TIME", at_a_time)
+    x, y = torch.randn(2, 5, 4, 3, 3)
+    whole, parts = ChannelFit(), ChannelFit()
+    whole.add(torch.nn.functional.group_norm(x.double(), 2, eps=1e-3), y)
+    parts.add_gn(x, 2, 1e-3, y)
+    assert len(parts.inputs) == 1 and parts.count == 5 * 9
+    assert_close(parts.sums, whole.sums)
 
 
 def test_a_mean_in_each_channel_has_the_error_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from gn_det.config import load_config
 from gn_det.config.constraints import check_complete_config
 from gn_det.engine import trainer as engine
 from gn_det.modeling import TimmBackbone, timm_backbone
-from gn_det.modeling.timm_backbone import FrozenBatchNormAct2d
+from gn_det.modeling.timm_backbone import FrozenBatchNormAct2d, check_timm_input
 
 FAMILIES = {
     "ResNet": "resnet10t",
@@ -44,6 +45,7 @@ of_every_family = pytest.mark.parametrize(
     ],
 )
 BN = nn.modules.batchnorm._BatchNorm
+PIXELS = ("pixel_mean", "pixel_std", "input_format")
 
 
 def config(**keys: object) -> CfgNode:
@@ -232,6 +234,21 @@ def test_a_file_of_the_classifier_is_what_the_backbone_starts_from(
     )
 
 
+# timm gives their parts other names where they are backbones.
+RENAMED = ("resnet10t", "densenet121", "ese_vovnet19b_slim_dw", "repvgg_a0", "resnetv2_18")
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_file_of_the_body_is_what_the_backbone_starts_from(name: str, tmp_path: Path) -> None:
+    source = TimmBackbone(name)
+    for tensor in source.state_dict().values():
+        tensor.normal_()
+    torch.save(source.body.state_dict(), tmp_path / "body.pth")
+    backbone = TimmBackbone(name, weights=str(tmp_path / "body.pth"))
+    for key, tensor in source.state_dict().items():
+        assert torch.equal(backbone.state_dict()[key], tensor), key
+
+
 def test_weights_that_lack_a_part_of_the_model_are_refused(tmp_path: Path) -> None:
     state = timm.create_model("tf_efficientnet_lite0").state_dict()
     torch.save({k: v for k, v in state.items() if "blocks.3" not in k}, tmp_path / "part.pth")
@@ -389,6 +406,7 @@ class TestConfig:
             ({"OUT_INDICES": [1, 1]}, "have strides"),
             ({"NORM": "LN"}, "not FrozenBN, BN or GN"),
             ({"NAME": ""}, "needs the name of a model in MODEL.TIMM.NAME"),
+            ({"NAME": "local-dir:/nowhere"}, "timm cannot build it"),
         ],
     )
     def test_keys_that_cannot_work_are_refused(self, keys: dict, message: str) -> None:
@@ -416,6 +434,31 @@ class TestConfig:
         )
         fpn = instantiate(lazy)
         assert list(fpn(torch.rand(1, 3, 64, 64))) == ["p3", "p4", "p5"]
+
+    @pytest.mark.parametrize(
+        ("change", "weights", "fits"),
+        [
+            ({}, True, True),
+            ({"input_format": "BGR"}, True, False),
+            ({"pixel_std": [1.0, 1.0, 1.0]}, True, False),
+            # Detectron2's, for a random start.
+            (dict(zip(PIXELS, ([103.53, 116.28, 123.675], [1.0] * 3, "BGR"), strict=True)),
+             False, True),
+            (dict(zip(PIXELS, ([103.53, 116.28, 123.675], [1.0] * 3, "BGR"), strict=True)),
+             True, False),
+        ],
+    )  # fmt: skip
+    def test_a_model_of_a_lazy_config_has_the_input_of_timms_weights(
+        self, change: dict, weights: bool, fits: bool
+    ) -> None:
+        values = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], "RGB")
+        mean, std, colours = {**dict(zip(PIXELS, values, strict=True)), **change}.values()
+        model = nn.Sequential(TimmBackbone("resnet10t", out_indices=[2]))
+        model.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1))
+        model.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1))
+        model.input_format = colours
+        with nullcontext() if fits else pytest.raises(InputError, match="of a LazyConfig"):
+            check_timm_input(model, starts_from_weights=weights)
 
 
 def test_a_model_that_a_checkpoint_fills_does_not_need_the_file_of_timm(tmp_path: Path) -> None:

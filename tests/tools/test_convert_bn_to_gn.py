@@ -329,11 +329,13 @@ def test_a_timm_backbone_alone_becomes_weights_of_its_recipe(
     shapes: Path, tmp_path: Path, lite0: Path, call_main: Callable
 ) -> None:
     output = tmp_path / "converted"
-    size = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64]
-    call_main(
+    asked = [
         PROGRAM, *PHOTOS, "--output", output, "--distill", 2, "--calibration-images", 2,
-        *folder_flags(shapes), *size, "MODEL.TIMM.WEIGHTS", lite0,
-    )  # fmt: skip
+        *folder_flags(shapes), "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
+        # That of a run, whose config may be given, is of a whole detector.
+        "MODEL.WEIGHTS", lite0, "MODEL.TIMM.WEIGHTS", lite0,
+    ]  # fmt: skip
+    call_main(*asked)
     assert {"calibrated.pth", "distilled.pth", "errors.txt"} <= {f.name for f in output.iterdir()}
     made = torch.load(output / "distilled.pth")
     assert not torch.equal(made["bn1.weight"], torch.load(lite0)["bn1.weight"])
@@ -343,6 +345,14 @@ def test_a_timm_backbone_alone_becomes_weights_of_its_recipe(
     norm = model.backbone.bottom_up.body.bn1
     assert norm.num_groups == 1
     assert torch.equal(norm.weight.cpu(), made["bn1.weight"])
+
+    # Interrupted at the end of the distillation, it goes on; with other settings it is refused.
+    (output / "distilled.pth").unlink()
+    call_main(*asked)
+    again = torch.load(output / "distilled.pth")
+    assert all(torch.equal(value, again[key]) for key, value in made.items())
+    with pytest.raises(InputError, match=r"other settings: .*num_groups.*remove it, or name"):
+        call_main(*asked, "MODEL.GN.NUM_GROUPS", 4)
 
 
 @pytest.mark.parametrize(

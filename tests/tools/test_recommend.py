@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,10 @@ PROGRAM = "tools/recommend.py"
 def row(shapes: Path, **changes: object) -> Row:
     """Measured on the shapes themselves."""
     facts = facts_of(read_coco(shapes / "train.json"))
+    recipe = changes.get("recipe", "gn_handed_over")
     values = {
-        "data": "shapes", **vars(facts), "recipe": "gn_handed_over", "weights": "lite0",
+        "data": "shapes", **vars(facts), "recipe": recipe,
+        "config": f"configs/compare/photos/{recipe}.yaml", "overrides": "", "weights": "lite0",
         "ims_per_batch": 1, "steps": 1200, "lr": 0.01, "box_ap": 90.0, "box_deviation": 1.5,
         "mask_ap": 80.0, "mask_deviation": 0.5, "seeds": 3, "commit": "abc1234",
     }  # fmt: skip
@@ -94,6 +97,37 @@ def test_several_gpus_train_as_many_pictures_in_fewer_steps(
     with pytest.raises(SystemExit):
         call_main(PROGRAM, shapes, "--num-gpus", 0)
     assert "--num-gpus 0: at least 1" in capsys.readouterr().err
+
+
+def test_the_command_is_that_of_the_row_and_of_the_data(
+    shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    data = tmp_path / "my boxes"
+    data.mkdir()
+    (data / "images").symlink_to(shapes / "images")
+    content = read_coco(shapes / "train.json")
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    for image in content["images"]:  # mended by the programs that train
+        del image["width"], image["height"]
+    (data / "train.json").write_text(json.dumps(content))
+    table = tmp_path / "measured.csv"
+    measured = row(
+        shapes, recipe="gn_distilled", weights="lite0_distilled",
+        config="configs/compare/photos/gn_everywhere.yaml", overrides="MODEL.GN.NUM_GROUPS 4",
+    )  # fmt: skip
+    table.write_text(rows_text([measured]))
+    call_main(PROGRAM, data, "--measured", table)
+    *_, first, _, second = capsys.readouterr().out.strip().splitlines()
+    words = shlex.split(second)
+    train = words[words.index("--train") + 1 :][:2]
+    assert train == [f"{data}/train.json", f"{data}/images"]
+    assert words[words.index("--config-file") + 1] == measured.config
+    cfg = load_config(measured.config, words[words.index("OUTPUT_DIR") :])
+    assert (cfg.MODEL.GN.NUM_GROUPS, cfg.MODEL.MASK_ON) == (4, False)
+    made = shlex.split(first)
+    assert made[-2:] == ["MODEL.GN.NUM_GROUPS", "4"]
+    assert cfg.MODEL.TIMM.WEIGHTS == f"{made[made.index('--output') + 1]}/distilled.pth"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gn_det.data.facts import DataFacts
 from gn_det.engine.command import RunOptions
 from gn_det.studies.comparison.matrix import Run
 from gn_det.studies.comparison.report import RunResult
@@ -38,8 +39,10 @@ class Outcome:
         comparison: which.
         runs: its matrix.
         results: of each run.
+        facts: of the training set; None where it is no folder.
     """
 
     comparison: Comparison
     runs: Sequence[Run]
     results: Sequence[RunResult]
+    facts: DataFacts | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,9 +55,15 @@ class RunResult:
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def ap(self, metric: str) -> float | None:
-        """The last value of bbox/AP or segm/AP; None for a run that did not finish."""
+        """The last value of bbox/AP or segm/AP; None for a run that did not finish.
+
+        Detectron2 has NaN where nothing was detected, which is an AP of 0.
+        """
         curve = self.curves.get(metric)
-        return curve[max(curve)] if curve and not self.failure else None
+        if not curve or self.failure:
+            return None
+        last = curve[max(curve)]
+        return 0.0 if math.isnan(last) else last
 
 
 @dataclass(frozen=True)

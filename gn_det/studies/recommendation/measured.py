@@ -25,7 +25,9 @@ class Row:
         data: name of the data set.
         pictures, classes, objects_per_picture, object_size: see
             :class:`gn_det.data.facts.DataFacts`, of the training pictures.
-        recipe: stem of the config in configs/compare/photos.
+        recipe: its name, the stem of its config.
+        config: the file, from the folder of the checkout.
+        overrides: "KEY VALUE ..." of its keys.
         weights: stem of the file that it began with, "none" for a random start.
         ims_per_batch: images of a step.
         steps: of the whole training.
@@ -43,6 +45,8 @@ class Row:
     objects_per_picture: float
     object_size: float
     recipe: str
+    config: str
+    overrides: str
     weights: str
     ims_per_batch: int
     steps: int

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog
 from support.programs import ROOT
 
 from gn_det import InputError
@@ -14,7 +16,7 @@ from gn_det.studies.comparison.matrix import check_comparable
 from gn_det.studies.comparison.parts import hold_out_a_quarter, write_part
 from gn_det.studies.comparison.rates import best_rates, rates_table, scores_of
 from gn_det.studies.comparison.report import RunResult, groups_table
-from gn_det.studies.comparison.weights import source_of
+from gn_det.studies.comparison.weights import settings_of, source_of
 
 RECIPES = ROOT / "configs" / "compare" / "photos"
 COMPARED = sorted(f.stem for f in RECIPES.glob("*.yaml") if f.stem not in ("Base", "scratch_gn"))
@@ -118,6 +120,55 @@ def test_each_recipe_has_the_rate_of_its_highest_ap() -> None:
     lines = rates_table(scores).splitlines()
     assert lines[0].replace(" ", "") == "||imagesatatime|APat0.01|APat0.02|chosen|"
     assert lines[3].replace(" ", "") == "|gn|2|2.0|failed|0.01|"
+
+
+def test_a_model_that_finds_nothing_has_an_ap_of_0() -> None:
+    nan = float("nan")  # as Detectron2 has it
+    scores = scores_of({0.01: [reached("gn", nan, nan)], 0.02: [reached("gn", 20, 30)]})
+    assert scores["gn", 2] == {0.01: 0, 0.02: 25} and best_rates(scores) == {("gn", 2): 0.02}
+
+
+@pytest.fixture
+def pictures() -> Iterator[list[dict]]:
+    entries = [{"file_name": "a.jpg"}, {"file_name": "b.jpg"}]
+    DatasetCatalog.register("pictures", lambda: entries)
+    yield entries
+    DatasetCatalog.remove("pictures")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["MODEL.GN.NUM_GROUPS", 4],
+        ["MODEL.GN.CHANNELS_PER_GROUP", 1],
+        ["MODEL.GN.MIN_CHANNELS_PER_GROUP", 2],
+        ["MODEL.GN.WEIGHT_STANDARDIZATION", True],
+        ["MODEL.TIMM.NAME", "tf_efficientnet_lite1"],
+        ["INPUT.MIN_SIZE_TRAIN", (64,)],
+        ["SOLVER.IMS_PER_BATCH", 4],
+        ["SEED", 7],
+        "steps",
+        "weights",
+        "pictures",
+    ],
+    ids=str,
+)
+def test_weights_are_made_anew_for_other_settings(
+    change: list | str, pictures: list[dict], tmp_path: Path
+) -> None:
+    weights = tmp_path / "lite0.pth"
+    weights.write_bytes(b"one")
+    made = str(tmp_path / "lite0_distilled.pth")
+    keys = ["DATASETS.TRAIN", ("pictures",), "MODEL.TIMM.WEIGHTS", made]
+    file = ROOT / "configs/compare/photos/gn_distilled.yaml"
+    before = settings_of(load_config(file, keys), 400)
+    if change == "weights":
+        weights.write_bytes(b"another")
+    if change == "pictures":
+        pictures.append({"file_name": "c.jpg"})
+    cfg = load_config(file, [*keys, *(change if isinstance(change, list) else [])])
+    after = settings_of(cfg, 500 if change == "steps" else 400)
+    assert before != after and json.loads(json.dumps(after)) == after
 
 
 def test_groups_are_columns_and_what_is_not_there_is_empty() -> None:

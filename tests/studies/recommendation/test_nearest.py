@@ -16,7 +16,8 @@ from gn_det.studies.recommendation.nearest import best_row, far_in, nearest_rows
 
 ROW = Row(
     data="balloon", pictures=60, classes=1, objects_per_picture=4.0, object_size=0.16,
-    recipe="frozenbn", weights="lite0", ims_per_batch=2, steps=300, lr=0.02,
+    recipe="frozenbn", config="configs/compare/photos/frozenbn.yaml", overrides="",
+    weights="lite0", ims_per_batch=2, steps=300, lr=0.02,
     box_ap=30.0, box_deviation=1.0, mask_ap=34.0, mask_deviation=2.0, seeds=3,
 )  # fmt: skip
 FACTS = DataFacts(pictures=60, classes=1, objects_per_picture=4.0, object_size=0.16)
