@@ -145,10 +145,9 @@ def output_paths(inputs: list[Path], folder: Path) -> list[Path]:
 
 
 def image_ids(inputs: list[Path]) -> list[int]:
-    """COCO image ids: the numbers that all files are named by, else 1, 2, ..."""
-    if all(path.stem.isdecimal() for path in inputs):
-        return [int(path.stem) for path in inputs]
-    return list(range(1, len(inputs) + 1))
+    """COCO image ids: the numbers that all files are named by, each once, else 1, 2, ..."""
+    ids = [int(path.stem) for path in inputs if path.stem.isdecimal()]
+    return ids if len({*ids}) == len(inputs) else list(range(1, len(inputs) + 1))
 
 
 class Demo:
@@ -195,6 +194,8 @@ class Demo:
         if writer is None:
             raise OSError("not a video that can be read")
         writer.release()
+        if total and number + 1 < 0.95 * total:  # the number of some formats is an estimate
+            raise OSError(f"damaged: {number + 1} of {total} frames are drawn")
 
     def _draw(self, image: np.ndarray, where: dict[str, Any]) -> np.ndarray:
         """BGR in, BGR out."""

@@ -29,7 +29,7 @@ from detectron2.config import CfgNode
 from gn_det.classification.command import CPU, default_device
 from gn_det.config import load_config
 from gn_det.errors import InputError
-from gn_det.studies.comparison.weights import SETTINGS, prepare_weights
+from gn_det.studies.comparison.weights import SETTINGS, prepare_weights, seed_of
 from gn_det.studies.conversion.classifier import METRIC, convert_classifier
 from gn_det.studies.conversion.detector import convert_detector
 from gn_det.studies.conversion.report import stage_table
@@ -38,10 +38,10 @@ from gn_det.studies.conversion.stages import Conversion
 
 def main() -> None:
     args = parse_arguments()
-    goes_on = args.backbone and (args.output / SETTINGS).exists()
+    goes_on = bool(args.backbone) and (args.output / SETTINGS).exists()
     with study_folder(args.output) if goes_on else new_folder(args.output):
         if args.backbone:
-            from_backbone(args)
+            from_backbone(args, goes_on)
             return
         if args.classifier:
             conversion, metric = from_classifier(args), METRIC
@@ -54,7 +54,7 @@ def main() -> None:
     print(f"{args.output}: model_gn.pth, {loader}, report.md")
 
 
-def from_backbone(args: argparse.Namespace) -> None:
+def from_backbone(args: argparse.Namespace, goes_on: bool) -> None:
     """Convert the timm backbone of --backbone, and say how to use what it became."""
     if args.fine_tune:
         raise InputError("--fine-tune: a backbone alone is trained with its detector, by train_net")
@@ -70,6 +70,8 @@ def from_backbone(args: argparse.Namespace) -> None:
         )
     if not cfg.MODEL.TIMM.WEIGHTS:
         raise InputError("there are no weights to convert: set MODEL.TIMM.WEIGHTS")
+    if goes_on and cfg.SEED < 0:
+        cfg.SEED = seed_of(args.output)
     begin(args, cfg)
     prepare_weights(cfg, args.output, args.distill, args.calibration_images)
     overrides = " ".join([*args.opts, "MODEL.TIMM.WEIGHTS", str(args.output / "distilled.pth")])

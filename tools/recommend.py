@@ -178,16 +178,17 @@ def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> s
     if steps != cfg.SOLVER.MAX_ITER:
         run = stretched(cfg, steps)
         settings["SOLVER.WARMUP_ITERS"] = run.SOLVER.WARMUP_ITERS
+        if min(cfg.SOLVER.STEPS, default=cfg.SOLVER.MAX_ITER) < cfg.SOLVER.MAX_ITER:
+            settings["SOLVER.STEPS"] = run.SOLVER.STEPS
         if run.MODEL.GN.HAND_OVER_STEPS:
             settings["MODEL.GN.HAND_OVER_STEPS"] = run.MODEL.GN.HAND_OVER_STEPS
-    if not masks:
-        settings["MODEL.MASK_ON"] = False
     gpus = f"--num-gpus {num_gpus} " if num_gpus > 1 else ""
     train, val = (
         shlex.join([f"--{split}", f"{data}/{split}.json", f"{data}/images"])
         for split in ("train", "val")
     )
-    given = f"{row.overrides} " if row.overrides else ""
+    boxes_alone = [] if masks else ["MODEL.MASK_ON", "False"]
+    given = shlex.join([*shlex.split(row.overrides), *boxes_alone])
     source, stage = source_of(cfg.MODEL.TIMM.WEIGHTS)
     first = ""
     if source == LITE0 and not Path(LITE0).exists():
@@ -200,7 +201,8 @@ def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> s
             f"--output {shlex.quote(str(made))} {given}".rstrip()
             + "\n\n"
         )
-    overrides = given + shlex.join(str(word) for pair in settings.items() for word in pair)
+    overrides = shlex.join(str(word) for pair in settings.items() for word in pair)
+    overrides = f"{given} {overrides}".lstrip()
     return (
         f"{first}.venv/bin/python tools/train_net.py --config-file {row.config} {train} {val} "
         f"{gpus}OUTPUT_DIR output/recommended {overrides}"

@@ -85,8 +85,6 @@ def read_picture(
             image, orientation = _decoded(path, content, value_range)
     except PictureError:
         raise
-    except Image.DecompressionBombError as error:
-        raise PictureError(f"{path} is too large for Pillow to open") from error
     # What Pillow's decoders raise of damaged files has many classes.
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, MemoryError) as error:
         raise PictureError(f"{path} is damaged: {' '.join(str(error).split())}") from error
@@ -142,6 +140,8 @@ def _file(path: str | Path) -> Iterator[IO[bytes]]:
 def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
     try:
         return Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{path} is too large for Pillow to open") from error
     except (OSError, SyntaxError, ValueError) as error:
         file.seek(0)
         head = file.read(64)
@@ -206,7 +206,18 @@ def _by_opencv(path: str | Path, content: bytes) -> np.ndarray:
         raise PictureError(f"{path} is not an image that Pillow or OpenCV reads")
     if values.ndim == 3 and values.shape[2] not in (3, 4):
         raise PictureError(f"{path} has {values.shape[2]} bands; a picture has 1, 3 or 4")
-    return values if values.ndim == 2 else values[:, :, 2::-1]
+    if values.ndim == 2:
+        return values
+    colours = values[:, :, 2::-1]
+    return _on_white(colours, values[:, :, 3:]) if values.shape[2] == 4 else colours
+
+
+def _on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    if colours.dtype.kind != "u":  # no type of pictures with transparent parts
+        return colours
+    most = np.iinfo(colours.dtype).max
+    part = alpha / most
+    return np.round(colours * part + most * (1 - part)).astype(colours.dtype)
 
 
 def _scaled(path: str | Path, values: np.ndarray, value_range: Sequence[float]) -> Image.Image:

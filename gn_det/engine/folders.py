@@ -46,6 +46,7 @@ _BEFORE_TRAINING = (
     "recipe.json",
     "run.json",
     "seed.txt",
+    "settings.json",
 )
 _WRITTEN_WHOLE = (
     "backbone.*",

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gn_det.errors import InputError
 from gn_det.injection import fuse
-from gn_det.injection.least_squares import ChannelFit
+from gn_det.injection.least_squares import ChannelFit, sums_of_gn
 from gn_det.layers.hand_over import HandOver, finish, hand_overs
 
 __all__ = ["HandOverHook"]
@@ -44,7 +44,8 @@ class HandOverHook(HookBase):
         self.steps = steps
         self.fitting_steps = max(1, steps // 10)
         self._began = False
-        self._fits: dict[str, ChannelFit] = {}  # none once γ, β are fitted
+        self._sums: dict[str, Tensor] = {}  # of the steps so far; none once γ, β are fitted
+        self._step: dict[str, Tensor] = {}  # of this step, on this GPU
         self._watched: list[RemovableHandle] = []
 
     def before_train(self) -> None:
@@ -65,44 +66,63 @@ class HandOverHook(HookBase):
                 )
             for name, norm in norms.items():
                 norm.begin()
-                zeros = norm.weight.new_zeros(6, norm.num_channels, dtype=torch.float64)
-                self._fits[name] = ChannelFit([zeros])
+                self._sums[name] = torch.zeros(
+                    6, norm.num_channels, dtype=torch.float64, device=norm.weight.device
+                )
             self._began = True
-        for name, fit in self._fits.items():
+        for name in self._sums:
             norm = self.model.get_submodule(name)
-            self._watched.append(norm.register_forward_pre_hook(partial(_watch, name, fit)))
+            self._watched.append(norm.register_forward_pre_hook(partial(self._watch, name)))
 
     def before_step(self) -> None:
         since_fit = self.trainer.iter - self.fitting_steps
         if since_fit >= 0:
             self._fit()
+        self._step = {name: torch.zeros_like(sums) for name, sums in self._sums.items()}
         for _, norm in hand_overs(self.model):
             norm.alpha = max(since_fit, 0) / max(self.steps - self.fitting_steps, 1)
 
     def after_step(self) -> None:
-        for fit in self._fits.values():
-            before, *new = fit.inputs
-            step = torch.stack(new).sum(0) if new else torch.zeros_like(before)
+        for name, sums in self._step.items():
             if comm.get_world_size() > 1:
-                dist.all_reduce(step)
-            fit.inputs = [before + step]
+                dist.all_reduce(sums)
+            self._sums[name] += sums
         if self.trainer.iter + 1 == self.steps:
             self._finish()
 
-    def _fit(self) -> None:
-        """Set γ, β of GN, once."""
+    def after_train(self) -> None:
+        self._stop_watching()
+
+    @torch.no_grad()
+    def _watch(self, name: str, norm: HandOver, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        if not norm.training or not x.numel():
+            return
+        if not (norm.weight.requires_grad or x.requires_grad):
+            raise InputError(
+                f"{name} is frozen, would become GN, and what feeds it could not adapt: a "
+                "hand-over needs MODEL.BACKBONE.FREEZE_AT 0"
+            )
+        self._step[name] += sums_of_gn(x, norm.num_groups, norm.eps, norm.bn_of(x))
+
+    def _stop_watching(self) -> None:
         for handle in self._watched:
             handle.remove()
-        for name, fit in self._fits.items():
-            norm = self.model.get_submodule(name)
-            if not fit.sums.isfinite().all():
+        self._watched = []
+
+    def _fit(self) -> None:
+        """Set γ, β of GN, once."""
+        self._stop_watching()
+        for name, sums in self._sums.items():
+            norm, fit = self.model.get_submodule(name), ChannelFit(sums)
+            if not sums.isfinite().all():
                 raise InputError(f"{name}: its input was not finite before the hand-over to GN")
             if fit.count:
                 weight, bias = fit.solve(norm.weight)
                 with torch.no_grad():
                     norm.weight.copy_(weight)
                     norm.bias.copy_(bias)
-        self._fits = {}
+        self._sums, self._step = {}, {}
 
     def _finish(self) -> None:
         if any(hand_overs(self.model)):
@@ -115,11 +135,15 @@ class HandOverHook(HookBase):
             return {}
         return {
             "bn": {name: norm.bn() for name, norm in hand_overs(self.model)},
-            "sums": {name: fit.sums for name, fit in self._fits.items()},
+            "sums": self._sums,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         norms = dict(hand_overs(self.model))
+        if state_dict.keys() != {"bn", "sums"}:
+            raise InputError(
+                "the checkpoint is of a hand-over by another version of gn_det, which begins anew"
+            )
         if norms.keys() != state_dict["bn"].keys():
             raise InputError(
                 f"the checkpoint hands over {len(state_dict['bn'])} norms, and the model has "
@@ -128,18 +152,5 @@ class HandOverHook(HookBase):
         for name, norm in norms.items():
             norm.set_bn(state_dict["bn"][name])
         for name, sums in state_dict["sums"].items():
-            self._fits[name] = ChannelFit([sums.to(norms[name].weight.device)])
+            self._sums[name] = sums.to(norms[name].weight.device)
         self._began = True
-
-
-@torch.no_grad()
-def _watch(name: str, fit: ChannelFit, norm: HandOver, args: tuple[Tensor, ...]) -> None:
-    x = args[0]
-    if not norm.training or not x.numel():
-        return
-    if not (norm.weight.requires_grad or x.requires_grad):
-        raise InputError(
-            f"{name} is frozen, would become GN, and what feeds it could not adapt: a hand-over "
-            "needs MODEL.BACKBONE.FREEZE_AT 0"
-        )
-    fit.add_gn(x, norm.num_groups, norm.eps, norm.bn_of(x))

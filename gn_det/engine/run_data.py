@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
-from gn_det.data.coco import fingerprint, flip_pairs, keypoint_names
+from gn_det.data.coco import declared_categories, fingerprint, flip_pairs, keypoint_names
 from gn_det.data.datasets import (
     CheckedFolder,
     CocoFolder,
@@ -142,6 +142,8 @@ def check_data(
         [by_name[name] for name in [*train, *test] if name in by_name],
         [] if options.train else [(number, name) for number, name in categories],
     )
+    if options.train and options.eval_only:  # the model has the classes of what it was trained on
+        data.categories = declared_categories(by_name[_CUSTOM["train"]].json_file)
     for name in [*([] if options.eval_only else train), *test]:
         if name not in by_name:
             dataset = _check_registered_images(name, value_range)

@@ -183,7 +183,7 @@ def stretched(cfg: CfgNode, max_iter: int) -> CfgNode:
     def scaled(iterations: int) -> int:
         return max(1, iterations * max_iter // before) if iterations > 0 else iterations
 
-    solver.MAX_ITER, solver.STEPS = max_iter, tuple(map(scaled, solver.STEPS))
+    solver.MAX_ITER, solver.STEPS = max_iter, tuple(sorted({*map(scaled, solver.STEPS)}))
     solver.WARMUP_ITERS = scaled(solver.WARMUP_ITERS)
     solver.CHECKPOINT_PERIOD = scaled(solver.CHECKPOINT_PERIOD)
     cfg.TEST.EVAL_PERIOD = scaled(cfg.TEST.EVAL_PERIOD)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 from gn_det.injection.kinds import Layer
-from gn_det.injection.least_squares import ChannelFit
+from gn_det.injection.least_squares import ChannelFit, sums_of_gn
 from gn_det.injection.regions import Regions
 
 __all__ = ["Calibrated", "Call", "Pair", "calibrate", "mean"]
@@ -23,6 +23,8 @@ _SETTLED = 0.005
 
 Call = Callable[[nn.Module, Any], Any]
 Errors = Mapping[str, float | None]
+# Of each norm, what sums_of_gn tells of each of its inputs, in their order.
+Inputs = dict[str, list[Tensor]]
 
 
 class Pair(NamedTuple):
@@ -68,14 +70,13 @@ def calibrate(pair: Pair, batches: Iterable[Any]) -> Calibrated:
         InputError: see :func:`gn_det.convert_bn`.
     """
     copied_states = {name: deepcopy(norm.state_dict()) for name, norm in pair.norms.items()}
-    fits = _pass(pair, batches)
-    copied = errors = _errors(pair, fits)
-    fits, passes, change = {}, 0, float("inf")
+    copied = errors = _errors(pair, _fits(_pass(pair, batches)))
+    inputs, passes, change = {}, 0, float("inf")
     while change > _SETTLED and passes < len(pair.norms):
-        fits = _pass(pair, batches, fits)
-        before, errors = errors, _errors(pair, fits)
+        inputs = _pass(pair, batches, inputs)
+        before, errors = errors, _errors(pair, _fits(inputs))
         change, passes = _change(before, errors), passes + 1
-    fits = _pass(pair, batches)
+    fits = _fits(_pass(pair, batches))
     calibrated = _errors(pair, fits)
     if mean(calibrated) > mean(copied):
         for name, state in copied_states.items():
@@ -90,9 +91,7 @@ def mean(errors: Errors) -> float:
     return sum(known) / len(known) if known else 0.0
 
 
-def _pass(
-    pair: Pair, batches: Iterable[Any], before: Mapping[str, ChannelFit] | None = None
-) -> dict[str, ChannelFit]:
+def _pass(pair: Pair, batches: Iterable[Any], before: Inputs | None = None) -> Inputs:
     """What each norm gets in the converted model, and is to make of it.
 
     Args:
@@ -100,7 +99,9 @@ def _pass(
         batches: the calibration set.
         before: of the pass before; γ, β are fitted on the way. None: they stay.
     """
-    fits: dict[str, ChannelFit] = defaultdict(ChannelFit)
+    inputs: Inputs = defaultdict(list)
+    # Of this pass, and of the pass before for inputs that are still to come.
+    sums = {name: torch.stack(parts).sum(0) for name, parts in (before or {}).items()}
     wanted: dict[str, list[Tensor]] = defaultdict(list)
 
     def record(name: str, x: Tensor) -> None:
@@ -124,9 +125,12 @@ def _pass(
             )
         if x.numel():
             norm = pair.norms[name]
-            fits[name].add_gn(x, norm.num_groups, norm.eps, y)
+            new = sums_of_gn(x, norm.num_groups, norm.eps, y)
             if before is not None:
-                _set(norm, fits[name].with_rest_of(before.get(name, ChannelFit())))
+                old = before.get(name, [])[len(inputs[name]) :][:1]
+                sums[name] = sums.get(name, 0) - sum(old) + new
+                _set(norm, ChannelFit(sums[name]))
+            inputs[name].append(new)
 
     for batch in batches:
         wanted.clear()
@@ -137,12 +141,16 @@ def _pass(
         for name, left in wanted.items():
             if left:
                 raise InputError(f"the converted model calls {name} less often than that with BN")
-    if not fits:
+    if not inputs:
         raise InputError("no batch of the calibration set reaches a norm that is converted")
-    for name, fit in fits.items():
-        if not fit.sums.isfinite().all():
+    for name, parts in inputs.items():
+        if not all(part.isfinite().all() for part in parts):
             raise InputError(f"the input or the output of {name} is not finite")
-    return fits
+    return inputs
+
+
+def _fits(inputs: Inputs) -> dict[str, ChannelFit]:
+    return {name: ChannelFit(torch.stack(parts).sum(0)) for name, parts in inputs.items()}
 
 
 @contextmanager

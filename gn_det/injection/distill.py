@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -170,7 +171,9 @@ def _learn(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     parts: dict[str, Any] = {"student": student, "optimizer": optimizer, "scaler": scaler}
-    settings = {"steps": steps, "lr": lr, "networks": _digest(student, teacher)}
+    settings: dict[str, Any] = {"steps": steps, "lr": lr}
+    if file is not None:
+        settings["networks"] = _digest(student, teacher)
     losses: list[float] = []
     if file is not None and file.exists():
         before, losses = _resume(file, parts, settings)
@@ -179,19 +182,20 @@ def _learn(
     log, began, first = logging.getLogger(__name__), time.perf_counter(), len(losses)
     for step, batch in zip(range(first, steps), _endless(batches, first), strict=False):
         optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps)
-        with torch.autocast(device, dtype, enabled=dtype is not None):
-            levels = _levels(student, teacher, batch, call)
-        loss = torch.stack([_loss(*both) for both in levels.values()]).mean()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise InputError(
-                f"distillation, step {step}: the loss is {losses[-1]}; take a learning rate below "
-                f"{lr:g}"
-            )
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        with eval_mode(student):  # what it keeps for eval mode changes with each step
+            with torch.autocast(device, dtype, enabled=dtype is not None):
+                levels = _levels(student, teacher, batch, call)
+            loss = torch.stack([_loss(*both) for both in levels.values()]).mean()
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise InputError(
+                    f"distillation, step {step}: the loss is {losses[-1]}; take a learning rate "
+                    f"below {lr:g}"
+                )
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
         done = step + 1
         if done % max(1, steps // _LOGS) == 0 or done == steps:
             seconds = (time.perf_counter() - began) / (done - first)
@@ -230,10 +234,11 @@ def _resume(
 
 def _digest(student: nn.Module, teacher: nn.Module) -> str:
     """Of what the student is made of, and of the weights of the teacher."""
-    found = hashlib.sha256(repr(student).encode())
+    # Without the addresses of functions that a module may show.
+    found = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(student)).encode())
     for name, tensor in teacher.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        values = tensor.detach().cpu().flatten().contiguous()
+        found.update(name.encode() + values.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:12]
 
 

@@ -24,5 +24,7 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for model in models:
             model.train()
+        for module, mode in modes.items():  # holders come first, and their parts have the last word
+            module.train(mode)
         for module, mode in modes.items():
             module.training = mode

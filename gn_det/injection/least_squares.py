@@ -2,61 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ChannelFit"]
+__all__ = ["ChannelFit", "sums_of", "sums_of_gn"]
 
 # Variance of x̂ below which a channel is constant: float32 leaves little of its differences.
 _CONSTANT = 1e-10
 _VALUES_AT_A_TIME = 2**22
 
 
+def sums_of(x_hat: Tensor, y: Tensor) -> Tensor:
+    """What a fit needs to know of inputs without affine and of the outputs wanted of them.
+
+    Sums of several inputs add up.
+
+    Args:
+        x_hat, y: (N, C, *spatial).
+
+    Returns:
+        (6, C) float64: elements of a channel, Σx̂, Σx̂², Σy, Σy² and Σx̂y.
+    """
+    x_hat, y = x_hat.double(), y.double()
+    axes = [axis for axis in range(x_hat.dim()) if axis != 1]
+    elements = y.new_full((y.shape[1],), y.numel() // y.shape[1])
+    return torch.stack(
+        [
+            elements,
+            x_hat.sum(axes),
+            (x_hat * x_hat).sum(axes),
+            y.sum(axes),
+            (y * y).sum(axes),
+            (x_hat * y).sum(axes),
+        ]
+    )
+
+
+def sums_of_gn(x: Tensor, num_groups: int, eps: float, y: Tensor) -> Tensor:
+    """:func:`sums_of` the inputs of GN with so many groups; float64 for a few samples at a time."""
+    samples = max(1, _VALUES_AT_A_TIME // max(1, x[:1].numel()))
+    return sum(
+        sums_of(F.group_norm(some_x.double(), num_groups, eps=eps), some_y)
+        for some_x, some_y in zip(x.split(samples), y.split(samples), strict=True)
+    )
+
+
 class ChannelFit:
-    """Least squares of y ≈ γ x̂ + β in each of C channels, from sums in float64.
+    """Least squares of y ≈ γ x̂ + β in each of C channels.
 
     Attributes:
-        inputs: (6, C) float64 of each input that was taken in: elements of a channel, Σx̂, Σx̂², Σy,
-            Σy² and Σx̂y.
+        sums: (6, C), see :func:`sums_of`.
     """
 
-    def __init__(self, inputs: Sequence[Tensor] = ()) -> None:
-        self.inputs = [*inputs]
-
-    def add(self, x_hat: Tensor, y: Tensor) -> None:
-        """Take in (N, C, *spatial) inputs without affine, and the outputs wanted of them."""
-        self.inputs.append(_sums(x_hat, y))
-
-    def add_gn(self, x: Tensor, num_groups: int, eps: float, y: Tensor) -> None:
-        """Take in inputs of GN with so many groups, and the outputs wanted of them.
-
-        Float64 is taken for a few samples at a time.
-        """
-        samples = max(1, _VALUES_AT_A_TIME // max(1, x[:1].numel()))
-        self.inputs.append(
-            sum(
-                _sums(F.group_norm(some_x.double(), num_groups, eps=eps), some_y)
-                for some_x, some_y in zip(x.split(samples), y.split(samples), strict=True)
-            )
-        )
-
-    def with_rest_of(self, before: ChannelFit | None) -> ChannelFit:
-        """What was taken in so far, and of a fit before what is still to come in its place."""
-        rest = [] if before is None else before.inputs[len(self.inputs) :]
-        return ChannelFit([*self.inputs, *rest])
+    def __init__(self, sums: Tensor) -> None:
+        self.sums = sums
 
     @property
     def count(self) -> int:
-        """Elements of a channel so far."""
+        """Elements of a channel."""
         return int(self.sums[0, 0])
-
-    @property
-    def sums(self) -> Tensor:
-        """(6, C) float64 over all inputs."""
-        return torch.stack(self.inputs).sum(0)
 
     @property
     def constant(self) -> Tensor:
@@ -98,19 +103,3 @@ class ChannelFit:
     def _means(self) -> Tensor:
         count, *sums = self.sums
         return torch.stack(sums) / count
-
-
-def _sums(x_hat: Tensor, y: Tensor) -> Tensor:
-    x_hat, y = x_hat.double(), y.double()
-    axes = [axis for axis in range(x_hat.dim()) if axis != 1]
-    elements = y.new_full((y.shape[1],), y.numel() // y.shape[1])
-    return torch.stack(
-        [
-            elements,
-            x_hat.sum(axes),
-            (x_hat * x_hat).sum(axes),
-            y.sum(axes),
-            (y * y).sum(axes),
-            (x_hat * y).sum(axes),
-        ]
-    )

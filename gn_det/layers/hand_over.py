@@ -52,9 +52,11 @@ class HandOver:
 
     def has_values_of_bn(self) -> bool:
         """Whether BN, before :meth:`begin`, is not as one that never trained."""
-        apart = (self.running_mean, self.bias, self.running_var - 1, self.weight - 1)
-        # Detectron2's FrozenBN begins with a variance of 1 - eps.
-        return any(x.abs().max() > 1.01 * self.bn_eps for x in apart)
+        if (self.weight.min() == self.weight.max()) and self.weight[0] in (0, 1):  # at a start
+            apart = (self.running_mean, self.bias, self.running_var - 1)
+            # Detectron2's FrozenBN begins with a variance of 1 - eps.
+            return any(bool(x.abs().max() > 1.01 * self.bn_eps) for x in apart)
+        return True
 
     def begin(self) -> None:
         """Take BN from the weights that are loaded: γ and β are still its."""

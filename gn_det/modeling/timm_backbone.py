@@ -297,7 +297,7 @@ def check_timm_input(model: nn.Module, *, starts_from_weights: bool) -> None:
 
 def _check_input(name: str, there: Input, *, starts_from_weights: bool) -> None:
     mean, std, colours = timm_input(name)
-    same = there[2] == colours and all(
+    same = there[2] in (colours, None) and all(  # some models do not say their colours
         len(ours) == len(theirs)
         and all(abs(a - b) <= 0.5 for a, b in zip(ours, theirs, strict=True))
         for ours, theirs in zip(there, (mean, std), strict=False)
@@ -407,7 +407,10 @@ def _tensors(body: nn.Module) -> dict[str, Tensor]:
 
 def _check_all_loaded(body: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
     """timm loads what fits and says nothing of the rest."""
-    values = {_fingerprint(value) for value in state.values()}
+    values = {
+        _fingerprint(value.float() if value.is_floating_point() else value)
+        for value in state.values()
+    }
     # With features, some classes join the parts of a name in another way. What timm fits to the
     # model, such as position biases, has another size in the file.
     sizes = {key.replace(".", "_"): value.numel() for key, value in state.items()}

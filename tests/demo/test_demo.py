@@ -137,6 +137,7 @@ def test_image_ids_are_the_numbers_in_the_names_or_count_the_files() -> None:
     image_ids = load_program(DEMO).image_ids
     assert image_ids([Path("a/000007.jpg"), Path("b/12.png")]) == [7, 12]
     assert image_ids([Path("a/000007.jpg"), Path("a/cat.jpg")]) == [1, 2]
+    assert image_ids([Path("a/1.jpg"), Path("a/1.png"), Path("a/01.bmp")]) == [1, 2, 3]
 
 
 def test_grey_and_transparent_pictures_are_drawn(demo: Callable, tmp_path: Path) -> None:

@@ -275,9 +275,31 @@ def test_a_frozen_stage_is_refused_in_any_trainer(tmp_path: Path) -> None:
         train(model, tmp_path)
 
 
-def test_a_random_start_has_nothing_to_hand_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gamma", [1, 0])  # timm begins the last BN of some blocks with 0
+def test_a_random_start_has_nothing_to_hand_over(tmp_path: Path, gamma: int) -> None:
+    network = Network()
+    nn.init.constant_(network.bn.weight, gamma)
     with pytest.raises(InputError, match="no values of a trained BN to begin with"):
-        train(handed_over(Network()), tmp_path)
+        train(handed_over(network), tmp_path)
+
+
+def test_training_in_parts_sees_each_input_once() -> None:
+    fitted = []
+    for parts in ([4], [1, 2, 4]):
+        model = handed_over()
+        data = [batches()[0]] * 9
+        trainer = SimpleTrainer(model, data, torch.optim.SGD(model.parameters(), lr=0.0))
+        trainer.register_hooks([HandOverHook(model, steps=30)])
+        for start, end in zip([0, *parts], parts, strict=False):
+            trainer.train(start, end)
+        fitted.append(model.bn.weight.detach())
+        assert not model.bn._forward_pre_hooks
+    torch.testing.assert_close(*fitted)
+
+
+def test_a_checkpoint_of_another_version_is_refused() -> None:
+    with pytest.raises(InputError, match="another version of gn_det"):
+        HandOverHook(handed_over(), 30).load_state_dict({"bn": {}})
 
 
 def test_it_does_not_recompute() -> None:

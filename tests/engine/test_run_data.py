@@ -58,6 +58,23 @@ def test_folders_of_the_config_are_used_again(shapes: Path) -> None:
         check(folders=folders, names=(["mine"], []), categories=[[1, "balloon"]])
 
 
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_classes_are_those_of_the_training_set_whether_it_trains_or_not(
+    shapes: Path, tmp_path: Path, eval_only: bool
+) -> None:
+    val = json.loads((shapes / "val.json").read_text())
+    ids = [category["id"] for category in val["categories"]]
+    other = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    for category in val["categories"]:
+        category["id"] = other[category["id"]]
+    for annotation in val["annotations"]:
+        annotation["category_id"] = other[annotation["category_id"]]
+    (tmp_path / "val.json").write_text(json.dumps(val))
+    flags = {"val": (str(tmp_path / "val.json"), str(shapes / "images")), "eval_only": eval_only}
+    train = {"train": (str(shapes / "train.json"), str(shapes / "images"))}
+    assert check(**train, **flags).categories == check(shapes).categories
+
+
 def test_splits_with_other_categories_are_refused(edit_shapes: Callable) -> None:
     def rename(dataset: dict) -> None:
         dataset["categories"][0]["name"] = "circles"

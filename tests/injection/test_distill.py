@@ -139,6 +139,42 @@ def test_features_of_every_form(features: Callable) -> None:
     assert sum(found.after.values()) < sum(found.before.values())
 
 
+class KeepsForEval(nn.Module):
+    """Computes its bias once for eval mode, as transformers of timm and LeViT do."""
+
+    def __init__(self, deletes: bool) -> None:
+        super().__init__()
+        self.bias, self.deletes = nn.Parameter(torch.zeros(8)), deletes
+        self.train()
+
+    def train(self, mode: bool = True) -> KeepsForEval:
+        super().train(mode)
+        if not mode:
+            self.kept = 2 * self.bias
+        elif self.deletes and hasattr(self, "kept"):
+            del self.kept
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = 2 * self.bias if self.training else self.kept
+        return x + bias.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+@pytest.mark.parametrize("mode", [True, False])
+def test_what_a_module_keeps_for_eval_mode_learns_too(deletes: bool, mode: bool) -> None:
+    student, teacher = (nn.Sequential(nn.Conv2d(3, 8, 1), KeepsForEval(deletes)) for _ in range(2))
+    student[0].load_state_dict(teacher[0].state_dict())
+    nn.init.normal_(teacher[1].bias)
+    for network in (student, teacher):
+        network.train(mode)
+    found = gn_det.distill(student, teacher, batches(), steps=40, lr=0.1)
+    assert found.after["output"] < 0.3 * found.before["output"]
+    x = batches()[0]
+    learnt = student[1].bias.detach().view(1, -1, 1, 1)
+    torch.testing.assert_close(student(x), student[0](x) + 2 * learnt)
+
+
 def test_progress_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         gn_det.distill(*networks(), batches(), steps=20)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from gn_det.injection import least_squares
-from gn_det.injection.least_squares import ChannelFit
+from gn_det.injection.least_squares import ChannelFit, sums_of, sums_of_gn
 
 
 def data(seed: int, batches: int, channels: int, noise: float) -> list[tuple[Tensor, Tensor]]:
@@ -28,10 +28,7 @@ def data(seed: int, batches: int, channels: int, noise: float) -> list[tuple[Ten
 
 
 def fitted(pairs: list[tuple[Tensor, Tensor]]) -> ChannelFit:
-    fit = ChannelFit()
-    for x, y in pairs:
-        fit.add(x, y)
-    return fit
+    return ChannelFit(sum(sums_of(x, y) for x, y in pairs))
 
 
 def by_channel(pairs: list[tuple[Tensor, Tensor]], which: int) -> Tensor:
@@ -90,11 +87,10 @@ def test_inputs_of_gn_are_taken_in_by_parts(
 ) -> None:
     monkeypatch.setattr(least_squares, "_VALUES_AT_A_TIME", at_a_time)
     x, y = torch.randn(2, 5, 4, 3, 3)
-    whole, parts = ChannelFit(), ChannelFit()
-    whole.add(torch.nn.functional.group_norm(x.double(), 2, eps=1e-3), y)
-    parts.add_gn(x, 2, 1e-3, y)
-    assert len(parts.inputs) == 1 and parts.count == 5 * 9
-    assert_close(parts.sums, whole.sums)
+    parts = sums_of_gn(x, 2, 1e-3, y)
+    whole = sums_of(torch.nn.functional.group_norm(x.double(), 2, eps=1e-3), y)
+    assert_close(parts, whole)
+    assert ChannelFit(parts).count == 5 * 9
 
 
 def test_a_mean_in_each_channel_has_the_error_one() -> None:

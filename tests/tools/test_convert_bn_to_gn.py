@@ -333,7 +333,7 @@ def test_a_timm_backbone_alone_becomes_weights_of_its_recipe(
         PROGRAM, *PHOTOS, "--output", output, "--distill", 2, "--calibration-images", 2,
         *folder_flags(shapes), "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
         # That of a run, whose config may be given, is of a whole detector.
-        "MODEL.WEIGHTS", lite0, "MODEL.TIMM.WEIGHTS", lite0,
+        "MODEL.WEIGHTS", lite0, "MODEL.TIMM.WEIGHTS", lite0, "SEED", -1,
     ]  # fmt: skip
     call_main(*asked)
     assert {"calibrated.pth", "distilled.pth", "errors.txt"} <= {f.name for f in output.iterdir()}

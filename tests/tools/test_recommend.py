@@ -126,7 +126,7 @@ def test_the_command_is_that_of_the_row_and_of_the_data(
     cfg = load_config(measured.config, words[words.index("OUTPUT_DIR") :])
     assert (cfg.MODEL.GN.NUM_GROUPS, cfg.MODEL.MASK_ON) == (4, False)
     made = shlex.split(first)
-    assert made[-2:] == ["MODEL.GN.NUM_GROUPS", "4"]
+    assert made[-4:] == ["MODEL.GN.NUM_GROUPS", "4", "MODEL.MASK_ON", "False"]
     assert cfg.MODEL.TIMM.WEIGHTS == f"{made[made.index('--output') + 1]}/distilled.pth"
 
 

@@ -10,11 +10,12 @@ from gn_det.data.coco.findings import Findings
 from gn_det.data.coco.fingerprint import fingerprint
 from gn_det.data.coco.images import other_sizes
 from gn_det.data.coco.keypoints import flip_pairs, keypoint_names
-from gn_det.data.coco.normalise import normalise
+from gn_det.data.coco.normalise import declared_categories, normalise
 from gn_det.data.coco.read import read_coco
 
 __all__ = [
     "Findings",
+    "declared_categories",
     "find_bad_images",
     "fingerprint",
     "flip_pairs",

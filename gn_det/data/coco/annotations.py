@@ -69,6 +69,7 @@ def normalise_annotations(
         else:
             (kept if mask or not masks else without_mask).append(annotation)
     _drop_without_mask(without_mask, len(kept), findings)
+    kept = _once(kept, findings)
     suspicions.report(findings)
     _number(kept, findings)
     return kept
@@ -118,7 +119,8 @@ def _mend_crowd(
         ignored = flag(annotation["ignore"])
         if ignored is None:
             raise RefusedError("ignore is neither 0 nor 1", shown(annotation["ignore"]))
-        findings.add("mended", "ignore is written: what is ignored is a crowd", place)
+        what = "what is ignored is a crowd" if ignored else "nothing is ignored"
+        findings.add("mended", f"ignore is written: {what}", place)
         del annotation["ignore"]
         crowd = crowd or ignored
     if crowd and crowds_as_objects:
@@ -189,6 +191,27 @@ def _drop_without_mask(annotations: list[dict[str, Any]], others: int, findings:
     for annotation in annotations:
         place = f"annotation {shown(annotation.get('id'))}"
         findings.add("dropped" if few else "refused", what, place)
+
+
+def _once(annotations: list[dict[str, Any]], findings: Findings) -> list[dict[str, Any]]:
+    """The annotations without repetitions, as of files that were joined twice."""
+    alike: dict[tuple, list[dict[str, Any]]] = {}
+    kept = []
+    for annotation in annotations:
+        box = annotation.get("bbox")
+        key = annotation["image_id"], annotation["category_id"], repr(box)
+        others = alike.setdefault(key, [])
+        if any(_same_object(annotation, other) for other in others):
+            what = "objects are listed twice: once is taken"
+            findings.add("mended", what, f"annotation {shown(annotation.get('id'))}")
+        else:
+            others.append(annotation)
+            kept.append(annotation)
+    return kept
+
+
+def _same_object(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("segmentation", "keypoints", "iscrowd"))
 
 
 def _number(annotations: list[dict[str, Any]], findings: Findings) -> None:

@@ -33,7 +33,7 @@ def normalise_box(value: Any, extent: Corners | None) -> tuple[list[float], str]
     what = ""
     if isinstance(value, str) and value != (value := parsed(value)):
         what = "boxes written as text"
-    if value in (None, "", [], [0, 0, 0, 0]):
+    if value in (None, "", [], [0, 0, 0, 0], [None] * 4):
         if extent is None:
             raise DroppedError("boxes are missing, and no mask is there", shown(value))
         x0, y0, x1, y1 = extent

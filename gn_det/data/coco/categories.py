@@ -38,7 +38,7 @@ def normalise_categories(
     findings.check()
     if not known:
         kept = _without_roots(categories, used, findings)
-        return kept, {category["id"]: category["id"] for category in kept}
+        return _of_one_name_each(kept, used, findings)
     ids = defaultdict(list)
     for number, name in known:
         ids[name].append(number)
@@ -105,6 +105,9 @@ def _well_formed(categories: list[dict[str, Any]], findings: Findings) -> list[d
             what = "category names with line breaks or characters that cannot be shown"
             findings.add("mended", what, _place(category))
             category["name"] = name = printable(" ".join(name.split()))
+        elif isinstance(name, str) and name.strip() != name:
+            findings.add("mended", "category names with spaces around", _place(category))
+            category["name"] = name = name.strip()
         if not isinstance(name, str):
             findings.add("refused", "categories have no name", _place(category), name)
         elif number not in by_id:
@@ -137,6 +140,22 @@ def _without_roots(
         what = "root categories without objects, as exporters add them: left out"
         findings.add("mended", what, _place(category))
     return [c for c in categories if c not in roots]
+
+
+def _of_one_name_each(
+    categories: list[dict[str, Any]], used: Collection[int], findings: Findings
+) -> tuple[list[dict[str, Any]], dict[int, int]]:
+    """Categories that have objects and the same name, as of joined data sets, are one."""
+    first_of: dict[str, int] = {}
+    stands_for = {}
+    for category in categories:
+        number, name = category["id"], category["name"]
+        first = first_of.setdefault(name, number) if number in used else number
+        stands_for[number] = first
+        if first != number:
+            what = "categories have the same name: their objects are of the first"
+            findings.add("mended", what, _place(category), first)
+    return [c for c in categories if stands_for[c["id"]] == c["id"]], stands_for
 
 
 def _place(category: dict[str, Any]) -> str:

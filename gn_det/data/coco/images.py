@@ -16,7 +16,7 @@ from gn_det.data.coco.values import whole_number
 from gn_det.data.pictures import PictureError, picture_size
 from gn_det.errors import InputError
 
-__all__ = ["normalise_images", "other_sizes"]
+__all__ = ["merge_same_files", "normalise_images", "other_sizes"]
 
 _LONGEST_SIDE = 200_000  # pixels; drawing polygons takes memory in proportion
 
@@ -73,6 +73,29 @@ def normalise_images(
             findings.add("warned", what, f"image {image['id']}", text=value)
             findings.changed = True
     return kept
+
+
+def merge_same_files(
+    images: list[dict[str, Any]], annotations: list[dict[str, Any]], findings: Findings
+) -> None:
+    """Give a file that is there under several ids one of them, and its objects too, in place.
+
+    Else the objects under one id would be background under another.
+    """
+    first_of: dict[str, int] = {}
+    stands_for: dict[int, int] = {}
+    for image in images:
+        first = first_of.setdefault(os.path.normpath(image["file_name"]), image["id"])
+        if first != image["id"]:
+            stands_for[image["id"]] = first
+            what = "files have two image ids: all their objects are of the first"
+            findings.add("mended", what, f"image {image['id']}", image["file_name"], first)
+    if stands_for:
+        images[:] = [image for image in images if image["id"] not in stands_for]
+        for annotation in annotations:
+            number = whole_number(annotation.get("image_id"))
+            if number in stands_for:
+                annotation["image_id"] = stands_for[number]
 
 
 def _repeated(first: dict[str, Any], image: dict[str, Any], place: str, findings: Findings) -> None:

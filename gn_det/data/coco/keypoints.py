@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from gn_det.data.coco.values import finite_numbers
 __all__ = ["flip_pairs", "keypoint_names", "normalise_keypoints"]
 
 _SIDES = ("left", "right"), ("l", "r")
+# left_eye, leftEye, LEye, eye.left, lefteye
+_PARTS = re.compile(
+    r"left|right|[A-Z]+(?![a-z])|[A-Z]?[a-z]+?(?=left|right|[^a-z]|$)|\d+", re.ASCII
+)
 
 
 def keypoint_names(categories: Sequence[dict[str, Any]]) -> list[str]:
@@ -22,9 +27,7 @@ def keypoint_names(categories: Sequence[dict[str, Any]]) -> list[str]:
 
 def flip_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """The keypoints that change places in a mirrored picture: left_eye and right_eye, l and r."""
-    parts = {
-        tuple(name.lower().replace("-", "_").replace(" ", "_").split("_")): name for name in names
-    }
+    parts = {tuple(part.lower() for part in _PARTS.findall(name)): name for name in names}
     pairs = []
     for one, name in parts.items():
         for left, right in _SIDES:
@@ -46,7 +49,8 @@ def normalise_keypoints(
         findings: told of what is mended.
 
     Raises:
-        RefusedError: they are not three finite numbers each, or not as many as the category lists.
+        RefusedError: they are needed, and not three finite numbers each, or not as many as the
+            category lists.
     """
     written = annotation.get("keypoints")
     if not written and needed is None:
@@ -57,6 +61,11 @@ def normalise_keypoints(
         written = absent = [0] * 3 * needed
         findings.add("mended", "objects without keypoints: none of them is visible", place)
     numbers = finite_numbers(written) if isinstance(written, list) else None
+    if needed is None and (numbers is None or len(numbers) % 3):
+        what = "keypoints that are not three numbers each, and that nothing learns: left out"
+        findings.add("mended", what, place, written)
+        del annotation["keypoints"]
+        return
     if numbers is None or len(numbers) % 3:
         raise RefusedError("keypoints are not three finite numbers each", shown(written))
     if needed is not None and len(numbers) != 3 * needed:

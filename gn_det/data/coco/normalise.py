@@ -9,11 +9,28 @@ from typing import Any
 from gn_det.data.coco.annotations import normalise_annotations
 from gn_det.data.coco.categories import Known, normalise_categories
 from gn_det.data.coco.findings import Findings
-from gn_det.data.coco.images import normalise_images
+from gn_det.data.coco.images import merge_same_files, normalise_images
 from gn_det.data.coco.keypoints import keypoint_names
+from gn_det.data.coco.read import read_coco
 from gn_det.data.coco.values import whole_number
 
-__all__ = ["normalise"]
+__all__ = ["declared_categories", "normalise"]
+
+
+def declared_categories(json_file: str | Path) -> list[tuple[int, str]]:
+    """(id, name) of the categories that a run has which trains on a file, by class index.
+
+    Raises:
+        InputError: no such file, or its categories are refused.
+    """
+    dataset = read_coco(json_file)
+    findings = Findings(json_file)
+    categories, _ = normalise_categories(dataset["categories"], _used(dataset), (), findings)
+    return sorted((category["id"], category["name"]) for category in categories)
+
+
+def _used(dataset: dict[str, Any]) -> set[int | None]:
+    return {whole_number(annotation.get("category_id")) for annotation in dataset["annotations"]}
 
 
 def normalise(
@@ -48,7 +65,8 @@ def normalise(
         InputError: in one line everything that is refused, with counts, ids and values.
     """
     images = normalise_images(dataset["images"], image_root, findings, file_sizes)
-    used = {whole_number(a.get("category_id")) for a in dataset["annotations"]}
+    merge_same_files(images, dataset["annotations"], findings)
+    used = _used(dataset)
     categories, stands_for = normalise_categories(dataset["categories"], used, known, findings)
     names = keypoint_names(categories)
     if keypoints and not names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gn_det.data.coco.values import finite_numbers, whole_number
+from gn_det.data.coco.values import finite_numbers, parsed, whole_number
 
 __all__ = ["drawn_as_stored"]
 
@@ -38,7 +38,7 @@ def drawn_as_stored(
     for annotation in annotations:
         if not isinstance(annotation, dict):
             continue
-        image, box = whole_number(annotation.get("image_id")), annotation.get("bbox")
+        image, box = whole_number(annotation.get("image_id")), parsed(annotation.get("bbox"))
         box = finite_numbers(box) if isinstance(box, list) and len(box) == 4 else None
         if image not in stored or box is None:
             continue

@@ -44,6 +44,8 @@ def read_coco(
 
     try:
         content = Path(json_file).read_bytes()
+        if content.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+            raise InputError(f"{json_file} is a compressed archive; unpack it")
         encoding = json.detect_encoding(content)
         text = content.decode(encoding, "surrogatepass")
         del content

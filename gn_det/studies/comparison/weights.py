@@ -22,9 +22,9 @@ from gn_det.data.train_loader import build_train_loader
 from gn_det.errors import InputError
 from gn_det.injection import convert_bn, distill, inject
 from gn_det.modeling.with_gn import groups_from_config
-from gn_det.utils import make_folder, whole_file, write_atomically
+from gn_det.utils import check_regular_file, make_folder, whole_file, write_atomically
 
-__all__ = ["SETTINGS", "STAGES", "prepare_weights", "settings_of", "source_of"]
+__all__ = ["SETTINGS", "STAGES", "prepare_weights", "seed_of", "settings_of", "source_of"]
 
 STAGES = ("calibrated", "distilled")
 SETTINGS = "settings.json"  # beside the weights: what they were made of and how
@@ -47,7 +47,8 @@ def settings_of(cfg: CfgNode, steps: int, num_images: int = 16) -> dict[str, Any
     """What the files depend on that :func:`prepare_weights` writes with these arguments."""
     weights, _ = source_of(cfg.MODEL.TIMM.WEIGHTS)
     digest = hashlib.sha256()
-    if Path(weights).is_file():
+    if weights != "timm":
+        check_regular_file(weights, "weights")
         digest.update(Path(weights).read_bytes())
     pictures = [entry["file_name"] for entry in _training_pictures(cfg)]
     return {
@@ -62,6 +63,11 @@ def settings_of(cfg: CfgNode, steps: int, num_images: int = 16) -> dict[str, Any
         "steps": steps,
         "seed": cfg.SEED,
     }
+
+
+def seed_of(folder: Path) -> int:
+    """With which the weights in a folder were begun, for a SEED that is drawn."""
+    return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["seed"]
 
 
 def _training_pictures(cfg: CfgNode) -> list[dict[str, Any]]:
@@ -100,7 +106,6 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int, num_images: int = 16
     if all((folder / f"{stage}.pth").exists() for stage in STAGES):
         return
     make_folder(folder)
-    write_atomically(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
     cfg = cfg.clone()
     cfg.MODEL.WEIGHTS = ""  # those of a detector would take the place of MODEL.TIMM.WEIGHTS
     cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE.removeprefix("GN")
@@ -115,6 +120,7 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int, num_images: int = 16
     student = copy.deepcopy(teacher)
     log.info(f"fitting γ, β of GN on {number * cfg.SOLVER.IMS_PER_BATCH} training pictures")
     convert_bn(student, [*islice(batches, number)], **groups_from_config(cfg))
+    write_atomically(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
     _write(student, teacher, folder / "calibrated.pth")
     if cfg.MODEL.GN.WEIGHT_STANDARDIZATION:
         inject(student, weight_standardization=True)

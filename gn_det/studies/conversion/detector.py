@@ -18,6 +18,7 @@ from gn_det.checkpoint import Checkpointer
 from gn_det.config import dump_config
 from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader
+from gn_det.engine.schedule import stretched
 from gn_det.engine.trainer import evaluate, train
 from gn_det.errors import InputError
 from gn_det.injection import DetectorBatch, run_on_boxes
@@ -198,12 +199,8 @@ class _Evaluation:
 
 def _fine_tuned(gn_cfg: CfgNode, iterations: int, folder: Path) -> dict[str, Tensor]:
     """Weights after the schedule of a config in so many iterations, from MODEL.WEIGHTS."""
-    cfg = gn_cfg.clone()
-    scale = iterations / cfg.SOLVER.MAX_ITER
-    steps = sorted({round(scale * step) for step in cfg.SOLVER.STEPS})
-    cfg.SOLVER.STEPS = tuple(step for step in steps if 0 < step < iterations)
-    cfg.SOLVER.WARMUP_ITERS = round(scale * cfg.SOLVER.WARMUP_ITERS)
-    cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = iterations
+    cfg = stretched(gn_cfg, iterations)
+    cfg.SOLVER.CHECKPOINT_PERIOD = iterations
     cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD = (), 0
     cfg.OUTPUT_DIR = str(folder)
     folder.mkdir()

@@ -164,7 +164,6 @@ def test_references_in_text_or_with_a_point_are_numbers(
         (setting(bbox=[1, 2, 3, True]), "not four finite numbers"),
         (setting(bbox={"x": 1}), "not four finite numbers"),
         (setting(bbox=7), "not four finite numbers"),
-        (setting(keypoints=[1, 2]), "keypoints are not three finite numbers each"),
     ],
 )
 def test_what_has_no_meaning_is_refused_with_its_id_and_value(
@@ -173,6 +172,26 @@ def test_what_has_no_meaning_is_refused_with_its_id_and_value(
     with pytest.raises(InputError, match=message) as caught:
         normalised(first=change)
     assert str(caught.value).startswith("x.json is refused: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keypoints", [[1, 2], [[10, 10, 2]], "left", [1, None, 2]])
+def test_keypoints_that_nothing_learns_are_left_out_where_they_have_no_meaning(
+    normalised: Normalised, keypoints: object
+) -> None:
+    data, findings = normalised(first=setting(keypoints=keypoints))
+    assert "keypoints" not in data["annotations"][0] and findings.count("mended") == 1
+
+
+def test_objects_that_are_listed_twice_are_taken_once(normalised: Normalised) -> None:
+    def join_twice(data: dict) -> None:
+        objects = data["annotations"]
+        other = {**objects[1], "id": 30, "bbox": [10, 10, 30, 31]}
+        objects += [{**a, "id": a["id"] + 10} for a in objects]
+        objects.append(other)
+
+    data, findings = normalised(join_twice)
+    assert [a["id"] for a in data["annotations"]] == [1, 2, 3, 4, 30]
+    assert findings.count("mended") == 4 and "listed twice: once is taken" in findings.table()
 
 
 def test_every_kind_of_problem_is_told_at_once_with_counts(normalised: Normalised) -> None:
@@ -232,7 +251,7 @@ def test_a_model_of_boxes_keeps_objects_whose_mask_is_empty(
     assert data["annotations"][0]["segmentation"] == [] and findings.count("mended") == 1
 
 
-@pytest.mark.parametrize("box", [None, [], "", [0, 0, 0, 0], "absent"])
+@pytest.mark.parametrize("box", [None, [], "", [0, 0, 0, 0], [None] * 4, "absent"])
 @pytest.mark.parametrize(
     "segmentation", [[SQUARE], {"size": [60, 80], "counts": [610, *[30, 30] * 29, 30, 2420]}]
 )

@@ -83,6 +83,14 @@ def test_a_root_without_objects_is_left_out(
     assert findings.changed == (len(categories) != len(kept))
 
 
+@pytest.mark.parametrize("name", ["box", "box ", " box"])
+def test_categories_of_one_name_are_one(normalised: Normalised, name: str) -> None:
+    data, findings = normalised(of_categories((1, "box"), (2, name)))
+    assert pairs(data) == [(1, "box")]
+    assert {a["category_id"] for a in data["annotations"]} == {1}
+    assert "same name: their objects are of the first" in findings.table()
+
+
 @pytest.mark.parametrize(
     ("categories", "used"),
     [
@@ -106,10 +114,13 @@ def test_a_second_split_has_the_categories_of_the_first_by_name(
     names = {number: name for number, name, *_ in categories}
     names |= {int(number): name for number, name in names.items()}
     change = used or {}
-    expected = [
-        names[change.get(a["category_id"], a["category_id"])] for a in dataset()["annotations"]
-    ]
-    assert [dict(KNOWN)[a["category_id"]] for a in data["annotations"]] == expected
+    expected = {
+        a["id"]: names[change.get(a["category_id"], a["category_id"])]
+        for a in dataset()["annotations"]
+    }
+    # Those of one category in one picture are one object.
+    found = {a["id"]: dict(KNOWN)[a["category_id"]] for a in data["annotations"]}
+    assert found.items() <= expected.items() and {*found.values()} == {*expected.values()}
     assert findings.changed == (sorted(categories) != KNOWN)
 
 

@@ -17,6 +17,20 @@ from gn_det.data.coco import other_sizes
 Normalised = Callable[..., tuple[dict, Any]]
 
 
+@pytest.mark.parametrize("name", ["1.png", "./1.png"])
+def test_a_file_under_two_ids_is_one_picture_with_all_objects(
+    normalised: Normalised, name: str
+) -> None:
+    def two_ids(data: dict) -> None:
+        data["images"].append({**data["images"][0], "id": 7, "file_name": name})
+        data["annotations"][1].update(image_id=7, bbox=[10, 10, 30, 31])  # was of 1
+
+    data, findings = normalised(two_ids)
+    assert [image["id"] for image in data["images"]] == [1, 2]
+    assert sorted(a["image_id"] for a in data["annotations"]) == [1, 1, 2, 2]
+    assert "files have two image ids" in findings.table()
+
+
 @pytest.mark.parametrize("kind", [str, float, lambda i: f" {i} ", lambda i: f"{i}.0"])
 def test_ids_in_text_or_with_a_point_are_numbers(
     normalised: Normalised, kind: Callable[[int], object]
