@@ -167,7 +167,7 @@ class Look:
         beside = any(is_norm(child) for parent in parents for child in parent.children())
         sequences = [parent for parent in parents if isinstance(parent, nn.Sequential)]
         if any(_before_activation(parent, conv) for parent in sequences):
-            return True
+            return self._feeds(conv, part) or not _predicts(name)
         if beside:
             return False
         if _is_activation(getattr(conv, "activation", None)) and hasattr(conv, "norm"):
@@ -271,8 +271,10 @@ def _before_activation(sequence: nn.Sequential, conv: nn.Module) -> bool:
 
 def _is_tower(parent: nn.Module, conv: nn.Module) -> bool:
     """Whether a norm can be inserted behind a convolution, and the modules after it move up."""
+    if not isinstance(parent, nn.Sequential):
+        return False
     is_numbered = [*parent._modules] == [*map(str, range(len(parent._modules)))]
-    return isinstance(parent, nn.Sequential) and is_numbered and _before_activation(parent, conv)
+    return is_numbered and _before_activation(parent, conv)
 
 
 def _norm_comes_second(module: Layer) -> bool:

@@ -178,7 +178,9 @@ def _bn(bn: Layer, x: Tensor, call: int) -> Tensor:
     shift = -statistics.running_mean.double() * scale
     if bn.weight is not None:
         scale = scale * bn.weight
-        shift = shift * bn.weight + bn.bias
+        shift = shift * bn.weight
+    if bn.bias is not None:
+        shift = shift + bn.bias
     shape = (1, -1, *[1] * (x.dim() - 2))
     y = x.double() * scale.view(shape) + shift.view(shape)
     return y.to(torch.promote_types(x.dtype, torch.float32))

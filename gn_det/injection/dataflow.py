@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import inspect
 import linecache
 import operator
@@ -17,6 +18,7 @@ import random
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -100,6 +102,9 @@ _INTERNAL = vars(nn.Module()).keys() - {"training"}
 _UNSEEN = {
     "asks torch.is_grad_enabled": (torch, "is_grad_enabled"),
     "asks torch.is_autocast_enabled": (torch, "is_autocast_enabled"),
+    "asks for its parameters": (nn.Module, "named_parameters"),
+    "asks for its buffers": (nn.Module, "named_buffers"),
+    "asks torch.jit.is_tracing": (torch.jit, "is_tracing"),
     "switches autocast": (torch.autocast, "__enter__"),
     "switches gradients off": (torch.no_grad, "__enter__"),
     "switches gradients on": (torch.enable_grad, "__enter__"),
@@ -114,6 +119,8 @@ _PYTORCHS = {
     "torch.fx.node",
     "torch.amp.autocast_mode",
 }
+
+_CONTAINERS = (list, dict, set, deque)  # that a forward may change
 
 _IN_PLACE = (
     "__iadd__ __isub__ __imul__ __imatmul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ "
@@ -314,10 +321,10 @@ class _Tracer(fx.Tracer):
     def _restored(self, path: str, name: str, value: Any) -> bool:
         """Whether a list or a dict was changed meanwhile; it is put back."""
         now = vars(self.root.get_submodule(path))[name]
-        if type(value) not in (list, dict, set) or now == value:
+        if not isinstance(value, _CONTAINERS) or now == value:
             return False
         now.clear()
-        (now.extend if type(value) is list else now.update)(value)
+        (now.extend if isinstance(value, (list, deque)) else now.update)(value)
         return True
 
 
@@ -334,7 +341,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def _copy(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict, set) else value
+    return copy.copy(value) if isinstance(value, _CONTAINERS) else value
 
 
 def _random_states() -> tuple:

@@ -37,8 +37,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Modules get another class in place. Their names, parameters, hooks and isinstance relations
     stay. A block whose parts have hooks, or whose settings are changed later, runs its original
-    forward. In an nn.Sequential a norm that has taken in a ReLU shows ``activation=relu`` in its
-    repr and returns values after the ReLU.
+    forward. In some of Detectron2's heads and stems, a norm that has taken in a ReLU shows
+    ``activation=relu`` in its repr and returns values after the ReLU.
 
     Args:
         model: any model with FusedGroupNorms, see :func:`gn_det.inject`. It is modified in place.
@@ -75,7 +75,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def _fuse_known(model: nn.Module) -> None:
-    """What goes by class: Detectron2's blocks, and ReLUs behind norms in sequences."""
+    """What goes by class: Detectron2's blocks, and ReLUs behind norms in its sequences."""
     for kind, fused in _fused_classes().items():
         for module in model.modules():
             if type(module) is kind and fused.fits(module):
@@ -215,7 +215,7 @@ def _fused_classes() -> dict[type[nn.Module], type[Fused]]:
     return blocks.FUSED if blocks else {}
 
 
-# Modules that call their children one after the other, besides nn.Sequential.
+# Modules of Detectron2 that call their children one after the other.
 _HEADS = "detectron2.modeling.roi_heads"
 _REGNET = "detectron2.modeling.backbone.regnet"
 _IN_ORDER = {
@@ -259,8 +259,6 @@ def _pairs(
 
 def _calls_in_order(kind: type[nn.Module]) -> bool:
     """Whether modules of a class call their children one after the other."""
-    if issubclass(kind, nn.Sequential) and kind.forward is nn.Sequential.forward:
-        return True
     known = next((base for base in kind.__mro__ if type_name(base) in _IN_ORDER), kind)
     same = all(
         getattr(kind, name, None) is getattr(known, name, None) for name in ("forward", "layers")

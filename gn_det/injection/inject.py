@@ -177,7 +177,7 @@ def _norm_for(
     channels = conv.out_channels if old is None else num_channels(old)
     keeps_groups = isinstance(old, nn.GroupNorm) and groups.is_default
     tensors = chain.from_iterable(
-        (*module.parameters(), *module.buffers()) for module in (conv, old) if module is not None
+        (*module.parameters(), *module.buffers()) for module in (old, conv) if module is not None
     )
     like = next(tensors, torch.empty(0))
     norm = FusedGroupNorm(

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
+
+from gn_det.errors import InputError
 
 __all__ = [
     "Layer",
@@ -59,6 +62,8 @@ def is_norm(module: nn.Module | None) -> bool:
 
 def is_conv(module: nn.Module | None) -> bool:
     """Whether a module is a convolution of PyTorch's or a subclass, or a deformable one."""
+    if isinstance(module, torch.jit.ScriptModule):  # which takes no norm
+        return False
     return isinstance(module, nn.modules.conv._ConvNd) or (
         getattr(module, "weight", None) is not None
         and hasattr(module, "kernel_size")
@@ -70,7 +75,12 @@ def num_channels(norm: Layer) -> int:
     """C of a norm of any kind."""
     for name in ("num_features", "num_channels"):
         if hasattr(norm, name):
-            return getattr(norm, name)
+            channels = getattr(norm, name)
+            if channels == 0:
+                raise InputError(
+                    f"a {type(norm).__name__} has no channels yet: run the model on a batch first"
+                )
+            return channels
     return len(norm.weight)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from gn_det.injection.dataflow import is_norm, path_of
 from gn_det.injection.source import expression
@@ -247,7 +248,7 @@ class Merging:
 
     def _is_wide(self, node: fx.Node) -> bool:
         """Whether a result is a 1x1 convolution's that is not narrower than its input."""
-        if node.op != "call_module" or len(node.users) != 1:
+        if node.op != "call_module" or len(node.users) != 1 or _is_merged(node):
             return False
         path = node.target.removesuffix(".convolved")
         conv = self._module.get_submodule(path)
@@ -255,8 +256,8 @@ class Merging:
         plain = isinstance(conv, _ConvNd) and not isinstance(conv, nn.ConvTranspose2d)
         if not (known and plain) or set(conv.kernel_size) != {1} or conv.groups != 1:
             return False
-        if conv.out_channels < conv.in_channels:
-            return False
+        if conv.out_channels < conv.in_channels or is_parametrized(conv):
+            return False  # a parametrization such as spectral norm may change at each call
         self.passed[path] = conv
         return True
 

@@ -97,7 +97,9 @@ def _pixels(unit: nn.Module) -> dict[nn.Module, int]:
 
                 if is_conv(module) or is_norm(module):
                     twin.register_forward_pre_hook(look)
-            copied.eval()(torch.empty(2, conv.in_channels, _SIDE, _SIDE, device="meta"))
+            sides = [_SIDE] * len(conv.kernel_size)
+            x = torch.empty(2, conv.in_channels, *sides, dtype=conv.weight.dtype, device="meta")
+            copied.eval()(x)
     except Exception:  # whatever a class of somebody's own may raise: it takes something else
         return {}
     return pixels

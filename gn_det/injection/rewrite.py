@@ -337,7 +337,10 @@ class _Rewriting:
             if path:
                 kind = unfused_kind(part)
                 yield f"isinstance({expression(path)}, {named(kind, names)})"
-            yield f"tuple({expression(path_of(path, '_modules'))}) == {tuple(part._modules)!r}"
+            children = expression(path_of(path, "_modules"))
+            yield f"tuple({children}) == {tuple(part._modules)!r}"
+            if None not in part._modules.values():
+                yield f"None not in {children}.values()"
         for path, part in self._passed.items():
             yield f"type({expression(path)}) is {named(type(part), names)}"
             if type(part) in _NORMS:

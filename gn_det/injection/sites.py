@@ -139,8 +139,11 @@ def find_by_type(module: nn.Module) -> Iterator[Place]:
         numbered: dict[str, nn.Module] = {}  # by the end of their names: conv2, bn2
         for name, child in parent.named_children():
             number = name.lstrip(_NO_DIGITS)
-            # Behind a linear layer, a channel is one value: GN would return its β.
-            if is_norm(child) and not isinstance(_last(before), nn.Linear):
+            if is_norm(child):
+                # Behind a linear layer, a channel is one value: GN would return its β.
+                behind = numbered.get(number, before)
+                if isinstance(_last(behind), nn.Linear) and not _is_of_maps(child):
+                    continue
                 convs = (in_lists.get(child), numbered.get(number), before)
                 found = (_conv_of(conv, num_channels(child)) for conv in convs)
                 yield parent, next(filter(None, found), None), child
@@ -148,6 +151,10 @@ def find_by_type(module: nn.Module) -> Iterator[Place]:
                 before = child
                 if number and is_conv(child):
                     numbered[number] = child
+
+
+def _is_of_maps(norm: nn.Module) -> bool:
+    return type(norm).__name__.endswith(("2d", "3d"))
 
 
 def _pairs_in_lists(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import torch
 import torch.fx
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from gn_det.errors import InputError
 from gn_det.layers.groups import default_num_groups
@@ -136,6 +136,14 @@ class FusedGroupNorm(nn.GroupNorm):
             keeps: "x" or "residual" where the addition was in place, into the normalized one or
                 into the other: the result has that one's dtype.
         """
+        if not torch.jit.is_scripting():
+            if isinstance(x, fx.Proxy):  # no shape is known
+                return self.normalize(
+                    x, activation, residual, normalize_residual, residual_weight, residual_bias
+                )
+            if not isinstance(residual, Tensor):  # a number
+                y = self.normalize(x) + residual
+                return torch.relu(y) if activation is not None else y
         if x.shape == residual.shape and x.dtype == residual.dtype:
             return self.normalize(
                 x, activation, residual, normalize_residual, residual_weight, residual_bias
@@ -161,8 +169,9 @@ class FusedGroupNorm(nn.GroupNorm):
         residual_bias: Tensor | None,
     ) -> Tensor:
         # Of a layer that somebody built so, as for the paper's ablation, group_norm warns. What
-        # torch.fx records has no sizes.
-        if self.name and self.num_groups == self.num_channels and isinstance(x, Tensor):
+        # torch.fx records has no sizes, and an export would take them for constants.
+        has_sizes = isinstance(x, Tensor) and not torch.compiler.is_compiling()
+        if self.name and self.num_groups == self.num_channels and has_sizes:
             self._check_size(x)
         return group_norm(
             x, self.num_groups, self.weight, self.bias, self.eps,
@@ -180,6 +189,8 @@ class FusedGroupNorm(nn.GroupNorm):
 
     def mark_values_of_bn(self) -> None:
         """Note that γ and β are BN's, until they change."""
+        if self.weight.is_inference() or self.bias.is_inference():
+            return  # they have no versions
         # A later load, or a step, raises the versions. (TorchScript reads no attribute that a class
         # types.)
         vars(self)["taken_from_bn"] = (self.weight._version, self.bias._version)

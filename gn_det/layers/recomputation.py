@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from gn_det.ops.backend import under_transform
+
 __all__ = ["keep_in", "recomputation", "recompute_in", "recomputed", "recomputes_in"]
 
 
@@ -58,7 +60,7 @@ def keep_in(module: nn.Module) -> None:
 
 
 def _enter(module: nn.Module, inputs: Any) -> None:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or under_transform():
         return
     entered = _current.entered
     while any(running is module for running, _ in entered):  # Ctrl-C, which calls no hook

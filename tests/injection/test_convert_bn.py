@@ -279,6 +279,13 @@ def test_norms_without_parameters_are_converted_and_told() -> None:
     assert model.norm.weight is None and row.copied == row.calibrated > 0
 
 
+def test_bn_without_bias_becomes_gn_with_one() -> None:
+    model = trained(Two(nn.BatchNorm2d(8)))
+    model.norm.bias = None
+    (row,) = convert_bn(model, pictures(), channels_per_group=1).rows
+    assert row.calibrated < row.copied and model.norm.bias.abs().max() > 0
+
+
 def test_empty_inputs_count_for_nothing() -> None:
     batches = pictures()
     one, other = (trained(Two(nn.BatchNorm2d(8))) for _ in range(2))

@@ -32,7 +32,6 @@ from torch.testing import assert_close
 
 import gn_det
 from gn_det import FusedGroupNorm, InputError, audit, fuse, inject, revert
-from gn_det.layers import FusedReLU
 from gn_det.layers.detectron2.blocks import (
     FusedConv2d,
     FusedDeformBottleneckBlock,
@@ -229,13 +228,45 @@ def test_other_activations_stay(activation: Callable) -> None:
     assert_close(model(x), expected)
 
 
+def sequence() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 64, 1), FusedGroupNorm(64), nn.ReLU(), nn.Dropout())
+
+
 def test_a_norm_takes_in_the_relu_behind_it_in_a_sequential() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 32, 1), FusedGroupNorm(32), nn.ReLU(), nn.Dropout())
-    fuse(model)
-    assert model[1].activation == "relu" and isinstance(model[2], FusedReLU)
-    assert isinstance(model[2], nn.ReLU)
+    model = fuse(sequence())
+    assert "GN+ReLU" in str(audit(model))
+    x = torch.randn(2, 3, 5, 5)
+    assert_close(model.eval()(x), sequence().eval()(x))
     revert(model)
-    assert type(model[1]) is nn.GroupNorm and type(model[2]) is nn.ReLU
+    assert type(model) is nn.Sequential and type(model[1]) is nn.GroupNorm
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, x: model[:2](x),
+        lambda model, x: model[2:](model[:2](x)),
+        lambda model, x: [x := layer(x) for layer in model][1],
+        lambda model, x: model.__setitem__(2, nn.SiLU()) or model(x),
+        lambda model, x: model.__setitem__(2, nn.Identity()) or model(x),
+        lambda model, x: model.append(nn.Sigmoid())(x),
+        lambda model, x: model.__delitem__(2) or model(x),
+        lambda model, x: seen_by_a_hook(model[1], model, x),
+    ],
+    ids=["part", "parts", "layers", "SiLU", "Identity", "more", "less", "hook"],
+)
+def test_what_is_done_with_parts_of_a_fused_sequential_gives_the_same(change: Callable) -> None:
+    x = torch.randn(2, 3, 5, 5)
+    expected = change(sequence().eval(), x)
+    assert_close(change(fuse(sequence()).eval(), x), expected)
+
+
+def seen_by_a_hook(norm: nn.Module, model: nn.Module, x: Tensor) -> Tensor:
+    seen = []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model(x)
+    return seen[0]
 
 
 def test_a_relu_that_stands_in_two_places_stays() -> None:

@@ -8,6 +8,7 @@ import io
 import logging
 import operator
 import pickle
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -266,7 +267,24 @@ def any_iterable(self: nn.Module, x: Tensor) -> Tensor:
     return F.relu(self.norm(sum(x)[None]))
 
 
+def by_own_dtype(self: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(self.norm(x.to(next(self.parameters()).dtype)))
+
+
+def by_tracing(self: nn.Module, x: Tensor) -> Tensor:
+    return self.norm(x) if torch.jit.is_tracing() else F.relu(self.norm(x))
+
+
+class AppendsToDeque(Appends):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = deque()
+
+
 LEFT = {
+    "parameters": (forward_of(by_own_dtype), "asks for its parameters"),
+    "is_tracing": (forward_of(by_tracing), "asks torch.jit.is_tracing"),
+    "changes a deque": (AppendsToDeque, "changes seen"),
     "sets an attribute": (Counts, "sets calls"),
     "changes a list": (Appends, "changes seen"),
     "no_grad": (forward_of(without_gradients), "switches gradients off"),
@@ -300,6 +318,33 @@ def test_a_forward_that_no_record_holds_for_is_left_and_nothing_has_changed(
     assert torch.equal(torch.get_rng_state(), state)
     assert model.__dict__.keys() == before.keys()
     assert all(vars(model)[name] == before[name] for name in before if name in ("calls", "seen"))
+
+
+class TwoSums(nn.Module):
+    """A norm that follows a sum which another norm takes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm1, self.norm2 = nn.Conv2d(C, C, 1), FusedGroupNorm(C), FusedGroupNorm(C)
+
+    def forward(self, x: Tensor, before: Tensor | int) -> Tensor:
+        y = F.relu(self.norm1(self.conv(x)) + before)
+        return F.relu(self.norm2(y) + before)
+
+
+@pytest.mark.parametrize("before", [0, 1.5, "x", "one pixel"])
+def test_a_sum_may_be_of_a_number_and_behind_another_sum(before: float | str) -> None:
+    model, x = TwoSums(), picture()
+    other = {"x": x, "one pixel": x[:, :, :1, :1]}.get(before, before)
+    expected = model(x, other)
+    torch.testing.assert_close(fuse(model)(x, other), expected)
+
+
+def test_torch_fx_traces_fused_blocks() -> None:
+    model = block(lambda self, y, x: F.relu(self.norm2(y) + x))
+    expected = model(picture())
+    traced = torch.fx.symbolic_trace(fuse(model))
+    torch.testing.assert_close(traced(picture()), expected)
 
 
 def test_the_reason_is_that_of_the_forward_which_calls_a_norm() -> None:

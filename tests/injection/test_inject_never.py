@@ -174,6 +174,70 @@ def test_norms_beside_the_convolutions_of_a_block_are_not_doubled() -> None:
     assert norms(inject(model)) == ["stem.conv1.norm", "res2.0.bn1"]
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_gate_keeps_its_norm_in_any_dtype_and_dimension(dims: int, dtype: torch.dtype) -> None:
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims]
+    pool = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[dims]
+    gate = nn.Sequential(pool(1), conv(8, 4, 1), norm(4), nn.ReLU(), conv(4, 8, 1), nn.Sigmoid())
+    model = nn.Sequential(conv(3, 8, 1), norm(8), gate).to(dtype)
+    inject(model)
+    assert type(model[1]) is FusedGroupNorm and type(gate[2]) is norm
+
+
+class PointNet(nn.Module):
+    """Norms are declared behind all layers, as in the usual PointNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv1d(3, 64, 1), nn.Conv1d(64, 128, 1)
+        self.fc1, self.fc2 = nn.Linear(128, 64), nn.Linear(64, 9)
+        self.bn1, self.bn2, self.bn3 = map(nn.BatchNorm1d, (64, 128, 64))
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.time = nn.Conv2d(3, 64, 1), nn.Linear(8, 64)
+        self.norm = nn.BatchNorm2d(64)
+
+
+def test_norms_behind_linear_layers_are_told_by_their_numbers_and_kinds() -> None:
+    model = inject(nn.Sequential(PointNet(), TimeEmbedding()))
+    kinds = [type(norm) for norm in (model[0].bn1, model[0].bn2, model[0].bn3, model[1].norm)]
+    assert kinds == [FusedGroupNorm, FusedGroupNorm, nn.BatchNorm1d, FusedGroupNorm]
+
+
+class Predictors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU())
+        self.head = nn.Module()
+        self.head.tower = nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU())
+        self.head.bbox_pred = nn.Sequential(nn.Conv2d(64, 36, 3), nn.ReLU())
+        self.head.heatmap = nn.Sequential(nn.Conv2d(64, 17, 1), nn.ReLU())
+
+
+def test_predictors_that_end_in_a_relu_gain_no_norm() -> None:
+    model = inject(Predictors())
+    assert len(model.head.tower) == 3
+    assert len(model.head.bbox_pred) == len(model.head.heatmap) == 2
+
+
+def test_scripted_parts_and_inference_mode_are_no_stumbling_block() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()))
+    with torch.inference_mode():
+        model = inject(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), scripted))
+    assert type(model[1]) is FusedGroupNorm and model[2] is scripted
+
+
+def test_parameters_of_norms_stay_where_convolutions_are_of_another_dtype() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1).half(), nn.BatchNorm2d(8))
+    weight = model[1].weight
+    assert inject(model)[1].weight is weight
+
+
 def test_a_plain_model_keeps_the_norm_of_a_gate() -> None:
     gate = nn.Sequential(
         nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU(),

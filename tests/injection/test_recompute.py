@@ -21,6 +21,7 @@ from support import zoo
 from support.models import computed, randomized, small_fpn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 import gn_det
@@ -200,6 +201,22 @@ def test_what_a_convolution_behind_a_hook_saw_stays() -> None:
     expected = computed(model, x)
     assert all(map(torch.equal, computed(recompute(model), x), expected))
     assert torch.equal(*seen)
+
+
+def test_spectral_norms_are_computed_once_and_functional_gradients_work() -> None:
+    found = []
+    for change in (lambda model: model, recompute):
+        torch.manual_seed(0)
+        model, x = built("projection")
+        for name, conv in [*model.named_modules()]:
+            if isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1):
+                spectral_norm(model.get_submodule(name))
+        changed = change(model)
+        found.append([changed(x).square().sum(), *model.buffers()])
+        found[-1] += torch.autograd.grad(found[-1][0], [*model.parameters()])
+        found[-1].append(torch.func.grad(lambda x, model=changed: model(x).sum())(x))  # type: ignore
+    for ours, theirs in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_gradients_of_gradients_and_a_second_backward_pass_are_the_same() -> None:
