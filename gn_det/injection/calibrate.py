@@ -71,7 +71,8 @@ def calibrate(pair: Pair, batches: Iterable[Any]) -> Calibrated:
     """
     copied_states = {name: deepcopy(norm.state_dict()) for name, norm in pair.norms.items()}
     copied = errors = _errors(pair, _fits(_pass(pair, batches)))
-    inputs, passes, change = {}, 0, float("inf")
+    inputs: Inputs = {}
+    passes, change = 0, float("inf")
     while change > _SETTLED and passes < len(pair.norms):
         inputs = _pass(pair, batches, inputs)
         before, errors = errors, _errors(pair, _fits(inputs))

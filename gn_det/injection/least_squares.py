@@ -42,10 +42,11 @@ def sums_of(x_hat: Tensor, y: Tensor) -> Tensor:
 def sums_of_gn(x: Tensor, num_groups: int, eps: float, y: Tensor) -> Tensor:
     """:func:`sums_of` the inputs of GN with so many groups; float64 for a few samples at a time."""
     samples = max(1, _VALUES_AT_A_TIME // max(1, x[:1].numel()))
-    return sum(
+    parts = [
         sums_of(F.group_norm(some_x.double(), num_groups, eps=eps), some_y)
         for some_x, some_y in zip(x.split(samples), y.split(samples), strict=True)
-    )
+    ]
+    return torch.stack(parts).sum(0)
 
 
 class ChannelFit:
