@@ -42,6 +42,8 @@ def main() -> int:
     demo = Demo(Predictor(cfg), model_categories(cfg), cfg.INPUT.VALUE_RANGE)
     make_folder(args.output)
     if args.json:
+        if args.json.is_dir():
+            raise InputError(f"--json {args.json} is a folder; name a file in it")
         make_folder(args.json.parent)
 
     failures = []

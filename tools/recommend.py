@@ -183,10 +183,11 @@ def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> s
         if run.MODEL.GN.HAND_OVER_STEPS:
             settings["MODEL.GN.HAND_OVER_STEPS"] = run.MODEL.GN.HAND_OVER_STEPS
     gpus = f"--num-gpus {num_gpus} " if num_gpus > 1 else ""
-    train, val = (
-        shlex.join([f"--{split}", f"{data}/{split}.json", f"{data}/images"])
+    splits = {
+        split: shlex.join([f"--{split}", f"{data}/{split}.json", f"{data}/images"])
         for split in ("train", "val")
-    )
+        if (data / f"{split}.json").exists()
+    }
     boxes_alone = [] if masks else ["MODEL.MASK_ON", "False"]
     given = shlex.join([*shlex.split(row.overrides), *boxes_alone])
     source, stage = source_of(cfg.MODEL.TIMM.WEIGHTS)
@@ -197,15 +198,15 @@ def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> s
         made = Path("output/recommended_weights") / f"{data.absolute().name}-{row.recipe}"
         settings["MODEL.TIMM.WEIGHTS"] = made / f"{stage}.pth"
         first += (
-            f".venv/bin/python tools/convert_bn_to_gn.py --backbone {row.config} {train} "
+            f".venv/bin/python tools/convert_bn_to_gn.py --backbone {row.config} {splits['train']} "
             f"--output {shlex.quote(str(made))} {given}".rstrip()
             + "\n\n"
         )
     overrides = shlex.join(str(word) for pair in settings.items() for word in pair)
     overrides = f"{given} {overrides}".lstrip()
     return (
-        f"{first}.venv/bin/python tools/train_net.py --config-file {row.config} {train} {val} "
-        f"{gpus}OUTPUT_DIR output/recommended {overrides}"
+        f"{first}.venv/bin/python tools/train_net.py --config-file {row.config} "
+        f"{' '.join(splits.values())} {gpus}OUTPUT_DIR output/recommended {overrides}"
     )
 
 

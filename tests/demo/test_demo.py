@@ -195,6 +195,8 @@ def test_the_folder_of_the_json_file_is_made_before_the_work(
     demo: Callable, pictures: Path, tmp_path: Path
 ) -> None:
     rest = ["--input", pictures, "--output", tmp_path / "out"]
+    with pytest.raises(InputError, match="is a folder; name a file in it"):
+        demo(*rest, "--json", tmp_path)
     assert demo(*rest, "--json", tmp_path / "new" / "found.json") == 0
     assert (tmp_path / "new" / "found.json").exists()
     with pytest.raises(InputError, match="cannot be written"):

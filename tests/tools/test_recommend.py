@@ -122,6 +122,7 @@ def test_the_command_is_that_of_the_row_and_of_the_data(
     words = shlex.split(second)
     train = words[words.index("--train") + 1 :][:2]
     assert train == [f"{data}/train.json", f"{data}/images"]
+    assert "--val" not in words  # which is not there
     assert words[words.index("--config-file") + 1] == measured.config
     cfg = load_config(measured.config, words[words.index("OUTPUT_DIR") :])
     assert (cfg.MODEL.GN.NUM_GROUPS, cfg.MODEL.MASK_ON) == (4, False)
