@@ -129,11 +129,11 @@ def test_frozen_stages_are_those_that_lead_to_their_map(name: str, norm: str) ->
     [
         ("resnet18", 2, [3], ["layer2", "layer3"]),
         ("resnet18", 5, [3], []),
-        ("selecsls42", 4, (), ["head_0", "head_1"]),
+        pytest.param("selecsls42", 4, (), ["head_0", "head_1"], marks=pytest.mark.slow),
         ("efficientvit_m0", 1, (), ["stages_0", "stages_1"]),
         # timm names their levels by what is no module, and their parts are not in order.
         ("twins_svt_small", 2, (), ["patch_embeds", "blocks", "pos_block"]),
-        ("mvitv2_tiny", 3, (), ["stages"]),
+        pytest.param("mvitv2_tiny", 3, (), ["stages"], marks=pytest.mark.slow),
     ],
 )
 def test_stages_are_frozen_where_the_model_ends_early_or_has_levels_without_modules(
@@ -168,7 +168,16 @@ def test_models_that_no_detector_can_take_are_refused(
         TimmBackbone(name, freeze_at=freeze_at)
 
 
-@pytest.mark.parametrize("name", ["rexnet_100", "skresnet18", "resnest14d", "nextvit_small"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "skresnet18",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("rexnet_100", "resnest14d", "nextvit_small")
+        ),
+    ],
+)
 def test_norms_of_gates_and_of_linear_layers_are_frozen_so_that_one_image_trains(name: str) -> None:
     backbone = TimmBackbone(name, norm="GN").train()
     before = {key: value.clone() for key, value in backbone.named_buffers()}
@@ -237,7 +246,7 @@ def test_a_file_of_the_classifier_is_what_the_backbone_starts_from(
 
 
 # timm gives their parts other names where they are backbones.
-RENAMED = ("resnet10t", "densenet121", "ese_vovnet19b_slim_dw", "repvgg_a0", "resnetv2_18")
+RENAMED = ("resnet10t", "ese_vovnet19b_slim_dw", "repvgg_a0", "resnetv2_18")
 
 
 @pytest.mark.parametrize("name", RENAMED)
