@@ -118,10 +118,7 @@ class HandOverHook(HookBase):
             if not sums.isfinite().all():
                 raise InputError(f"{name}: its input was not finite before the hand-over to GN")
             if fit.count:
-                weight, bias = fit.solve(norm.weight)
-                with torch.no_grad():
-                    norm.weight.copy_(weight)
-                    norm.bias.copy_(bias)
+                fit.set(norm)
         self._sums, self._step = {}, {}
 
     def _finish(self) -> None:

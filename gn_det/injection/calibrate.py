@@ -127,10 +127,10 @@ def _pass(pair: Pair, batches: Iterable[Any], before: Inputs | None = None) -> I
         if x.numel():
             norm = pair.norms[name]
             new = sums_of_gn(x, norm.num_groups, norm.eps, y)
-            if before is not None:
+            if before is not None and norm.weight is not None:
                 old = before.get(name, [])[len(inputs[name]) :][:1]
                 sums[name] = sums.get(name, 0) - sum(old) + new
-                _set(norm, ChannelFit(sums[name]))
+                ChannelFit(sums[name]).set(norm)
             inputs[name].append(new)
 
     for batch in batches:
@@ -196,13 +196,6 @@ def _error(norm: nn.GroupNorm, fit: ChannelFit) -> float | None:
         ones = torch.ones(norm.num_channels, device=fit.sums.device)
         return fit.relative_error(ones, 0 * ones)
     return fit.relative_error(norm.weight, norm.bias)
-
-
-def _set(norm: nn.GroupNorm, fit: ChannelFit) -> None:
-    if norm.weight is not None:
-        weight, bias = fit.solve(norm.weight)
-        norm.weight.copy_(weight)
-        norm.bias.copy_(bias)
 
 
 def _change(before: Errors, after: Errors) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["ChannelFit", "sums_of", "sums_of_gn"]
 
@@ -83,6 +83,13 @@ class ChannelFit:
         slope = (xy - x * y) / (xx - x * x)
         weight = torch.where(self.constant, weight.double(), slope)
         return weight, y - weight * x
+
+    def set(self, norm: nn.GroupNorm) -> None:
+        """Give a norm the γ and β that :meth:`solve` finds, in place."""
+        weight, bias = self.solve(norm.weight)
+        with torch.no_grad():
+            norm.weight.copy_(weight)
+            norm.bias.copy_(bias)
 
     def relative_error(self, weight: Tensor, bias: Tensor) -> float | None:
         """‖γ x̂ + β − y‖ / ‖y − ȳ‖ over all channels, ȳ being the mean of each.
