@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from gn_det.injection.indexed import takes_by_number
 from gn_det.injection.kinds import Layer, is_conv, is_norm, library_of, upwards
 from gn_det.injection.one_pixel import is_gate, names_used
 from gn_det.injection.parts import Part
@@ -151,7 +152,9 @@ class Look:
             return conv if conv.norm is None or type(conv.norm) is nn.Identity else None
         for parent in self.parents[conv]:
             # Code of a backbone may take features by their index, and names have no order.
-            if self.parts[name].site != "backbone" and _is_tower(parent, conv):
+            in_backbone = self.parts[name].site == "backbone"
+            fits = _is_tower(parent, conv) and not self._is_taken_by_number(name, parent)
+            if fits and not in_backbone:
                 return parent
         return conv if takes_norm(conv) else None
 
@@ -217,6 +220,16 @@ class Look:
         """The module whose code calls a convolution: the first above that is no list."""
         above = (self.names[each] for each in [*upwards(name)][1:])
         return next((each for each in above if type(each) not in _LISTS), self.names[""])
+
+    def _is_taken_by_number(self, name: str, tower: nn.Module) -> bool:
+        """Whether code would miss a norm that moves the layers of a convolution's tower up."""
+        path: list[str] = []
+        for above in [*upwards(name)][1:]:
+            if type(self.names[above]) not in _LISTS:
+                return bool(path) and takes_by_number(type(self.names[above]), path)
+            if path or self.names[above] is tower:
+                path.insert(0, above.rpartition(".")[2])
+        return False
 
     def _is_extra(self, name: str) -> bool:
         """Whether a convolution is of a level above the laterals of a pyramid."""
