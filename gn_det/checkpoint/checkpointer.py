@@ -19,6 +19,7 @@ from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
 from gn_det.layers import FusedGroupNorm, GNTower
+from gn_det.layers.hand_over import HandOver
 from gn_det.utils import reason_of, some, whole_file, write_atomically
 
 __all__ = ["Checkpointer", "checkpoints_of", "last_checkpoint"]
@@ -231,6 +232,7 @@ class Checkpointer(DetectionCheckpointer):
             module
             for name, module in self.model.named_modules()
             if isinstance(module, nn.GroupNorm)
+            and not isinstance(module, HandOver)
             and f"{name}.weight" not in missing
             and (self._has_folded_bn or any(f".{name}".endswith(f".{each}") for each in lost))
         ]
@@ -242,7 +244,8 @@ class Checkpointer(DetectionCheckpointer):
             also = f", and {frozen} of them are frozen" if frozen else ""
             logging.getLogger(__name__).warning(
                 f"{len(took)} GN layers took γ and β of BN from {self._path}, without its "
-                f"statistics{also}. Name weights with GN, or convert a trained model "
+                f"statistics{also}. Name weights with GN, hand over "
+                "(MODEL.GN.HAND_OVER_STEPS), or convert a trained model "
                 "(tools/convert_bn_to_gn.py); if you go on, set MODEL.BACKBONE.FREEZE_AT to 0"
             )
 

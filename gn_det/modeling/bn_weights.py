@@ -1,4 +1,4 @@
-"""Weights with BN for a model with GN: said once, as nothing in their names or shapes shows it."""
+"""Weights with BN for a model with GN: a warning, as nothing in their names or shapes shows it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ __all__ = ["warn_of_bn_weights", "warn_once"]
 
 
 def warn_of_bn_weights(cfg: CfgNode) -> None:
-    """Say it once where MODEL.WEIGHTS names weights of Detectron2's catalog that have BN."""
+    """Warn where MODEL.WEIGHTS names weights of Detectron2's catalog that have BN.
+
+    A hand-over has their statistics.
+    """
     weights = cfg.MODEL.WEIGHTS
     catalog = re.search(r"ImageNetPretrained/(?!.*GN)", weights)
-    if catalog:
+    if catalog and not cfg.MODEL.GN.HAND_OVER_STEPS:
         warn_once(
             f"MODEL.WEIGHTS, {weights}, has BN: GN takes its γ and β without its statistics"
             f"{_frozen(cfg)}. Name weights with GN, such as "
             "detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl with MODEL.RESNETS.STRIDE_IN_1X1 "
-            "False, or convert a trained model by gn_det.convert_bn"
+            "False, hand over from BN by MODEL.GN.HAND_OVER_STEPS, or convert a trained model by "
+            "gn_det.convert_bn"
         )
 
 

@@ -15,6 +15,7 @@ import gn_det
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.backbone_file import write_backbone
 from gn_det.checkpoint.resnet_layouts import build_resnet, to_detectron
+from gn_det.modeling.with_gn import with_gn
 
 
 class Nothing:
@@ -64,6 +65,7 @@ def mixed() -> nn.Module:
         ("GN", "gn", 2, None),
         ("FrozenBN", "bn", 2, None),
         ("FrozenBN", "mixed", 0, None),
+        ("FrozenBN", "handed_over", 0, None),
     ],
 )
 @pytest.mark.parametrize("folded", [False, True])
@@ -81,6 +83,8 @@ def test_gn_that_took_bns_parameters_is_said(
     else:
         backbone = resnet({"gn": "GN"}.get(model, "FrozenBN"))
         module = nn.ModuleDict({"backbone": backbone.requires_grad_(True).freeze(freeze_at)})
+        if model == "handed_over":
+            with_gn(module, "default", hand_over=True)
     if model == "injected":
         gn_det.fuse(gn_det.inject(module))
     with caplog.at_level(logging.WARNING, "gn_det"):

@@ -226,6 +226,22 @@ def test_weights_with_bn_are_said_once(
         assert re.search(told, messages[0])
 
 
+@pytest.mark.parametrize("component", ["backbone", "model"])
+def test_a_hand_over_has_the_statistics_of_bn(
+    component: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = plain_config()
+    cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT = MSRA, 0
+    cfg.MODEL.GN.HAND_OVER_STEPS = 200
+    if component == "backbone":
+        cfg.MODEL.BACKBONE.NAME = "build_gn_resnet_fpn_backbone"
+    else:
+        cfg.MODEL.META_ARCHITECTURE = "GNGeneralizedRCNN"
+    with caplog.at_level(logging.WARNING, "gn_det"):
+        build_model(cfg)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("sites", "told"),
     [(["default"], 1), (["rpn", "backbone"], 1), (["ALL"], 1), (["fpn", "mask_head"], 0)],

@@ -75,7 +75,7 @@ _KINDS = {field.name: str(field.type) for field in fields(Row)}
 
 
 def rows_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV, numbers to four digits."""
+    """The rows as CSV, numbers to six digits."""
     return csv_text(_COLUMNS, [[_shown(value) for value in astuple(row)] for row in rows])
 
 
@@ -117,5 +117,5 @@ def _value(kind: str, text: str) -> str | int | float | None:
 
 def _shown(value: object) -> object:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.6g}"
     return "" if value is None else value
