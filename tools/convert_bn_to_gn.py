@@ -9,6 +9,7 @@ validation error with BN, with γ, β copied, fitted, distilled and fine-tuned. 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from gn_det.engine.command import (
@@ -74,7 +75,7 @@ def from_backbone(args: argparse.Namespace, goes_on: bool) -> None:
         cfg.SEED = seed_of(args.output)
     begin(args, cfg)
     prepare_weights(cfg, args.output, args.distill, args.calibration_images)
-    overrides = " ".join([*args.opts, "MODEL.TIMM.WEIGHTS", str(args.output / "distilled.pth")])
+    overrides = shlex.join([*args.opts, "MODEL.TIMM.WEIGHTS", str(args.output / "distilled.pth")])
     print(
         f"{args.output}: calibrated.pth, distilled.pth, errors.txt. {args.backbone} takes them by "
         f"{overrides}"

@@ -64,7 +64,7 @@ def images_that_fit(gpu_memory: str | None) -> int:
     if card is None:
         print("No GPU: how many images fit is left to the machine's memory.")
         return max(IMAGES_TRIED)
-    cfg = load_config(RECIPES / COUNTED, ["MODEL.TIMM.WEIGHTS", ""])
+    cfg = load_config(RECIPES / COUNTED)
     size = (max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
     fitting = 0
     for number in IMAGES_TRIED:

@@ -19,7 +19,7 @@ from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
 from gn_det.layers import FusedGroupNorm, GNTower
-from gn_det.layers.hand_over import HandOver
+from gn_det.layers.hand_over import HandOver, hand_overs
 from gn_det.utils import reason_of, some, whole_file, write_atomically
 
 __all__ = ["Checkpointer", "checkpoints_of", "last_checkpoint"]
@@ -212,6 +212,8 @@ class Checkpointer(DetectionCheckpointer):
                 "which would stay at their random start: name weights that hold them, or set "
                 "MODEL.BACKBONE.FREEZE_AT to 0 (freeze_at of the ResNet for a LazyConfig)"
             )
+        for _, norm in hand_overs(self.model):
+            norm.is_of_gn = norm.lacks_statistics and not self._has_folded_bn
         self._say_where_gn_took_bn(incompatible)
         if any(misfits.values()):
             logging.getLogger(__name__).warning(

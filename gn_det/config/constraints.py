@@ -339,6 +339,7 @@ def _wrong_together(cfg: CfgNode) -> Iterable[str]:
         )
     for key, on in (
         ("GN.RECOMPUTE", model.GN.RECOMPUTE),
+        ("GN.WEIGHT_STANDARDIZATION", model.GN.WEIGHT_STANDARDIZATION),
         ("BACKBONE.COMPILE", model.BACKBONE.COMPILE),
     ):
         if hand_over and on:

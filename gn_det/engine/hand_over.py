@@ -17,6 +17,7 @@ from gn_det.errors import InputError
 from gn_det.injection import fuse
 from gn_det.injection.least_squares import ChannelFit, sums_of_gn
 from gn_det.layers.hand_over import HandOver, finish, hand_overs
+from gn_det.utils import some
 
 __all__ = ["HandOverHook"]
 
@@ -63,6 +64,13 @@ class HandOverHook(HookBase):
                 raise InputError(
                     "MODEL.GN.HAND_OVER_STEPS is set, and the norms have no values of a trained "
                     "BN to begin with: set MODEL.WEIGHTS or MODEL.TIMM.WEIGHTS"
+                )
+            of_gn = [name for name, norm in norms.items() if norm.is_of_gn]
+            if of_gn:
+                raise InputError(
+                    f"MODEL.GN.HAND_OVER_STEPS is set, and the weights have no statistics of BN "
+                    f"for {len(of_gn)} of {len(norms)} norms ({some(of_gn, 3)}), like weights "
+                    "with GN; name weights with BN, or set HAND_OVER_STEPS to 0"
                 )
             for name, norm in norms.items():
                 norm.begin()

@@ -95,9 +95,10 @@ def distill(
         Distillation: the error of each level before and after, and the loss of each step.
 
     Raises:
-        InputError: steps is below 1 or lr not above 0, the batches are none or end, feature maps
-            differ in number, names or shapes or have one value for each channel, the loss is not
-            finite, or the checkpoint is of other networks, steps or lr.
+        InputError: steps is below 1 or lr not above 0, student and teacher are one, the batches
+            are none or end, feature maps differ in number, names or shapes or have one value for
+            each channel, the loss is not finite, or the checkpoint is of other networks, steps or
+            lr.
 
     Example::
 
@@ -117,7 +118,9 @@ def distill(
             f"distillation goes through the batches again and again, and a "
             f"{type(batches).__name__} can be read once; give a list"
         )
-    held_out = held_out or [*islice(_endless(batches, 0), 4)]
+    if student is teacher:
+        raise InputError("the student is the teacher; give a copy of the network with BN")
+    held_out = held_out if len(held_out) else [*islice(_endless(batches, 0), 4)]
     file = None if checkpoint is None else Path(checkpoint)
     start = {key: value.clone() for key, value in student.state_dict().items()}
     with _for_distillation(student, teacher):
@@ -320,7 +323,7 @@ def _amp_dtype(device: str) -> torch.dtype | None:
 def _for_distillation(student: nn.Module, teacher: nn.Module) -> Iterator[None]:
     """Eval mode, in which every parameter of the student trains."""
     trains = {parameter: parameter.requires_grad for parameter in student.parameters()}
-    with eval_mode(student, teacher), torch.enable_grad():
+    with torch.inference_mode(False), eval_mode(student, teacher), torch.enable_grad():
         try:
             student.requires_grad_(True)
             yield

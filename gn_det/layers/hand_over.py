@@ -28,10 +28,14 @@ class HandOver:
         running_mean, running_var: (C,) statistics of BN, before :meth:`begin`.
         bn_scale, bn_shift: (C,) BN as x · scale + shift, from then on; not in the state dict.
         bn_eps: of BN.
+        lacks_statistics: whether weights without them were loaded: of GN, or of BN that is folded.
+        is_of_gn: whether a checkpointer found that they are of GN.
     """
 
     alpha: float
     bn_eps: float
+    lacks_statistics = False
+    is_of_gn = False
 
     def normalize(self, x: Tensor, activation: str | None = None, *fused: Any) -> Tensor:
         if self.training and "running_mean" in self._buffers:
@@ -83,6 +87,8 @@ class HandOver:
         if "running_mean" not in self._buffers:  # weights of a network with BN, after the begin
             for name in _STATISTICS:
                 state_dict.pop(f"{prefix}{name}", None)
+        if f"{prefix}weight" in state_dict:
+            self.lacks_statistics = f"{prefix}running_mean" not in state_dict
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
         # Weights of GN have none, and those of Caffe's BN are folded.
         missing[:] = [key for key in missing if key not in {f"{prefix}{n}" for n in _STATISTICS}]

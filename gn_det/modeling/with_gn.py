@@ -32,8 +32,11 @@ def with_gn(
 
     With hand_over, GN that replaces BN keeps its statistics, see gn_det/layers/hand_over.py.
     """
-    if hand_over and recompute:
-        raise InputError("MODEL.GN.HAND_OVER_STEPS and MODEL.GN.RECOMPUTE cannot be combined")
+    for key in ("recompute", "weight_standardization"):
+        if hand_over and (recompute if key == "recompute" else options.get(key)):
+            raise InputError(
+                f"MODEL.GN.HAND_OVER_STEPS and MODEL.GN.{key.upper()} cannot be combined"
+            )
     bns = statistics_of(module) if hand_over else {}
     module = injection.inject(module, sites, **options)
     hand_over_from(module, bns)

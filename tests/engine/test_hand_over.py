@@ -222,8 +222,9 @@ def test_bn_is_that_of_the_weights_that_the_run_starts_from(tmp_path: Path, fold
     source = with_bn()
     nn.init.normal_(source.bn.running_mean, 5)
     state = source.state_dict()
-    if folded:  # as in Detectron's files
+    if folded:  # as in Detectron's files, which are told by such names
         state = {key: value for key, value in state.items() if "running" not in key}
+        state["conv1_bn_s"] = torch.ones(8)
         for norm in (source.bn, source.block.conv1.norm, source.block.conv2.norm):
             nn.init.zeros_(norm.running_mean)
             norm.running_var.fill_(1.0)
@@ -234,6 +235,13 @@ def test_bn_is_that_of_the_weights_that_the_run_starts_from(tmp_path: Path, fold
     outputs = Recorder(lambda model: model.features(x).detach())
     train(handed_over(fresh), tmp_path, 1, weights=str(tmp_path / "bn.pth"), hook=outputs)
     torch.testing.assert_close(outputs.seen[0], source.eval().features(x), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_with_gn_have_no_bn_to_hand_over_from(tmp_path: Path) -> None:
+    source = with_gn(with_bn(), "default", num_groups=2)
+    torch.save({"model": source.state_dict()}, tmp_path / "gn.pth")
+    with pytest.raises(InputError, match=r"no statistics of BN for 3 of 3 norms .*with GN;"):
+        train(handed_over(), tmp_path, 1, weights=str(tmp_path / "gn.pth"))
 
 
 def test_a_run_that_began_without_it_cannot_go_on_with_it(tmp_path: Path) -> None:
@@ -302,9 +310,10 @@ def test_a_checkpoint_of_another_version_is_refused() -> None:
         HandOverHook(handed_over(), 30).load_state_dict({"bn": {}})
 
 
-def test_it_does_not_recompute() -> None:
-    with pytest.raises(InputError, match="HAND_OVER_STEPS and MODEL.GN.RECOMPUTE cannot"):
-        with_gn(with_bn(), "default", hand_over=True, recompute=True)
+@pytest.mark.parametrize("option", ["recompute", "weight_standardization"])
+def test_it_neither_recomputes_nor_standardizes(option: str) -> None:
+    with pytest.raises(InputError, match=f"HAND_OVER_STEPS and MODEL.GN.{option.upper()} cannot"):
+        with_gn(with_bn(), "default", hand_over=True, **{option: True})
 
 
 def test_norms_that_do_not_train_are_handed_over_with_the_others(tmp_path: Path) -> None:
@@ -348,6 +357,7 @@ def test_the_key_hands_the_backbone_over_and_nothing_that_had_no_bn() -> None:
         (["MODEL.GN.HAND_OVER_STEPS", "1000"], "above SOLVER.MAX_ITER"),
         (["MODEL.GN.RECOMPUTE", "True"], "MODEL.GN.RECOMPUTE cannot be combined"),
         (["MODEL.BACKBONE.COMPILE", "True"], "MODEL.BACKBONE.COMPILE cannot be combined"),
+        (["MODEL.GN.WEIGHT_STANDARDIZATION", "True"], "STANDARDIZATION cannot be combined"),
     ],
 )
 def test_what_cannot_be_handed_over_is_one_line(keys: list[str], message: str) -> None:

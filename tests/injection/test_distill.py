@@ -108,6 +108,27 @@ def test_an_iterable_is_gone_through_again_and_continued_where_it_was(tmp_path: 
     assert a.losses == b.losses
 
 
+def test_held_out_batches_can_be_a_tensor() -> None:
+    student, teacher = networks()
+    held_out = torch.stack(batches(2))
+    found = gn_det.distill(student, teacher, batches(), steps=1, held_out=held_out)
+    assert found.after == level_errors(student, teacher, held_out, lambda model, x: model(x))
+
+
+def test_it_learns_under_inference_mode() -> None:
+    (student, teacher), (same, _) = networks(), networks()
+    given = batches()
+    with torch.inference_mode():
+        found = gn_det.distill(student, teacher, given, steps=3)
+    assert found.losses == gn_det.distill(same, teacher, given, steps=3).losses
+
+
+def test_a_network_that_is_its_own_teacher_learns_nothing() -> None:
+    student, _ = networks()
+    with pytest.raises(InputError, match="the student is the teacher"):
+        gn_det.distill(student, student, batches(), steps=1)
+
+
 def test_modes_and_what_trains_stay() -> None:
     student, teacher = networks()
     student.train()

@@ -106,6 +106,7 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int, num_images: int = 16
     if all((folder / f"{stage}.pth").exists() for stage in STAGES):
         return
     make_folder(folder)
+    write_atomically(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
     cfg = cfg.clone()
     cfg.MODEL.WEIGHTS = ""  # those of a detector would take the place of MODEL.TIMM.WEIGHTS
     cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE.removeprefix("GN")
@@ -120,7 +121,6 @@ def prepare_weights(cfg: CfgNode, folder: Path, steps: int, num_images: int = 16
     student = copy.deepcopy(teacher)
     log.info(f"fitting γ, β of GN on {number * cfg.SOLVER.IMS_PER_BATCH} training pictures")
     convert_bn(student, [*islice(batches, number)], **groups_from_config(cfg))
-    write_atomically(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
     _write(student, teacher, folder / "calibrated.pth")
     if cfg.MODEL.GN.WEIGHT_STANDARDIZATION:
         inject(student, weight_standardization=True)

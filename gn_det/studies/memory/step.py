@@ -364,7 +364,8 @@ def _without_gn(cfg: CfgNode) -> CfgNode:
         (model.ROI_KEYPOINT_HEAD, "NAME"),
     ):
         node[key] = node[key].removeprefix("GN").replace("build_gn_", "build_")
-    model.RESNETS.NORM = "FrozenBN"
+    model.RESNETS.NORM = model.TIMM.NORM = "FrozenBN"
+    model.TIMM.WEIGHTS = ""  # values do not matter, and files need not be there
     model.GN.HAND_OVER_STEPS = 0
     for node in (model.FPN, model.ROI_BOX_HEAD, model.ROI_MASK_HEAD, model.RETINANET):
         node.NORM = ""

@@ -10,6 +10,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 from support.programs import ROOT
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -174,10 +175,21 @@ def test_every_meta_architecture_that_is_listed_is_counted(name: str, heads: set
 def test_a_hand_over_is_counted_as_the_gn_that_it_ends_in() -> None:
     kept = {}
     for recipe in ("gn_distilled", "gn_handed_over"):
-        file = ROOT / f"configs/compare/photos/{recipe}.yaml"
-        cfg = load_config(file, ["MODEL.TIMM.WEIGHTS", ""])
+        cfg = load_config(ROOT / f"configs/compare/photos/{recipe}.yaml")
         kept[recipe] = count_step(cfg, "gn_det", 1, (64, 96))
     assert kept["gn_distilled"] == kept["gn_handed_over"]
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN", "GN"])
+@pytest.mark.parametrize("weights", ["timm", "not/there.pth"])
+def test_a_timm_backbone_needs_no_weights_and_its_norm_does_not_matter(
+    norm: str, weights: str
+) -> None:
+    file = ROOT / "configs/compare/photos/frozenbn_gn_heads.yaml"
+    keys = ["MODEL.TIMM.NORM", norm, "MODEL.TIMM.WEIGHTS", weights]
+    cfg = load_config(file, [*keys, "MODEL.TIMM.NAME", "resnet18"])
+    norms = build_variant(cfg, "frozen BN").modules()
+    assert not any(isinstance(m, (nn.BatchNorm2d, nn.GroupNorm)) for m in norms)
 
 
 def test_other_meta_architectures_are_refused_with_a_list_of_those_that_are_known() -> None:
