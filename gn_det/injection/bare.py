@@ -17,7 +17,14 @@ from typing import NamedTuple
 from torch import nn
 
 from gn_det.injection.indexed import takes_by_number
-from gn_det.injection.kinds import Layer, is_conv, is_norm, library_of, upwards
+from gn_det.injection.kinds import (
+    Layer,
+    is_conv,
+    is_norm,
+    is_norm_of_any_kind,
+    library_of,
+    upwards,
+)
 from gn_det.injection.one_pixel import is_gate, names_used
 from gn_det.injection.parts import Part
 from gn_det.layers.conv_norm import takes_norm
@@ -109,8 +116,14 @@ class Look:
                 self.taken[part][module.in_features] += 1
         self.widths = {part: max(each, key=lambda c: (each[c], c)) for part, each in widths.items()}
 
-    def bare(self, normed: set[nn.Module]) -> Iterator[Bare]:
-        """Yields every convolution, but those that have a norm or a place for one that is known."""
+    def bare(self, normed: set[nn.Module], norms: set[nn.Module]) -> Iterator[Bare]:
+        """Yields every convolution, but those that have a norm or a place for one that is known.
+
+        Args:
+            normed: the convolutions that have, or are such a place.
+            norms: theirs.
+        """
+        self.taken_norms = norms
         for name, conv in self.names.items():
             if is_conv(conv) and conv not in normed and not is_norm(conv):
                 site, holder = self.site(name, conv), self._holder(name, conv)
@@ -167,11 +180,10 @@ class Look:
         for parent in parents:
             if is_conv_module(parent):
                 return bool(getattr(parent, "with_activation", False)) or self._is_level(name)
-        beside = any(is_norm(child) for parent in parents for child in parent.children())
         sequences = [parent for parent in parents if isinstance(parent, nn.Sequential)]
         if any(_before_activation(parent, conv) for parent in sequences):
             return self._feeds(conv, part) or not _predicts(name)
-        if beside:
+        if self._has_norm_beside(name):
             return False
         if _is_activation(getattr(conv, "activation", None)) and hasattr(conv, "norm"):
             return True
@@ -190,6 +202,17 @@ class Look:
         if getattr(conv, "transposed", False) and site != "mask_head.deconv":
             return False
         return _activates(owner) and self._feeds(conv, part) and not _predicts(name)
+
+    def _has_norm_beside(self, name: str) -> bool:
+        """Whether there is a norm, of any kind, of which nobody knows that it is another's."""
+        for above in [*upwards(name)][1:]:
+            holder = self.names[above]
+            for child in holder.children():
+                if is_norm_of_any_kind(child) and not self.taken_norms.issuperset(_leaves(child)):
+                    return True
+            if type(holder) not in _LISTS:
+                return False
+        return False
 
     def _is_level(self, name: str) -> bool:
         """Whether a convolution is a pyramid's own, and not one of a module within it."""
@@ -254,6 +277,10 @@ class Look:
         return (own_code and bool(_DYNAMIC_CLASSES.fullmatch(type(conv).__name__))) or any(
             set(re.split(r"[_\d]+", attribute)) & _DYNAMIC_NAMES for attribute, _ in above
         )
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    return (part for part in module.modules() if not [*part.children()])
 
 
 def _gates_or_pools(layer: nn.Module) -> bool:

@@ -5,6 +5,7 @@ Classes are known by their names, so that no library needs to be installed for a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "is_a",
     "is_conv",
     "is_norm",
+    "is_norm_of_any_kind",
     "library_of",
     "num_channels",
     "type_name",
@@ -35,6 +37,7 @@ _FROZEN_AND_CYCLED = (
     "torchvision.ops.misc.FrozenBatchNorm2d",
     "timm.layers.norm_act.FrozenBatchNormAct2d",
 )
+_NORM_NAMES = re.compile(r"\w*(norm|Norm|BN|GN|GRN|FRN)\w*")
 
 
 def type_name(kind: type) -> str:
@@ -58,6 +61,17 @@ def is_norm(module: nn.Module | None) -> bool:
         # A class of the user's own may compute something else.
         return library_of(type(module).forward) in _LIBRARIES
     return module is not None and is_a(module, *_FROZEN_AND_CYCLED)
+
+
+def is_norm_of_any_kind(module: nn.Module) -> bool:
+    """Whether a module normalizes: by a norm, by a class that is called so, or by what it holds.
+
+    What also holds a convolution, or a linear layer, is more than a norm.
+    """
+    parts = [*module.modules()]
+    if any(is_conv(part) or isinstance(part, nn.Linear) for part in parts):
+        return False
+    return any(is_norm(part) or _NORM_NAMES.fullmatch(type(part).__name__) for part in parts)
 
 
 def is_conv(module: nn.Module | None) -> bool:

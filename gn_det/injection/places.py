@@ -41,7 +41,9 @@ def find_places(model: nn.Module) -> Places:
             found |= {*norm.modules()}
             before = norm if conv is None else conv
             slots.append(Slot(look.site(names[before], before), parent, conv, norm, known=False))
-    bare = [*look.bare({slot.conv for slot in slots})]
+    with_conv = [slot for slot in slots if slot.conv is not None]
+    norms = {part for slot in with_conv if slot.norm is not None for part in slot.norm.modules()}
+    bare = [*look.bare({slot.conv for slot in with_conv}, norms)]
     for each in bare:
         if not each.why_not:
             slots.append(Slot(each.site, each.holder, each.conv, None, known=False))
