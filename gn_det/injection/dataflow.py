@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 import builtins
 import copy
+import dis
+import gc
 import inspect
 import linecache
 import operator
@@ -18,15 +20,18 @@ import random
 import sys
 import threading
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import cache
-from types import FrameType
+from itertools import pairwise
+from types import FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gn_det.layers import FusedGroupNorm, FusedGroupNormAct
@@ -68,12 +73,21 @@ def record(
     Raises:
         UntraceableError: forward has no record that would hold.
     """
-    tracer = _Tracer(root, forward, enters, given)
+    with _ONE_AT_A_TIME:
+        return _record(_Tracer(root, forward, enters, given))
+
+
+# While one thread records, PyTorch's and Python's functions are others for all.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def _record(tracer: _Tracer) -> Record:
     drawn = _random_states()
     try:
         with warnings.catch_warnings(), tracer.watching():
             warnings.simplefilter("ignore")
-            graph = tracer.trace(root)
+            graph = tracer.trace(tracer.root_module)
+        tracer.check_kept()
         if _random_states() != drawn:
             raise UntraceableError("draws random numbers")
     except UntraceableError:
@@ -98,10 +112,17 @@ def path_of(path: str, name: str) -> str:
 # What nn.Module itself keeps, besides the mode.
 _INTERNAL = vars(nn.Module()).keys() - {"training"}
 
+# Whose backward pass a record of its forward would lose.
+_AUTOGRAD_FUNCTION = "calls an autograd.Function"
+_CALL_OF_MODULES = nn.Module._call_impl.__code__
+
 # What a record would not show: where these are called, by whom nobody of PyTorch's own is.
 _UNSEEN = {
     "asks torch.is_grad_enabled": (torch, "is_grad_enabled"),
     "asks torch.is_autocast_enabled": (torch, "is_autocast_enabled"),
+    "asks torch.is_inference_mode_enabled": (torch, "is_inference_mode_enabled"),
+    "asks torch.compiler.is_compiling": (torch.compiler, "is_compiling"),
+    "asks torch.onnx.is_in_onnx_export": (torch.onnx, "is_in_onnx_export"),
     "asks for its parameters": (nn.Module, "named_parameters"),
     "asks for its buffers": (nn.Module, "named_buffers"),
     "asks torch.jit.is_tracing": (torch.jit, "is_tracing"),
@@ -110,6 +131,12 @@ _UNSEEN = {
     "switches gradients on": (torch.enable_grad, "__enter__"),
     "switches gradients": (torch.set_grad_enabled, "__init__"),
     "switches to inference": (torch.inference_mode, "__enter__"),
+    "switches cuDNN": (torch.backends.cudnn, "flags"),
+    "changes what is kept for the backward pass": (
+        torch.autograd.graph.saved_tensors_hooks,
+        "__enter__",
+    ),
+    _AUTOGRAD_FUNCTION: (torch.autograd.Function, "apply"),
 }
 
 # Those of PyTorch that call these on the way to a stand-in.
@@ -128,17 +155,45 @@ _IN_PLACE = (
 )
 
 
+_ASKS_TYPE = "asks what type an input or a result has"
+_ASKS_ATTRIBUTE = {"hasattr", "getattr", "AttributeError", "Exception"}
+
+
+def _of_others(frame: FrameType) -> set[str]:
+    """The names in a frame's code; PyTorch's own asks as well, and takes a stand-in as it is."""
+    ours = frame.f_globals.get("__name__", "").startswith(("torch.fx", "torch.overrides"))
+    return set() if ours else {*frame.f_code.co_names}
+
+
+def _check_code(forward: Callable) -> None:
+    """Refuse what shows in the code of a forward alone."""
+    if getattr(forward, "_torchdynamo_disable", False):
+        raise UntraceableError("is kept from torch.compile")
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    for one, then in pairwise(dis.get_instructions(code) if code is not None else ()):
+        asks = one.opname == "LOAD_GLOBAL" and one.argval == "type"
+        if asks and then.opname.startswith("LOAD_FAST") and then.argval != "self":
+            raise UntraceableError(_ASKS_TYPE)
+
+
 class _StandIn(fx.Proxy):
     """A stand-in for a tensor, or for whatever an input or a part's result is."""
 
     @property
     def __class__(self) -> type:
-        # PyTorch's own functions ask as well, and take it as it is.
-        asking = sys._getframe(1)
-        ours = asking.f_globals.get("__name__", "").startswith(("torch.fx", "torch.overrides"))
-        if not ours and {"isinstance", "type"} & {*asking.f_code.co_names}:
-            raise UntraceableError("asks what type an input or a result has")
+        if _of_others(sys._getframe(1)) & {"isinstance", "type"}:
+            raise UntraceableError(_ASKS_TYPE)
         return _StandIn
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(torch.Tensor, name) and _of_others(sys._getframe(1)) & _ASKS_ATTRIBUTE:
+            raise UntraceableError(f"asks whether an input or a result has {name}")
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node"):
+            raise UntraceableError(f"sets {name} of an input or a result")
+        super().__setattr__(name, value)
 
     def __bool__(self) -> bool:
         if (test := _asserted(sys._getframe(1))) is None:
@@ -227,14 +282,18 @@ class _Tracer(fx.Tracer):
         given: Container[str],
     ) -> None:
         super().__init__()
+        self.root_module = root
         self.entered = {"": root}
         self.reads: dict[tuple[str, str], Any] = {}
         self._paths = {module: path for path, module in root.named_modules()}
         self._forward, self._enters, self._given = forward, enters, given
+        self._stand_ins: list[weakref.ref] = []
+        self._states: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
 
     def create_args_for_root(
         self, root_fn: Callable, is_module: bool, concrete_args: dict | None = None
     ) -> tuple[Callable, list]:
+        _check_code(self._forward)
         arguments = [self.root]
         for parameter in [*inspect.signature(self._forward).parameters.values()][1:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -245,8 +304,33 @@ class _Tracer(fx.Tracer):
                 arguments.append(self.create_proxy("placeholder", parameter.name, (), {}))
         return self._forward, arguments
 
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not _CALL_OF_MODULES:
+            first = frame.f_code.co_varnames[:1] if frame.f_code.co_argcount else ()
+            if first and issubclass(type(frame.f_locals.get(*first)), FunctionCtx):
+                raise UntraceableError(_AUTOGRAD_FUNCTION)
+            frame = frame.f_back
+        return super().create_proxy(*args, **kwargs)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _StandIn(node, self)
+        stand_in = _StandIn(node, self)
+        self._stand_ins.append(weakref.ref(stand_in))
+        return stand_in
+
+    def check_kept(self) -> None:
+        """Refuse a forward that keeps a stand-in somewhere, which it is taken from."""
+        if any(ref() is not None for ref in self._stand_ins):
+            gc.collect()  # what is left in cycles is kept by nobody
+        kept = [each for ref in self._stand_ins if (each := ref()) is not None]
+        for stand_in in kept:
+            for holder in gc.get_referrers(stand_in):
+                if type(holder) in (list, deque) and holder is not kept:
+                    others = [each for each in holder if each is not stand_in]
+                    holder.clear()
+                    holder.extend(others)
+        if kept:
+            raise UntraceableError("keeps an input or a result for later")
 
     def create_arg(self, a: Any) -> Any:
         if type(a) is _StandIn:
@@ -269,6 +353,7 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", self._paths[m.norm], (convolved,), {})
         if "forward" in vars(m):
             raise UntraceableError(f"calls {path}, which has a forward of its own")
+        _check_code(unfused_kind(m).forward)
         return unfused_kind(m).forward(m, *args, **kwargs)
 
     @contextmanager
@@ -281,7 +366,10 @@ class _Tracer(fx.Tracer):
             value = plain(module, name)
             own = name not in _INTERNAL and name in plain(module, "__dict__")
             if own and threading.get_ident() == thread and module in self._paths:
-                self.reads.setdefault((self._paths[module], name), _copy(value))
+                where = self._paths[module], name
+                self.reads.setdefault(where, _copy(value))
+                if _has_state(value) and where not in self._states:
+                    self._states[where] = value, {k: _copy(v) for k, v in vars(value).items()}
             return value
 
         def refuse(module: nn.Module, name: str, value: Any) -> None:
@@ -298,12 +386,12 @@ class _Tracer(fx.Tracer):
 
             return call
 
-        unseen = [(why, *where, getattr(*where)) for why, where in _UNSEEN.items()]
+        unseen = [(why, *where, vars(where[0]).get(where[1])) for why, where in _UNSEEN.items()]
         count = builtins.len
         builtins.len = _length(count)
         nn.Module.__getattribute__, nn.Module.__setattr__ = read, refuse
-        for why, owner, name, function in unseen:
-            setattr(owner, name, refused(function, why))
+        for why, owner, name, _ in unseen:
+            setattr(owner, name, refused(getattr(owner, name), why))
         try:
             yield
         finally:
@@ -311,10 +399,17 @@ class _Tracer(fx.Tracer):
             del nn.Module.__getattribute__
             nn.Module.__setattr__ = set_attribute
             for _, owner, name, function in unseen:
-                setattr(owner, name, function)
+                if function is None:  # what torch.backends.cudnn passes on to another module
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, function)
             changed = [
                 where for where, value in self.reads.items() if self._restored(*where, value)
             ]
+            for where, (value, before) in self._states.items():
+                if not _is_as_before(value, before):
+                    vars(value).update(before)
+                    changed.append(where)
         if changed:
             raise UntraceableError(f"changes {path_of(*changed[0])}")
 
@@ -338,6 +433,20 @@ def is_norm(module: nn.Module) -> bool:
     if type(module) is FusedGroupNormAct:
         return module.activation is None and type(module.drop) is type(module.act) is nn.Identity
     return type(module) is FusedGroupNorm and module.activation is None
+
+
+def _has_state(value: Any) -> bool:
+    """Whether a value is an object that code may change, and neither a module nor a tensor."""
+    stateless = (nn.Module, torch.Tensor, type, FunctionType, ModuleType)
+    return hasattr(value, "__dict__") and not isinstance(value, stateless)
+
+
+def _is_as_before(value: Any, before: dict[str, Any]) -> bool:
+    def items(each: Any) -> Any:
+        return [*map(id, each)] if isinstance(each, _CONTAINERS) else id(each)
+
+    now = vars(value)
+    return now.keys() == before.keys() and all(items(now[k]) == items(v) for k, v in before.items())
 
 
 def _copy(value: Any) -> Any:

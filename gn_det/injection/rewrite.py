@@ -71,6 +71,9 @@ class Rewritten:
     unfused_kind: ClassVar[type[nn.Module]]
     fused_norms: ClassVar[dict[str, Form]] = {}
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Nothing: a registry that the module's own class has would take the generated one."""
+
     def forms(self) -> dict[str, Form]:
         """What the norms below compute in one call, by their path in the module."""
         return dict(self.fused_norms)
