@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
 from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.weights_file import find_weights
@@ -92,7 +92,8 @@ class Checkpointer(DetectionCheckpointer):
         state = self.model.state_dict()
         broken = [
             key for key, value in state.items()
-            if value.is_floating_point() and not value.isfinite().all()
+            if isinstance(value, Tensor) and value.is_floating_point()
+            and not value.isfinite().all()
         ]  # fmt: skip
         if broken:
             raise InputError(

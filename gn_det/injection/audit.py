@@ -13,7 +13,7 @@ from gn_det.injection.inject import has_bns_values
 from gn_det.injection.places import Places, find_places
 from gn_det.injection.recompute import recomputed_norms
 from gn_det.injection.report import Report
-from gn_det.injection.sites import SITES, Slot, find_owners
+from gn_det.injection.sites import SITES, Slot, find_owners, reads_statistics
 from gn_det.injection.standardize import standardizes, why_not_standardizable
 from gn_det.layers import default_num_groups
 from gn_det.ops.form import Form
@@ -214,7 +214,7 @@ def _out_of_reach(model: nn.Module, places: Places) -> Iterator[tuple[str, str, 
     norms = (slot.norm for slot in places.slots if slot.norm is not None)
     reached = {part for norm in norms for part in norm.modules()}
     for name, module in model.named_modules():
-        kind = type(module).__name__
+        kind, holder = type(module).__name__, model.get_submodule(name.rpartition(".")[0])
         if module in reached or not ("norm" in kind.lower() or isinstance(module, _BN_OR_GN)):
             continue
         if module in places.gated:
@@ -222,8 +222,12 @@ def _out_of_reach(model: nn.Module, places: Places) -> Iterator[tuple[str, str, 
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 why += ", of which BN takes no statistics with one image: freeze it"
             yield "other", name, why
+        elif reads_statistics(type(holder)):  # type: ignore[arg-type]
+            yield "other", name, f"{kind}, whose statistics the code around it reads"
+        elif isinstance(module, _BN_OR_GN) and "weight" not in module._parameters:
+            yield "other", name, f"{kind}, whose weight is parametrized or pruned"
         elif isinstance(module, nn.BatchNorm1d):
-            yield "other", name, f"{kind} behind a linear layer, where a channel is one value"
+            yield "other", name, f"{kind} of vectors, in which a channel is one value"
         elif isinstance(module, _BN_OR_GN):
             yield "other", name, f"{kind}, which has a forward of its own"
         elif not [*module.children()] and hasattr(module, "num_groups"):

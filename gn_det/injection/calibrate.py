@@ -175,7 +175,7 @@ def _bn(bn: Layer, x: Tensor, call: int) -> Tensor:
         call: how many calls on this batch there were before: a list of BN layers cycles.
     """
     statistics: Layer = bn[call % len(bn)] if isinstance(bn, nn.ModuleList) else bn
-    scale = (statistics.running_var.double() + statistics.eps).rsqrt()
+    scale = (statistics.running_var.double() + getattr(statistics, "eps", 1e-5)).rsqrt()
     shift = -statistics.running_mean.double() * scale
     if bn.weight is not None:
         scale = scale * bn.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import math
@@ -122,7 +123,7 @@ def distill(
         raise InputError("the student is the teacher; give a copy of the network with BN")
     held_out = held_out if len(held_out) else [*islice(_endless(batches, 0), 4)]
     file = None if checkpoint is None else Path(checkpoint)
-    start = {key: value.clone() for key, value in student.state_dict().items()}
+    start = copy.deepcopy(student.state_dict())
     with _for_distillation(student, teacher):
         try:
             before, losses = _learn(student, teacher, batches, steps, lr, call, held_out, file)
@@ -289,9 +290,14 @@ def _levels(
 def _named(features: Features) -> dict[str, Tensor]:
     if isinstance(features, Tensor):
         return {"output": features}
-    if isinstance(features, Mapping):
-        return dict(features)
-    return {str(index): feature for index, feature in enumerate(features)}
+    named = features if isinstance(features, Mapping) else dict(enumerate(features))
+    for name, feature in named.items():
+        if not isinstance(feature, Tensor):
+            raise InputError(
+                f"call gives a {type(feature).__name__} as {name}, and distillation takes feature "
+                "maps: give a call that returns them, as of the backbone of a detector"
+            )
+    return {str(name): feature for name, feature in named.items()}
 
 
 def _endless(batches: Iterable[Any], first: int) -> Iterator[Any]:

@@ -134,7 +134,8 @@ def place_norms(
     if weight_standardization:
         check_standardizable(slots)
     names = {module: name for name, module in model.named_modules()}
-    norms = [_norm_for(model, names, slot, groups) for slot in slots]
+    with torch.inference_mode(False):  # in which parameters would never train
+        norms = [_norm_for(model, names, slot, groups) for slot in slots]
     holders = defaultdict(list)  # several, where modules share a norm
     for parent in model.modules():
         for child in parent.children():
@@ -160,6 +161,10 @@ def place_norms(
             f"{len(anew)} norms have new parameters, which an optimizer that was built before does "
             f"not train: {some(anew, 3)}"
         )
+
+
+# Attributes of nn.Module that hold hooks.
+_HOOKS = ("_forward_", "_backward_", "_is_full_backward_hook", "_state_dict", "_load_state_dict")
 
 
 def has_bns_values(norm: nn.GroupNorm) -> bool:
@@ -224,7 +229,7 @@ def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:
         if not isinstance(old, nn.GroupNorm):
             norm.mark_values_of_bn()
     for name, value in vars(old).items():
-        if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):  # their hooks
+        if name.startswith(_HOOKS):
             setattr(norm, name, value)
     if isinstance(old, FusedGroupNorm):
         norm.activation = old.activation

@@ -58,9 +58,16 @@ def is_a(module: nn.Module, *names: str) -> bool:
 def is_norm(module: nn.Module | None) -> bool:
     """Whether a module is a BN, SyncBN, FrozenBN or GN layer that FusedGroupNorm can replace."""
     if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
-        # A class of the user's own may compute something else.
-        return library_of(type(module).forward) in _LIBRARIES
-    return module is not None and is_a(module, *_FROZEN_AND_CYCLED)
+        # A class of the user's own may compute something else; and a weight that is pruned or
+        # parametrized is no parameter of the norm.
+        return library_of(type(module).forward) in _LIBRARIES and "weight" in module._parameters
+    return module is not None and (is_a(module, *_FROZEN_AND_CYCLED) or _is_frozen_copy(module))
+
+
+def _is_frozen_copy(module: nn.Module) -> bool:
+    """Whether a module is a FrozenBatchNorm2d of a project's own, as DETR and those after have."""
+    own = type(module).__name__ == "FrozenBatchNorm2d" and not module._parameters
+    return own and {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()
 
 
 def is_norm_of_any_kind(module: nn.Module) -> bool:

@@ -23,7 +23,9 @@ __all__ = ["gated_modules", "is_gate", "names_used"]
 
 _POOLS = {"adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "mean", "amax"}
 _GATES = ("sigmoid", "softmax")
-_SIDE = 224  # of the map that a module is tried on: more than one pixel after five halvings
+# Of the map that a module is tried on: more than one pixel after nine halvings, or, for what takes
+# one size alone, after five.
+_SIDES = (1024, 224)
 
 
 def gated_modules(model: nn.Module) -> set[nn.Module]:
@@ -39,7 +41,8 @@ def gated_modules(model: nn.Module) -> set[nn.Module]:
         if _pools(unit) and _gates(unit):
             for holder in upwards(name):
                 if holder not in found:
-                    found[holder] = _pixels(model.get_submodule(holder))
+                    tried = (_pixels(model.get_submodule(holder), side) for side in _SIDES)
+                    found[holder] = next(filter(None, tried), {})
                 if found[holder]:
                     gated |= {part for part in unit.modules() if found[holder].get(part) == 1}
                     break
@@ -78,7 +81,7 @@ def _gates(unit: nn.Module) -> bool:
     return any(map(is_gate, chain([unit], unit.children(), within)))
 
 
-def _pixels(unit: nn.Module) -> dict[nn.Module, int]:
+def _pixels(unit: nn.Module, side: int) -> dict[nn.Module, int]:
     """The most pixels that each convolution and norm of a module gets; empty if it does not run."""
     conv: Layer = next(filter(is_conv, unit.modules()), None)
     if conv is None:
@@ -97,7 +100,7 @@ def _pixels(unit: nn.Module) -> dict[nn.Module, int]:
 
                 if is_conv(module) or is_norm(module):
                     twin.register_forward_pre_hook(look)
-            sides = [_SIDE] * len(conv.kernel_size)
+            sides = [side] * len(conv.kernel_size)
             x = torch.empty(2, conv.in_channels, *sides, dtype=conv.weight.dtype, device="meta")
             copied.eval()(x)
     except Exception:  # whatever a class of somebody's own may raise: it takes something else

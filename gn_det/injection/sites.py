@@ -6,6 +6,8 @@ Those of other classes are found by where they hang in the model, and their norm
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 import string
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ __all__ = [
     "Slot",
     "find_by_type",
     "find_owners",
+    "reads_statistics",
     "sites_of_owners",
 ]
 
@@ -137,33 +140,63 @@ def find_by_type(module: nn.Module) -> Iterator[Place]:
         # A convolution may hold its norm itself, as Detectron2's do.
         before = parent if getattr(parent, "weight", None) is not None else None
         numbered: dict[str, nn.Module] = {}  # by the end of their names: conv2, bn2
+        flat = False
         for name, child in parent.named_children():
             number = name.lstrip(_NO_DIGITS)
             if is_norm(child):
-                # Behind a linear layer, a channel is one value: GN would return its β.
-                behind = numbered.get(number, before)
-                if isinstance(_last(behind), nn.Linear) and not _is_of_maps(child):
+                behind = in_lists.get(child, numbered.get(number, before))
+                if flat or _is_of_vectors(child, behind) or reads_statistics(type(parent)):  # type: ignore[arg-type]
                     continue
                 convs = (in_lists.get(child), numbered.get(number), before)
                 found = (_conv_of(conv, num_channels(child)) for conv in convs)
                 yield parent, next(filter(None, found), None), child
+            elif isinstance(child, nn.Flatten):
+                flat = True
             elif any(True for _ in child.parameters()):
-                before = child
+                before, flat = child, False
                 if number and is_conv(child):
                     numbered[number] = child
 
 
-def _is_of_maps(norm: nn.Module) -> bool:
-    return type(norm).__name__.endswith(("2d", "3d"))
+def _is_of_vectors(norm: nn.Module, behind: Layer) -> bool:
+    """Whether a channel is one value, of which GN would return its β: behind a linear layer.
+
+    nn.BatchNorm1d behind a convolution of 2D maps has vectors too, of a pooling that forward calls.
+    """
+    if behind is None or type(norm).__name__.endswith(("2d", "3d")):
+        return False
+    if not isinstance(norm, nn.BatchNorm1d):
+        return isinstance(_last(behind), nn.Linear)
+    layers = [m for m in behind.modules() if is_conv(m) or isinstance(m, nn.Linear)]
+    return bool(layers) and (
+        isinstance(layers[-1], nn.Linear) or len(getattr(layers[-1], "kernel_size", [0])) > 1
+    )
+
+
+@functools.cache
+def reads_statistics(kind: type[nn.Module]) -> bool:
+    """Whether the forward of a class reads the running statistics of its norms, which GN lacks."""
+    if type_name(kind).startswith("torch.ao."):  # convolutions that are trained to be quantized
+        return True
+    methods, names = [kind.forward], {"forward"}
+    while methods:
+        method = inspect.unwrap(methods.pop())
+        found = {*method.__code__.co_names} - names if inspect.isfunction(method) else set()
+        if found & {"running_mean", "running_var"}:
+            return True
+        names |= found
+        methods += [getattr(kind, name) for name in found if hasattr(kind, name)]
+    return False
 
 
 def _pairs_in_lists(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Yields (norm, convolution) where a list of norms comes after as long a list of theirs."""
+    """Yields (norm, layer) where a list of norms comes after as long a list of theirs."""
     for parent in module.modules():
         lists = [child for child in parent.children() if isinstance(child, nn.ModuleList)]
-        for convs, norms in pairwise(lists):
-            if len(convs) == len(norms) and all(map(is_conv, convs)) and all(map(is_norm, norms)):
-                yield from zip(norms, convs, strict=True)
+        for layers, norms in pairwise(lists):
+            fit = len(layers) == len(norms) and all(map(is_norm, norms))
+            if fit and all(is_conv(layer) or isinstance(layer, nn.Linear) for layer in layers):
+                yield from zip(norms, layers, strict=True)
 
 
 def _last(layer: Layer) -> Layer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,10 +44,13 @@ class ConvNorm2d(nn.Conv2d):
 class ConvTransposeNorm2d(nn.ConvTranspose2d):
     """nn.ConvTranspose2d, then its norm."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, output_size: Optional[list[int]] = None) -> Tensor:
+        output_padding = self._output_padding(
+            x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        )
         x = F.conv_transpose2d(
             x, self.weight, self.bias,
-            self.stride, self.padding, self.output_padding, self.groups, self.dilation,
+            self.stride, self.padding, output_padding, self.groups, self.dilation,
         )  # fmt: skip
         return self.norm(x)
 

@@ -116,7 +116,8 @@ def statistics_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
     found = {}
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is not None:
-            eps = module.bn_eps if isinstance(module, HandOver) else module.eps
+            is_handed_over = isinstance(module, HandOver)
+            eps = module.bn_eps if is_handed_over else getattr(module, "eps", 1e-5)
             found[name] = (module.running_mean, module.running_var, eps)
     return found
 

@@ -11,7 +11,7 @@ from gn_det.ops.backend import kernels_run_on, under_transform, warn_once
 from gn_det.ops.eager import Kind, is_eager, key_of, kinds, remember
 from gn_det.ops.form import Form
 from gn_det.ops.reference import group_norm_reference
-from gn_det.ops.triton_op import fused_group_norm
+from gn_det.ops.triton_op import fused_group_norm, layout_of
 
 __all__ = ["group_norm"]
 
@@ -117,11 +117,12 @@ def group_norm(
                 "value, and the output is the bias for any input; take fewer groups"
             )
         if x.dtype == torch.float64:
-            return group_norm_reference(
+            y = group_norm_reference(
                 x, num_groups, weight, bias, eps,
                 activation=activation, residual=residual, normalize_residual=normalize_residual,
                 residual_weight=residual_weight, residual_bias=residual_bias,
             )  # fmt: skip
+            return y.contiguous(memory_format=layout_of(x))
         takes_aten = torch.onnx.is_in_onnx_export() or under_transform()
         if kernels_run_on(x.device.type) and not takes_aten:
             tensors = x, weight, bias, residual, residual_weight, residual_bias

@@ -259,6 +259,19 @@ def test_weights_that_are_not_finite_are_not_saved(good: Checkpointer, tmp_path:
     assert saved(tmp_path) == before
 
 
+def test_a_state_that_is_no_tensor_is_saved_as_well(tmp_path: Path) -> None:
+    class Versioned(nn.Linear):
+        def get_extra_state(self) -> dict:
+            return {"version": 1}
+
+        def set_extra_state(self, state: dict) -> None:
+            pass
+
+    Checkpointer(Versioned(2, 2), str(tmp_path)).save("model_0000001")
+    saved_model = torch.load(tmp_path / "model_0000001.pth")["model"]
+    assert saved_model["_extra_state"] == {"version": 1}
+
+
 def test_a_first_checkpoint_that_fails_says_that_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "model_0000001.pth.partial").symlink_to("/dev/full")
     with pytest.raises(InputError, match="there is no checkpoint yet"):

@@ -108,6 +108,19 @@ def test_an_iterable_is_gone_through_again_and_continued_where_it_was(tmp_path: 
     assert a.losses == b.losses
 
 
+def test_a_state_that_is_no_tensor_stays() -> None:
+    class Versioned(Small):
+        def get_extra_state(self) -> dict:
+            return {"version": 1}
+
+        def set_extra_state(self, state: dict) -> None:
+            assert state == {"version": 1}
+
+    teacher = Versioned()
+    student = gn_det.inject(copy.deepcopy(teacher), num_groups=2)
+    assert len(gn_det.distill(student, teacher, batches(), steps=1).losses) == 1
+
+
 def test_held_out_batches_can_be_a_tensor() -> None:
     student, teacher = networks()
     held_out = torch.stack(batches(2))
@@ -217,6 +230,8 @@ def _another_level_with_bn(model: nn.Module, x: Tensor) -> Tensor:
         ({"call": _another_level_with_bn}, "the student gives feature maps"),
         ({"call": lambda model, x: model(x)["two"] * float("nan")}, "the loss is nan"),
         ({"call": lambda model, x: model(x[:1])["two"].mean((2, 3))}, "one value for each channel"),
+        ({"call": lambda model, x: [model(x)["two"], None]}, "gives a NoneType as 1"),
+        ({"call": lambda model, x: {"boxes": [model(x)["two"]]}}, "gives a list as boxes"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_distilled_is_one_line(options: dict, message: str) -> None:

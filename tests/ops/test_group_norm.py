@@ -112,7 +112,7 @@ def test_an_empty_batch_gives_zero_not_missing_gradients(form: Form, dtype: torc
         assert torch.equal(leaf.grad, torch.zeros_like(leaf)), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @every_form
 def test_the_layout_of_the_input_is_kept(form: Form, dtype: torch.dtype) -> None:
     flat = make_inputs(form, (2, 8, 6, 7), CPU, dtype)
