@@ -61,7 +61,7 @@ from gn_det.studies.comparison.report import (
     plot_groups,
     results_csv,
 )
-from gn_det.studies.comparison.weights import prepare_weights, settings_of, source_of
+from gn_det.studies.conversion.backbone import convert_backbone, settings_of, source_of
 from gn_det.studies.recommendation.measured import Row, rows_text
 from gn_det.utils import markdown, write_atomically
 from gn_det.version import __version__
@@ -231,7 +231,7 @@ def with_prepared_weights(
             made = folder / f"{Path(weights).stem}-{hashlib.sha256(settings).hexdigest()[:8]}"
             if not (made / f"{stage}.pth").exists():
                 print(f"{made}: γ, β of GN are fitted, then {steps} steps of distillation")
-            prepare_weights(cfg, made, steps)
+            convert_backbone(cfg, made, steps)
             recipe = recipe.clone()
             recipe.MODEL.TIMM.WEIGHTS = str((made / f"{stage}.pth").resolve())
         changed[name] = recipe

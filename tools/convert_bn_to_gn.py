@@ -3,7 +3,8 @@
 Then the converted backbone learns the features of that with BN. The output has the weights, what
 loads and trains them, and a report: the error of each norm and of each level of features, and AP or
 validation error with BN, with γ, β copied, fitted, distilled and fine-tuned. A timm backbone alone
-(--backbone) becomes calibrated.pth and distilled.pth, for MODEL.TIMM.WEIGHTS.
+(--backbone) becomes calibrated.pth and distilled.pth, for MODEL.TIMM.WEIGHTS. A conversion that was
+interrupted goes on when the command is repeated.
 """
 
 from __future__ import annotations
@@ -28,26 +29,30 @@ from gn_det.engine.schedule import resolve_schedule
 from detectron2.config import CfgNode
 
 from gn_det.classification.command import CPU, default_device
-from gn_det.config import load_config
+from gn_det.config import dump_config, load_config
 from gn_det.errors import InputError
-from gn_det.studies.comparison.weights import SETTINGS, prepare_weights, seed_of
+from gn_det.modeling.with_gn import puts_gn_into_the_backbone
+from gn_det.studies.conversion.backbone import CALIBRATION_IMAGES, SETTINGS, convert_backbone
 from gn_det.studies.conversion.classifier import METRIC, convert_classifier
 from gn_det.studies.conversion.detector import convert_detector
 from gn_det.studies.conversion.report import stage_table
+from gn_det.studies.conversion.settings import UNFINISHED, keep_settings, seed_in
 from gn_det.studies.conversion.stages import Conversion
+from gn_det.utils import make_folder
 
 
 def main() -> None:
     args = parse_arguments()
-    goes_on = bool(args.backbone) and (args.output / SETTINGS).exists()
-    with study_folder(args.output) if goes_on else new_folder(args.output):
+    begun = args.output / (SETTINGS if args.backbone else UNFINISHED)
+    with study_folder(args.output) if begun.exists() else new_folder(args.output):
         if args.backbone:
-            from_backbone(args, goes_on)
+            from_backbone(args, begun)
             return
         if args.classifier:
-            conversion, metric = from_classifier(args), METRIC
+            conversion, metric = from_classifier(args, begun), METRIC
         else:
-            conversion, metric = from_config(args)
+            conversion, metric = from_config(args, begun)
+        begun.unlink()
     print(f"\n{conversion.calibration}\n")
     if conversion.metric:
         print(f"{stage_table(metric, conversion.metric, 'simple')}\n")
@@ -55,7 +60,7 @@ def main() -> None:
     print(f"{args.output}: model_gn.pth, {loader}, report.md")
 
 
-def from_backbone(args: argparse.Namespace, goes_on: bool) -> None:
+def from_backbone(args: argparse.Namespace, begun: Path) -> None:
     """Convert the timm backbone of --backbone, and say how to use what it became."""
     if args.fine_tune:
         raise InputError("--fine-tune: a backbone alone is trained with its detector, by train_net")
@@ -64,41 +69,32 @@ def from_backbone(args: argparse.Namespace, goes_on: bool) -> None:
     cfg = read_config(args, args.backbone)
     if not cfg.MODEL.BACKBONE.NAME.startswith("build_timm_"):
         raise InputError(f"{args.backbone}: {cfg.MODEL.BACKBONE.NAME} is no backbone of timm")
-    if not has_gn(cfg):
+    if not puts_gn_into_the_backbone(cfg):
         raise InputError(
             f"{args.backbone} has no GN in its backbone: set MODEL.META_ARCHITECTURE to "
             "GNGeneralizedRCNN, or another with GN, and have backbone in MODEL.GN.SITES"
         )
     if not cfg.MODEL.TIMM.WEIGHTS:
         raise InputError("there are no weights to convert: set MODEL.TIMM.WEIGHTS")
-    if goes_on and cfg.SEED < 0:
-        cfg.SEED = seed_of(args.output)
-    begin(args, cfg)
-    prepare_weights(cfg, args.output, args.distill, args.calibration_images)
+    begin(args, cfg, begun)
+    convert_backbone(cfg, args.output, args.distill, args.calibration_images)
     overrides = shlex.join([*args.opts, "MODEL.TIMM.WEIGHTS", str(args.output / "distilled.pth")])
     print(
-        f"{args.output}: calibrated.pth, distilled.pth, errors.txt. {args.backbone} takes them by "
+        f"{args.output}: calibrated.pth, distilled.pth, report.md. {args.backbone} takes them by "
         f"{overrides}"
     )
 
 
-def from_config(args: argparse.Namespace) -> tuple[Conversion, str]:
+def from_config(args: argparse.Namespace, begun: Path) -> tuple[Conversion, str]:
     """Convert the detector of --config-file."""
     cfg = read_config(args, args.config_file)
     if not cfg.MODEL.WEIGHTS:
         raise InputError("there are no weights to convert: set MODEL.WEIGHTS")
-    begin(args, cfg)
+    begin(args, cfg, begun)
+    keep_settings(begun, {"config": dump_config(cfg), "seed": cfg.SEED, **steps_of(args)})
     title = Path(args.config_file).name
     return convert_detector(
         cfg, title, args.output, args.calibration_images, args.distill, args.fine_tune
-    )
-
-
-def has_gn(cfg: CfgNode) -> bool:
-    """Whether the body of a config has GN."""
-    sites = {"backbone", "default", "ALL"} & set(cfg.MODEL.GN.SITES)
-    return cfg.MODEL.TIMM.NORM == "GN" or (
-        cfg.MODEL.META_ARCHITECTURE.startswith("GN") and bool(sites)
     )
 
 
@@ -115,18 +111,29 @@ def read_config(args: argparse.Namespace, file: str) -> CfgNode:
     return resolve_schedule(load_config(file, args.opts), world_size)
 
 
-def begin(args: argparse.Namespace, cfg: CfgNode) -> None:
+def steps_of(args: argparse.Namespace) -> dict[str, int]:
+    """What a conversion that goes on must have in common with the one that was interrupted."""
+    return {key: getattr(args, key) for key in ("calibration_images", "distill", "fine_tune")}
+
+
+def begin(args: argparse.Namespace, cfg: CfgNode, begun: Path) -> None:
     """Check the data and write it down, set the process up, and settle the seed of the config."""
+    if cfg.SEED < 0 and begun.exists():
+        cfg.SEED = seed_in(begun)
     check_run(cfg, RunOptions.from_args(args), args.output).write_copies()
     cfg.SEED = set_up_process(args.output, cfg.SEED, cfg.CUDNN_BENCHMARK)
 
 
-def from_classifier(args: argparse.Namespace) -> Conversion:
+def from_classifier(args: argparse.Namespace, begun: Path) -> Conversion:
     """Convert the classifier of --classifier."""
     if args.opts or reads_data(args):
         raise InputError("--train, --val, their flags and overrides go with --config-file")
     device = args.device or default_device()
     check_device(device, CPU)
+    source = {"classifier": str(args.classifier), "lr": args.lr}
+    groups = {"num_groups": args.num_groups, "channels_per_group": args.channels_per_group}
+    make_folder(args.output)
+    keep_settings(begun, {**source, **groups, **steps_of(args)})
     return convert_classifier(
         args.classifier,
         args.output,
@@ -135,8 +142,7 @@ def from_classifier(args: argparse.Namespace) -> Conversion:
         args.fine_tune,
         lr=0.01 if args.lr is None else args.lr,
         device=device,
-        num_groups=args.num_groups,
-        channels_per_group=args.channels_per_group,
+        **groups,
     )
 
 
@@ -153,7 +159,9 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--classifier", type=Path, help="folder of train_classifier.py, with BN")
     parser.add_argument("--output", type=Path, required=True, help="folder to create")
     parser.add_argument(
-        "--calibration-images", type=int, help="to fit γ, β on; default: 64, of --backbone 16"
+        "--calibration-images",
+        type=int,
+        help=f"to fit γ, β on; default: 64, of --backbone {CALIBRATION_IMAGES}",
     )
     parser.add_argument(
         "--distill",
@@ -182,7 +190,7 @@ def parse_arguments() -> argparse.Namespace:
     add_overrides(parser)
     args = parser.parse_args()
     if args.calibration_images is None:
-        args.calibration_images = 16 if args.backbone else 64
+        args.calibration_images = CALIBRATION_IMAGES if args.backbone else 64
     below = args.calibration_images < 1 or args.distill < 0 or args.fine_tune < 0
     if below or (args.lr is not None and args.lr <= 0):
         parser.error(

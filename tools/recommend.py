@@ -21,7 +21,7 @@ from gn_det.data.coco import read_coco
 from gn_det.data.datasets import CocoFolder, read_folder
 from gn_det.data.facts import DataFacts, facts_of
 from gn_det.errors import InputError
-from gn_det.studies.comparison.weights import source_of
+from gn_det.studies.conversion.backbone import source_of
 from gn_det.studies.memory.plan import Card
 from gn_det.studies.memory.step import VARIANTS, count_step
 from gn_det.studies.recommendation.measured import MEASURED, Row, read_rows

@@ -47,6 +47,7 @@ _BEFORE_TRAINING = (
     "run.json",
     "seed.txt",
     "settings.json",
+    "unfinished.json",
 )
 _WRITTEN_WHOLE = (
     "backbone.*",

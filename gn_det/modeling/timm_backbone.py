@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 from gn_det.injection.eval_mode import eval_mode
+from gn_det.modeling.timm_weights import check_gn_of_weights
 from gn_det.modeling.with_gn import gn_options_from_config, with_gn
 from gn_det.utils import nearest, reason_of, some
 
@@ -164,8 +165,9 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """The model MODEL.TIMM.NAME of timm, for C4-like models.
 
     Raises:
-        InputError: see :class:`TimmBackbone`; MODEL.TIMM.NAME is empty, or MODEL.PIXEL_MEAN,
-            MODEL.PIXEL_STD or INPUT.FORMAT is not that of timm's weights.
+        InputError: see :class:`TimmBackbone`; MODEL.TIMM.NAME is empty, MODEL.PIXEL_MEAN,
+            MODEL.PIXEL_STD or INPUT.FORMAT is not that of timm's weights, or these were converted
+            for other norms than those of the config.
     """
     keys = cfg.MODEL.TIMM
     if not keys.NAME:
@@ -174,7 +176,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     weights = "" if cfg.MODEL.WEIGHTS else keys.WEIGHTS
     there = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD), cfg.INPUT.FORMAT
     _check_input(keys.NAME, there, starts_from_weights=bool(weights or cfg.MODEL.WEIGHTS))
-    return TimmBackbone(
+    backbone = TimmBackbone(
         keys.NAME,
         out_indices=keys.OUT_INDICES,
         weights=weights,
@@ -182,6 +184,9 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         **gn_options_from_config(cfg),
     )
+    if weights:
+        check_gn_of_weights(cfg, weights, backbone.body)
+    return backbone
 
 
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:

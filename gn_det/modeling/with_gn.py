@@ -13,7 +13,13 @@ from gn_det.errors import InputError
 from gn_det.layers.hand_over import hand_over_from, statistics_of
 from gn_det.modeling.bn_weights import warn_of_bn_weights
 
-__all__ = ["WithGN", "gn_options_from_config", "groups_from_config", "with_gn"]
+__all__ = [
+    "WithGN",
+    "gn_options_from_config",
+    "groups_from_config",
+    "puts_gn_into_the_backbone",
+    "with_gn",
+]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -63,6 +69,14 @@ def groups_from_config(cfg: CfgNode) -> dict[str, int]:
     if cfg.MODEL.GN.CHANNELS_PER_GROUP > 0:
         return {"channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP, **least}
     return {"num_groups": cfg.MODEL.GN.NUM_GROUPS, **least}
+
+
+def puts_gn_into_the_backbone(cfg: CfgNode) -> bool:
+    """Whether a config gives a timm backbone GN: by itself, or with the model around it."""
+    sites = {"backbone", "default", "ALL"} & set(cfg.MODEL.GN.SITES)
+    return cfg.MODEL.TIMM.NORM == "GN" or (
+        cfg.MODEL.META_ARCHITECTURE.startswith("GN") and bool(sites)
+    )
 
 
 class WithGN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from gn_det.checkpoint import Checkpointer
 from gn_det.classification.training import ClassifierRecipe, train_classifier
 from gn_det.config import load_config
 
+distillation = sys.modules["gn_det.injection.distill"]  # which a function of that name hides
 PROGRAM = "tools/convert_bn_to_gn.py"
 TRAIN_NET = "tools/train_net.py"
 BN = ["--config-file", ROOT / "configs/compare/bn.yaml"]
@@ -316,6 +318,58 @@ def test_what_cannot_be_converted_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
+def interrupted(monkeypatch: pytest.MonkeyPatch, convert: Callable[[], None]) -> None:
+    """Call a function, and interrupt it in its second step of distillation."""
+    levels, steps = distillation._loss, []
+
+    def loss(*tensors: torch.Tensor) -> torch.Tensor:
+        steps.append(torch.is_grad_enabled())
+        if len(steps) > 6:
+            raise KeyboardInterrupt
+        return levels(*tensors)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(distillation, "_loss", loss)
+        convert()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["detector", "classifier"])
+def test_an_interrupted_conversion_goes_on_to_the_same_weights(
+    of: str, frozen_weights: Path, shapes: Path, tmp_path: Path, call_main: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if of == "detector":
+        keys = ["MODEL.WEIGHTS", frozen_weights, "DATALOADER.NUM_WORKERS", 0, "SEED", 3]
+        asked = [*FROZEN, *folder_flags(shapes), "--calibration-images", 2, "--distill", 3]
+    else:
+        keys = []
+        source = trained(tmp_path / "bn", "BN", shapes)
+        asked = ["--classifier", source, "--calibration-images", 2, "--distill", 3]
+
+    def convert(name: str) -> None:
+        call_main(PROGRAM, *asked, "--output", tmp_path / name, *keys)
+
+    convert("whole")
+    interrupted(monkeypatch, lambda: convert("broken"))
+    assert (tmp_path / "broken/distillation.checkpoint").exists()
+    with pytest.raises(InputError, match="other settings: {'calibration_images': 2} there"):
+        call_main(
+            PROGRAM, *asked, "--output", tmp_path / "broken", "--calibration-images", 4, *keys
+        )
+    convert("broken")
+    for name in ("model_gn.pth", "report.json"):
+        one, other = (tmp_path / folder / name for folder in ("whole", "broken"))
+        if name.endswith(".json"):
+            one, other = (json.loads(file.read_text()) for file in (one, other))
+            assert one["distillation_losses"] == other["distillation_losses"]
+        else:
+            one, other = (torch.load(file)["model"] for file in (one, other))
+            assert all(torch.equal(value, other[key]) for key, value in one.items())
+    with pytest.raises(InputError, match="broken exists and is no empty folder"):
+        convert("broken")
+
+
 @pytest.fixture
 def lite0(tmp_path: Path) -> Path:
     return lite0_weights(tmp_path / "lite0.pth")
@@ -336,8 +390,10 @@ def test_a_timm_backbone_alone_becomes_weights_of_its_recipe(
         "MODEL.WEIGHTS", lite0, "MODEL.TIMM.WEIGHTS", lite0, "SEED", -1,
     ]  # fmt: skip
     call_main(*asked)
-    assert {"calibrated.pth", "distilled.pth", "errors.txt"} <= {f.name for f in output.iterdir()}
-    made = torch.load(output / "distilled.pth")
+    report = (output / "report.md").read_text()
+    assert "| level   |   copied |   calibrated |   distilled |" in report
+    assert (output / "distillation.png").exists() and (output / "calibrated.pth").exists()
+    made = torch.load(output / "distilled.pth")["state_dict"]
     assert not torch.equal(made["bn1.weight"], torch.load(lite0)["bn1.weight"])
     model = build_model(
         load_config(PHOTOS[1], ["MODEL.TIMM.WEIGHTS", str(output / "distilled.pth")])
@@ -349,7 +405,7 @@ def test_a_timm_backbone_alone_becomes_weights_of_its_recipe(
     # Interrupted at the end of the distillation, it goes on; with other settings it is refused.
     (output / "distilled.pth").unlink()
     call_main(*asked)
-    again = torch.load(output / "distilled.pth")
+    again = torch.load(output / "distilled.pth")["state_dict"]
     assert all(torch.equal(value, again[key]) for key, value in made.items())
     with pytest.raises(InputError, match=r"other settings: .*num_groups.*remove it, or name"):
         call_main(*asked, "MODEL.GN.NUM_GROUPS", 4)

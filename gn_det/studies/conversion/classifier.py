@@ -22,6 +22,7 @@ from gn_det.data.seeding import seed_generators
 from gn_det.errors import InputError
 from gn_det.studies.conversion.report import write_report
 from gn_det.studies.conversion.stages import (
+    CHECKPOINT,
     FINE_TUNED,
     WEIGHTS,
     Conversion,
@@ -112,7 +113,7 @@ def convert_classifier(
     def fine_tuned(model: Classifier) -> None:
         run = folder / FINE_TUNED
         make_folder(run)
-        train_classifier(gn_recipe, run, device, weights=str(folder / WEIGHTS))
+        train_classifier(gn_recipe, run, device, weights=str(folder / WEIGHTS), resume=True)
         model.load_state_dict(read_classifier(run)[1].state_dict())
 
     conversion = convert_in_stages(
@@ -121,7 +122,7 @@ def convert_classifier(
         Classifier.scores,
         evaluate=lambda model: error_rate(model, held_out),
         keep=keep,
-        to_distill=_to_distill(images, held_out, recipe.seed, distill),
+        to_distill=_to_distill(images, held_out, recipe.seed, distill, folder / CHECKPOINT),
         fine_tune=fine_tuned if fine_tune else None,
         **groups,
     )
@@ -129,13 +130,15 @@ def convert_classifier(
     return conversion
 
 
-def _to_distill(images: Dataset, held_out: Dataset, seed: int, steps: int) -> ToDistill | None:
+def _to_distill(
+    images: Dataset, held_out: Dataset, seed: int, steps: int, checkpoint: Path
+) -> ToDistill | None:
     """Training images for all stages and the scores, and up to 64 held-out ones for the error."""
     if not steps:
         return None
     chosen = range(min(64, len(held_out)))
     others = [*torch.stack([held_out[index]["image"] for index in chosen]).split(32)]
-    return ToDistill(_TrainingImages(images, seed, steps), others, _features, steps)
+    return ToDistill(_TrainingImages(images, seed, steps), others, _features, steps, checkpoint)
 
 
 class _TrainingImages(Sequence):

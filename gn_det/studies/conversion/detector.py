@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import Tensor, nn
 
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import dump_config
-from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader
 from gn_det.engine.schedule import stretched
 from gn_det.engine.trainer import evaluate, train
@@ -24,8 +21,10 @@ from gn_det.errors import InputError
 from gn_det.injection import DetectorBatch, run_on_boxes
 from gn_det.injection.convert_bn import bn_sites, has_bn
 from gn_det.modeling.with_gn import groups_from_config
+from gn_det.studies.conversion.pictures import TrainingPictures, held_out_pictures
 from gn_det.studies.conversion.report import write_report
 from gn_det.studies.conversion.stages import (
+    CHECKPOINT,
     FINE_TUNED,
     WEIGHTS,
     Conversion,
@@ -33,7 +32,7 @@ from gn_det.studies.conversion.stages import (
     convert_in_stages,
     write_weights,
 )
-from gn_det.utils import markdown, write_atomically
+from gn_det.utils import make_folder, markdown, write_atomically
 
 __all__ = ["calibration_batches", "config_with_gn", "convert_detector"]
 
@@ -130,7 +129,7 @@ def convert_detector(
         run_on_boxes,
         evaluate=evaluation if cfg.DATASETS.TEST else None,
         keep=keep,
-        to_distill=_to_distill(cfg, model, distill),
+        to_distill=_to_distill(cfg, model, folder, distill),
         fine_tune=fine_tuned if fine_tune else None,
         **groups,
     )
@@ -138,8 +137,8 @@ def convert_detector(
     return conversion, evaluation.metric
 
 
-def _to_distill(cfg: CfgNode, model: nn.Module, steps: int) -> ToDistill | None:
-    """Training pictures for the backbone, and up to 8 held-out ones for its error."""
+def _to_distill(cfg: CfgNode, model: nn.Module, folder: Path, steps: int) -> ToDistill | None:
+    """Training pictures for the backbone, and held-out ones for its error."""
     if not steps:
         return None
     backbone = getattr(model, "backbone", None)
@@ -149,24 +148,9 @@ def _to_distill(cfg: CfgNode, model: nn.Module, steps: int) -> ToDistill | None:
             "be compared"
         )
         return None
-    if cfg.DATASETS.TEST:
-        mapper = PictureMapper(cfg, is_train=False)
-        pictures = build_detection_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=mapper)
-        held_out = [*islice(pictures, 8)]
-    else:
-        held_out = [*islice(_TrainingPictures(cfg), 4)]
-    return ToDistill(_TrainingPictures(cfg), held_out, _features, steps)
-
-
-class _TrainingPictures:
-    """Batches of training pictures, the same ones whenever one begins to read."""
-
-    def __init__(self, cfg: CfgNode) -> None:
-        self.cfg = cfg
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        with closing(build_train_loader(self.cfg)) as loader:
-            yield from loader
+    return ToDistill(
+        TrainingPictures(cfg), held_out_pictures(cfg), _features, steps, folder / CHECKPOINT
+    )
 
 
 def _features(model: nn.Module, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -200,12 +184,12 @@ class _Evaluation:
 def _fine_tuned(gn_cfg: CfgNode, iterations: int, folder: Path) -> dict[str, Tensor]:
     """Weights after the schedule of a config in so many iterations, from MODEL.WEIGHTS."""
     cfg = stretched(gn_cfg, iterations)
-    cfg.SOLVER.CHECKPOINT_PERIOD = iterations
+    cfg.SOLVER.CHECKPOINT_PERIOD = max(1, iterations // 4)
     cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD = (), 0
     cfg.OUTPUT_DIR = str(folder)
-    folder.mkdir()
+    make_folder(folder)
     write_atomically(folder / "config.yaml", dump_config(cfg))
-    model, _ = train(cfg)
+    model, _ = train(cfg, resume=True)
     return model.state_dict()
 
 

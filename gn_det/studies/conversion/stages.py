@@ -17,6 +17,7 @@ from gn_det.injection.distill import Features, level_errors
 from gn_det.utils import whole_file
 
 __all__ = [
+    "CHECKPOINT",
     "FINE_TUNED",
     "WEIGHTS",
     "Conversion",
@@ -25,9 +26,11 @@ __all__ = [
     "write_weights",
 ]
 
-# What a conversion writes into its folder: the calibrated model, and the run of fine-tuning.
+# What a conversion writes into its folder: the converted model, the run of fine-tuning, and while
+# it lasts the state of the distillation.
 WEIGHTS = "model_gn.pth"
 FINE_TUNED = "fine_tuned"
+CHECKPOINT = "distillation.checkpoint"
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,15 @@ class ToDistill:
         held_out: batches for the error of each level.
         features: called with a model and a batch, returns the levels.
         steps: how long.
+        checkpoint: file of its state, from which an interrupted one goes on. It is removed when the
+            conversion is done.
     """
 
     batches: Iterable[Any]
     held_out: Sequence[Any]
     features: Callable[[nn.Module, Any], Features]
     steps: int
+    checkpoint: Path
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ def convert_in_stages(
     num_groups: int | None = None,
     channels_per_group: int | None = None,
     min_channels_per_group: int = 1,
+    weight_standardization: bool = False,
 ) -> Conversion:
     """Convert every BN layer of a model to GN, in place, and evaluate what each stage makes of it.
 
@@ -90,6 +97,8 @@ def convert_in_stages(
             distilled one.
         to_distill: what the calibrated model learns from the model with BN; None for nothing.
         fine_tune: trains the model, in place.
+        weight_standardization: whether the calibrated model standardizes its weights from then on,
+            see :func:`gn_det.inject`.
 
     Raises:
         InputError: see :func:`gn_det.convert_bn`.
@@ -124,6 +133,8 @@ def convert_in_stages(
     compare("calibrated", model)
     if keep is not None:
         keep(model, conversion)
+    if weight_standardization:
+        inject(model, sites, weight_standardization=True)
     if to_distill is not None and teacher is not None:
         distillation = distill(
             model,
@@ -132,6 +143,7 @@ def convert_in_stages(
             steps=to_distill.steps,
             call=to_distill.features,
             held_out=to_distill.held_out,
+            checkpoint=to_distill.checkpoint,
         )
         levels["distilled"] = distillation.after
         conversion = Conversion(calibration, metric, levels, distillation.losses)
@@ -141,6 +153,8 @@ def convert_in_stages(
     if fine_tune is not None:
         fine_tune(model)
         measure("fine-tuned", model)
+    if to_distill is not None:
+        to_distill.checkpoint.unlink()
     return conversion
 
 

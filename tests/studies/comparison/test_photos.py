@@ -16,7 +16,7 @@ from gn_det.studies.comparison.matrix import check_comparable
 from gn_det.studies.comparison.parts import hold_out_a_quarter, write_part
 from gn_det.studies.comparison.rates import best_rates, rates_table, scores_of
 from gn_det.studies.comparison.report import RunResult, groups_table
-from gn_det.studies.comparison.weights import settings_of, source_of
+from gn_det.studies.conversion.backbone import settings_of, source_of
 
 RECIPES = ROOT / "configs" / "compare" / "photos"
 COMPARED = sorted(f.stem for f in RECIPES.glob("*.yaml") if f.stem not in ("Base", "scratch_gn"))

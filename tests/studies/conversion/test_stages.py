@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,9 +55,9 @@ def test_each_stage_is_evaluated_as_it_is() -> None:
     assert torch.equal(biases[3], biases[2] + 1) and torch.equal(model[1].bias, biases[3])
 
 
-def test_the_model_learns_from_the_one_that_it_was() -> None:
-    model, kept = small(), []
-    task = ToDistill(batches(), batches(), lambda model, x: model(x).relu(), 40)
+def test_the_model_learns_from_the_one_that_it_was(tmp_path: Path) -> None:
+    model, kept, checkpoint = small(), [], tmp_path / "distillation.checkpoint"
+    task = ToDistill(batches(), batches(), lambda model, x: model(x).relu(), 40, checkpoint)
     found = convert_in_stages(
         model, batches(), run, evaluate=lambda model: 0.0, to_distill=task, num_groups=2,
         keep=lambda model, found: kept.append((copy.deepcopy(model), [*found.metric])),
@@ -67,6 +68,7 @@ def test_the_model_learns_from_the_one_that_it_was() -> None:
     assert [stages[-1] for _, stages in kept] == ["calibrated", "distilled"]
     assert torch.equal(kept[1][0][0].weight, model[0].weight)
     assert not torch.equal(kept[0][0][0].weight, model[0].weight)
+    assert not checkpoint.exists()
 
 
 def test_without_evaluation_there_is_the_calibration_alone() -> None:
