@@ -62,7 +62,7 @@ from gn_det.studies.comparison.report import (
     results_csv,
 )
 from gn_det.studies.conversion.backbone import convert_backbone, settings_of, source_of
-from gn_det.studies.recommendation.measured import Row, rows_text
+from gn_det.studies.recommendation.measured import Row, read_rows, rows_text
 from gn_det.utils import markdown, write_atomically
 from gn_det.version import __version__
 
@@ -82,7 +82,7 @@ def main() -> int:
     options = RunOptions.from_args(args)
     data = checked(matrix(at_length(recipes, args), args, args.output), options, args.output)
     forget(data)
-    if len(args.lrs) > 1 or args.parts != ["all"]:
+    if len(args.lrs) > 1 or args.parts not in ([], ["all"]):
         training_set(data)
     with study_folder(args.output):
         data.write_copies()
@@ -100,10 +100,11 @@ def main() -> int:
 def comparisons(args: argparse.Namespace, options: RunOptions, data: RunData) -> list[Comparison]:
     """One for each part of the training set and number of steps; the parts are written."""
     found = []
-    for part in args.parts:
+    for part in args.parts or ["all"]:
         for steps in args.steps or [None]:
-            names = [f"{part}pictures"] * (len(args.parts) > 1 or part != "all")
-            names += [f"{steps}steps"] * (len(args.steps) > 1)
+            # As many folders as may come, so that a comparison can grow.
+            names = [f"{part}pictures"] * bool(args.parts) + [f"{steps}steps"] * bool(args.steps)
+            names += ["quick"] * args.quick
             folder = args.output / "-".join(names)
             pictures = None if part == "all" else int(part)
             if pictures is None:
@@ -145,7 +146,7 @@ def compare(
     data = checked(runs, options, folder, data)
     data.write_copies()
     facts = facts_of(read_coco(training_set(data)[0])) if args.train else None
-    recipes = with_prepared_weights(recipes, runs, folder / "weights", args.distill)
+    recipes = with_prepared_weights(recipes, runs, args.output / "weights", args.distill)
     scores = rates(comparison, recipes, args, data) if len(args.lrs) > 1 else {}
     runs = matrix(recipes, args, folder, best_rates(scores))
     data = checked(runs, options, folder, data)
@@ -193,15 +194,14 @@ def rates(
     runs = {}
     for lr in args.lrs:
         at_lr = {(name, n): lr for name in recipes for n in args.ims_per_gpu}
-        runs[lr] = matrix(recipes, first_seed, folder / f"lr{lr:g}", at_lr)
+        runs[lr] = matrix(recipes, first_seed, folder, at_lr)
     every = [run for at_lr in runs.values() for run in at_lr]
     for run in every:
         run.cfg.TEST.EVAL_PERIOD = 0
     forget(data)
     divided = checked(every, options, folder)
     divided.write_copies()
-    for at_lr in runs.values():
-        check_folders(at_lr)
+    check_folders(every)
     trained(every, args)
     forget(divided)
     register_folders(data.folders)
@@ -290,10 +290,11 @@ def matrix(
             for name, recipe in recipes.items():
                 cfg = recipe.clone()
                 cfg.SOLVER.IMS_PER_GPU = ims_per_gpu
-                cfg.SOLVER.BASE_LR = (lrs or {}).get((name, ims_per_gpu), cfg.SOLVER.BASE_LR)
+                lr = (lrs or {}).get((name, ims_per_gpu))
+                cfg.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR if lr is None else lr
                 cfg = resolve_schedule(cfg, args.num_gpus)
                 cfg.SEED = seed
-                run = Run(name, ims_per_gpu, seed, cfg)
+                run = Run(name, ims_per_gpu, seed, cfg, lr)
                 cfg.OUTPUT_DIR = str(folder / "runs" / run.name)
                 runs.append(run)
     return runs
@@ -482,7 +483,8 @@ def name_of(outcome: Outcome) -> str:
 def write_measured(
     args: argparse.Namespace, recipes: dict[str, CfgNode], outcomes: Sequence[Outcome]
 ) -> None:
-    """Write measured.csv, which tools/recommend.py reads."""
+    """Write measured.csv, which tools/recommend.py reads; rows of other comparisons stay."""
+    file = args.output / "measured.csv"
     rows = []
     for outcome in outcomes:
         first = {(run.recipe, run.ims_per_gpu): run.cfg for run in reversed(outcome.runs)}
@@ -509,7 +511,9 @@ def write_measured(
                     commit=commit(),
                 )
                 rows.append(row)
-    write_atomically(args.output / "measured.csv", rows_text(rows))
+    there = read_rows(file) if file.exists() else []
+    anew = {row.key for row in rows}
+    write_atomically(file, rows_text([*(row for row in there if row.key not in anew), *rows]))
 
 
 def commit() -> str:
@@ -560,9 +564,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--parts",
         nargs="+",
-        default=["all"],
+        default=[],
         metavar="N",
-        help="numbers of training pictures, a comparison for each; all for all (default)",
+        help="numbers of training pictures, a comparison in a folder of its own for each; all for "
+        "all (default)",
     )
     parser.add_argument(
         "--steps",

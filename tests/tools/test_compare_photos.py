@@ -62,22 +62,33 @@ def test_parts_are_compared_each_with_weights_and_rates_of_its_own(
         (4, "gn_distilled", "lite0_distilled", 3), (5, "gn_distilled", "lite0_distilled", 3),
     ]  # fmt: skip
     weights = []
-    for row, part in zip(rows, ("4pictures", "allpictures"), strict=True):
+    for row, part in zip(rows, ("4pictures-3steps", "allpictures-3steps"), strict=True):
         folder = output / part
         (chosen,) = json.loads((folder / "report.json").read_text())["rates"]
         assert set(chosen["ap"]) == {"0.01", "0.02"} and row.lr in (0.01, 0.02)
         assert "## Learning rates" in (folder / "report.md").read_text()
-        tuned = load_config(folder / "rates/lr0.02/runs/gn_distilled-2ims-seed5/config.yaml")
-        final = load_config(folder / "runs/gn_distilled-2ims-seed5/config.yaml")
+        tuned = load_config(folder / "rates/runs/gn_distilled-2ims-seed5-lr0.02/config.yaml")
+        (final,) = map(load_config, folder.glob("runs/gn_distilled-2ims-seed5-lr*/config.yaml"))
         assert tuned.DATASETS.COCO_FOLDERS != final.DATASETS.COCO_FOLDERS
         assert str(shapes / "val.json") not in str(tuned.DATASETS.COCO_FOLDERS)
         assert tuned.MODEL.TIMM.WEIGHTS == final.MODEL.TIMM.WEIGHTS
-        weights.append(torch.load(final.MODEL.TIMM.WEIGHTS)["bn1.weight"])
+        weights.append(torch.load(final.MODEL.TIMM.WEIGHTS)["state_dict"]["bn1.weight"])
     assert not torch.equal(*weights)
     before = runs_of(output)
     assert len(before) == 6
     assert call_main(PROGRAM, *asked) == 0
     assert runs_of(output) == before
+
+    # It grows by what is new, and the rows of what is there stay.
+    asked[asked.index("--parts") + 1 : asked.index("--lrs")] = ["all"]
+    asked[asked.index("--steps") + 1] = 4
+    assert call_main(PROGRAM, *asked) == 0
+    grown = runs_of(output)
+    assert before.items() <= grown.items() and len(grown) == 9
+    assert [(row.pictures, row.steps) for row in read_rows(output / "measured.csv")] == [
+        (4, 3), (5, 3), (5, 4),
+    ]  # fmt: skip
+    assert len([*output.glob("weights/*/distilled.pth")]) == 2
 
 
 @pytest.mark.slow

@@ -54,16 +54,19 @@ class Run:
         ims_per_gpu: images on each GPU at a time.
         seed: of the run.
         cfg: its whole config, as it trains.
+        lr: the learning rate of the reference, where it is one of several.
     """
 
     recipe: str
     ims_per_gpu: int
     seed: int
     cfg: CfgNode
+    lr: float | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.recipe}-{self.ims_per_gpu}ims-seed{self.seed}"
+        name = f"{self.recipe}-{self.ims_per_gpu}ims-seed{self.seed}"
+        return name if self.lr is None else f"{name}-lr{self.lr:g}"
 
     @property
     def folder(self) -> Path:

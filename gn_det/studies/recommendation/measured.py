@@ -60,6 +60,13 @@ class Row:
     note: str = ""
 
     @property
+    def key(self) -> tuple[object, ...]:
+        """What was measured; the other columns are what came of it."""
+        data = self.data, self.pictures
+        recipe = self.recipe, self.config, self.overrides, self.weights
+        return *data, *recipe, self.ims_per_batch, self.steps
+
+    @property
     def images(self) -> int:
         """That the training saw."""
         return self.steps * self.ims_per_batch
