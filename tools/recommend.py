@@ -21,6 +21,7 @@ from gn_det.data.coco import read_coco
 from gn_det.data.datasets import CocoFolder, read_folder
 from gn_det.data.facts import DataFacts, facts_of
 from gn_det.errors import InputError
+from gn_det.modeling.with_gn import puts_gn_into_the_backbone
 from gn_det.studies.conversion.backbone import source_of
 from gn_det.studies.memory.plan import Card
 from gn_det.studies.memory.step import VARIANTS, count_step
@@ -46,12 +47,12 @@ def main() -> None:
     near = nearest_rows(facts, rows)
     if not near:
         raise InputError(f"{MEASURED} and --measured have no rows")
-    print(f"{rows_table(near)}\n")
     if far := far_in(facts, near[0]):
-        print(no_recommendation(near[0], far))
+        print(f"{rows_table(near)}\n\n{no_recommendation(near[0], far)}")
         return
     fitting = images_that_fit(args.gpu_memory)
     row = best_row(near, fitting)
+    print(f"{rows_table(near, row)}\n")
     if row is None:
         print(f"No recommendation: not one image of {RECIPES / COUNTED} fits.")
         return
@@ -96,10 +97,11 @@ def facts_table(json_file: Path, facts: DataFacts) -> str:
     return table(rows, [str(json_file), ""], disable_numparse=True)
 
 
-def rows_table(rows: list[Row]) -> str:
-    """The measured rows, the best first."""
+def rows_table(rows: list[Row], recommended: Row | None = None) -> str:
+    """The measured rows, the best first, and a mark at one of them."""
     cells = [
         [
+            ">" if row is recommended else "",
             f"{row.data}, {row.pictures} pictures",
             row.recipe,
             row.weights,
@@ -114,7 +116,7 @@ def rows_table(rows: list[Row]) -> str:
         for row in sorted(rows, key=lambda row: (-row.images, -row.ap))
     ]
     headers = [
-        *("measured on", "recipe", "weights", "images a step", "steps", "learning rate"),
+        *("", "measured on", "recipe", "weights", "images a step", "steps", "learning rate"),
         *("box AP", "mask AP", "seeds", "commit"),
     ]
     notes = dict.fromkeys(row.note for row in rows if row.note)
@@ -145,8 +147,8 @@ def recommendation(
     images = "1 image" if row.ims_per_batch == 1 else f"{row.ims_per_batch} images"
     cfg = load_config(row.config, shlex.split(row.overrides))
     lines = [
-        f"Recommended: {row.recipe}, from the weights {row.weights}, {row.steps} steps of "
-        f"{images} at a learning rate of {row.lr:g}: {row.ap:.1f} AP (mean of "
+        f"Recommended: {row.recipe} ({norm_of(cfg)}), from the weights {row.weights}, "
+        f"{row.steps} steps of {images} at a learning rate of {row.lr:g}: {row.ap:.1f} AP (mean of "
         f"box and mask) on {row.data}, the highest of the longest trainings that fit.",
     ]
     if row.seeds == 1:
@@ -164,6 +166,16 @@ def recommendation(
     if source_of(cfg.MODEL.TIMM.WEIGHTS)[1]:
         lines.append("The last command trains, and the one before makes its weights.")
     return "\n".join([*lines, "", command(row, cfg, data, masks, num_gpus)])
+
+
+def norm_of(cfg: CfgNode) -> str:
+    """The norm of the backbone of a recipe, in words."""
+    groups = "1 group" if cfg.MODEL.GN.NUM_GROUPS == 1 else f"{cfg.MODEL.GN.NUM_GROUPS} groups"
+    if not puts_gn_into_the_backbone(cfg):
+        return {"FrozenBN": "frozen BN", "BN": "BN that trains"}[cfg.MODEL.TIMM.NORM]
+    if cfg.MODEL.GN.HAND_OVER_STEPS:
+        return f"frozen BN that becomes GN of {groups}"
+    return f"GN of {groups}"
 
 
 def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> str:

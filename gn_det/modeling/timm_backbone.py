@@ -385,7 +385,8 @@ def _read_state(file: str) -> dict[str, Tensor]:
     if not Path(file).is_file():
         raise InputError(
             f"MODEL.TIMM.WEIGHTS (weights of TimmBackbone) {file}: no such file; name one, or "
-            '"timm" for those that timm downloads'
+            '"timm" for those that timm downloads. tools/convert_bn_to_gn.py --backbone makes what '
+            "recipes call calibrated and distilled, and `make weights/lite0.pth` the others"
         )
     try:
         state = load_state_dict(file, weights_only=True)
