@@ -56,7 +56,7 @@ def test_the_recommendation_names_its_row_and_the_command_has_its_schedule(
     call_main(PROGRAM, shapes, "--measured", table)
     told = capsys.readouterr().out
     assert "Recommended: gn_handed_over (frozen BN that becomes GN of 1 group), from the " in told
-        assert "weights lite0, 1200 steps of 1 image at" in told and told.count("\n>  ") == 1
+    assert "weights lite0, 1200 steps of 1 image at" in told and told.count("\n>  ") == 1
     assert "90.0 ± 1.5" in told and "abc1234" in told and "one seed" not in told
     assert "Within 1 AP of it: frozenbn at 1 a step." in told
     command = shlex.split(told.strip().splitlines()[-1])
