@@ -26,7 +26,7 @@ KERNELS = TRITON_INTERPRET=$(TRITON_INTERPRET) $(PYTEST) tests/ops/kernels tests
 .PHONY: help install quickstart compare compare-photos check test test-all test-kernels gpu fuzz lint types
 
 help:
-	@echo "make quickstart    install, generate data, train, evaluate and plot (10 minutes)"
+	@echo "make quickstart    install, generate data, train, evaluate and plot (7 minutes)"
 	@echo "make compare       GN against frozen BN and BN, three seeds (an hour; QUICK=--quick: 12 minutes)"
 	@echo "make compare-photos DATA=folder  the same on photographs of yours, from ImageNet weights (hours;"
 	@echo "                   QUICK=--quick: about an hour); PARTS=\"10 30 all\" STEPS=\"300 1200\" LRS=..."

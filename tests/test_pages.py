@@ -20,6 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from support import zoo
+from support.models import lite0_weights
 from support.programs import ROOT, TINY, load_program
 from torch import nn
 
@@ -385,7 +386,11 @@ def clone(shapes: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_readmes_commands_train_on_a_folder_and_report(clone: Path) -> None:
-    trained = run(command("photos.yaml"), clone, more=tuple(TINY))
+    (clone / "weights").mkdir()
+    lite0_weights(clone / "weights/lite0.pth")
+    small = ("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", *TINY)
+    short = ("SOLVER.WARMUP_ITERS", "1", "MODEL.GN.HAND_OVER_STEPS", "2")
+    trained = run(command("train_net.py", "mine/train.json"), clone, more=small + short)
     assert trained.returncode == 0, trained.stderr
     reported = run(command("report_run.py"), clone)
     assert reported.returncode == 0, reported.stderr
