@@ -170,9 +170,13 @@ def recommendation(
 
 def norm_of(cfg: CfgNode) -> str:
     """The norm of the backbone of a recipe, in words."""
-    groups = "1 group" if cfg.MODEL.GN.NUM_GROUPS == 1 else f"{cfg.MODEL.GN.NUM_GROUPS} groups"
+    gn = cfg.MODEL.GN
+    groups = "1 group" if gn.NUM_GROUPS == 1 else f"{gn.NUM_GROUPS} groups"
+    if gn.CHANNELS_PER_GROUP:
+        groups = f"{gn.CHANNELS_PER_GROUP} channels a group"
     if not puts_gn_into_the_backbone(cfg):
-        return {"FrozenBN": "frozen BN", "BN": "BN that trains"}[cfg.MODEL.TIMM.NORM]
+        norm = cfg.MODEL.TIMM.NORM if cfg.MODEL.TIMM.NAME else cfg.MODEL.RESNETS.NORM
+        return {"FrozenBN": "frozen BN", "BN": "BN that trains"}.get(norm, norm)
     if cfg.MODEL.GN.HAND_OVER_STEPS:
         return f"frozen BN that becomes GN of {groups}"
     return f"GN of {groups}"

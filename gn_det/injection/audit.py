@@ -222,7 +222,7 @@ def _out_of_reach(model: nn.Module, places: Places) -> Iterator[tuple[str, str, 
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 why += ", of which BN takes no statistics with one image: freeze it"
             yield "other", name, why
-        elif reads_statistics(type(holder)):  # type: ignore[arg-type]
+        elif isinstance(module, _BN_OR_GN) and name and reads_statistics(type(holder)):  # type: ignore[arg-type]
             yield "other", name, f"{kind}, whose statistics the code around it reads"
         elif isinstance(module, _BN_OR_GN) and "weight" not in module._parameters:
             yield "other", name, f"{kind}, whose weight is parametrized or pruned"

@@ -21,8 +21,8 @@ from gn_det.injection.kinds import (
     Layer,
     is_conv,
     is_norm,
-    is_norm_of_any_kind,
     library_of,
+    normalizes,
     upwards,
 )
 from gn_det.injection.one_pixel import is_gate, names_used
@@ -95,10 +95,14 @@ class Look:
         model: any model.
         parts: see :func:`gn_det.injection.parts.parts_of`.
         gated: the modules of gates, see :mod:`gn_det.injection.one_pixel`.
+
+    Attributes:
+        taken_norms: those that are known to be of a convolution.
     """
 
     def __init__(self, model: nn.Module, parts: Mapping[str, Part], gated: set[nn.Module]) -> None:
         self.parts, self.gated = parts, gated
+        self.taken_norms: set[nn.Module] = set()
         self.names: dict[str, Layer] = dict(model.named_modules())
         self.parents: defaultdict[nn.Module, list[nn.Module]] = defaultdict(list)
         for parent in self.names.values():
@@ -116,14 +120,12 @@ class Look:
                 self.taken[part][module.in_features] += 1
         self.widths = {part: max(each, key=lambda c: (each[c], c)) for part, each in widths.items()}
 
-    def bare(self, normed: set[nn.Module], norms: set[nn.Module]) -> Iterator[Bare]:
+    def bare(self, normed: set[nn.Module]) -> Iterator[Bare]:
         """Yields every convolution, but those that have a norm or a place for one that is known.
 
         Args:
             normed: the convolutions that have, or are such a place.
-            norms: theirs.
         """
-        self.taken_norms = norms
         for name, conv in self.names.items():
             if is_conv(conv) and conv not in normed and not is_norm(conv):
                 site, holder = self.site(name, conv), self._holder(name, conv)
@@ -183,7 +185,7 @@ class Look:
         sequences = [parent for parent in parents if isinstance(parent, nn.Sequential)]
         if any(_before_activation(parent, conv) for parent in sequences):
             return self._feeds(conv, part) or not _predicts(name)
-        if self._has_norm_beside(name):
+        if self._has_norm_beside(name, conv):
             return False
         if _is_activation(getattr(conv, "activation", None)) and hasattr(conv, "norm"):
             return True
@@ -203,12 +205,20 @@ class Look:
             return False
         return _activates(owner) and self._feeds(conv, part) and not _predicts(name)
 
-    def _has_norm_beside(self, name: str) -> bool:
-        """Whether there is a norm, of any kind, of which nobody knows that it is another's."""
+    def _has_norm_beside(self, name: str, conv: Layer) -> bool:
+        """Whether there is a norm that may be this convolution's.
+
+        One directly beside it may be, though it is known to be another's: blocks have one norm
+        behind several convolutions. One in a list may be, where nobody knows whose it is.
+        """
+        beside = [child for parent in self.parents[conv] for child in parent.children()]
+        if any(is_norm(child) or normalizes(child, conv.out_channels) for child in beside):
+            return True
         for above in [*upwards(name)][1:]:
             holder = self.names[above]
             for child in holder.children():
-                if is_norm_of_any_kind(child) and not self.taken_norms.issuperset(_leaves(child)):
+                of_others = self.taken_norms.issuperset(_leaves(child))
+                if normalizes(child, conv.out_channels) and not of_others:
                     return True
             if type(holder) not in _LISTS:
                 return False

@@ -15,6 +15,7 @@ from gn_det.errors import InputError
 from gn_det.injection.kinds import Layer
 from gn_det.injection.least_squares import ChannelFit, sums_of_gn
 from gn_det.injection.regions import Regions
+from gn_det.layers.hand_over import eps_of
 
 __all__ = ["Calibrated", "Call", "Pair", "calibrate", "mean"]
 
@@ -175,7 +176,7 @@ def _bn(bn: Layer, x: Tensor, call: int) -> Tensor:
         call: how many calls on this batch there were before: a list of BN layers cycles.
     """
     statistics: Layer = bn[call % len(bn)] if isinstance(bn, nn.ModuleList) else bn
-    scale = (statistics.running_var.double() + getattr(statistics, "eps", 1e-5)).rsqrt()
+    scale = (statistics.running_var.double() + eps_of(statistics)).rsqrt()
     shift = -statistics.running_mean.double() * scale
     if bn.weight is not None:
         scale = scale * bn.weight

@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
-from torch.autograd.function import FunctionCtx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gn_det.layers import FusedGroupNorm, FusedGroupNormAct
@@ -39,8 +38,11 @@ from gn_det.layers import FusedGroupNorm, FusedGroupNormAct
 __all__ = ["Record", "UntraceableError", "path_of", "record"]
 
 
-class UntraceableError(Exception):
-    """Why a module's forward cannot be recorded; the message goes on from "its forward"."""
+class UntraceableError(BaseException):
+    """Why a module's forward cannot be recorded; the message goes on from "its forward".
+
+    It is no Exception, so that no handler in the forward takes it for one of its own.
+    """
 
 
 class Record(NamedTuple):
@@ -87,7 +89,10 @@ def _record(tracer: _Tracer) -> Record:
         with warnings.catch_warnings(), tracer.watching():
             warnings.simplefilter("ignore")
             graph = tracer.trace(tracer.root_module)
-        tracer.check_kept()
+        if tracer.alive():
+            gc.collect()  # what is left in cycles is kept by nobody
+        if tracer.take_back():
+            raise UntraceableError("keeps an input or a result for later")
         if _random_states() != drawn:
             raise UntraceableError("draws random numbers")
     except UntraceableError:
@@ -99,6 +104,7 @@ def _record(tracer: _Tracer) -> Record:
         kind = type(error).__name__
         raise UntraceableError(f"takes no stand-in for a tensor ({kind}: {text})") from error
     finally:
+        tracer.take_back()
         if _random_states() != drawn:
             _restore(drawn)
     return Record(graph, tracer.entered, tracer.reads)
@@ -156,7 +162,6 @@ _IN_PLACE = (
 
 
 _ASKS_TYPE = "asks what type an input or a result has"
-_ASKS_ATTRIBUTE = {"hasattr", "getattr", "AttributeError", "Exception"}
 
 
 def _of_others(frame: FrameType) -> set[str]:
@@ -165,14 +170,23 @@ def _of_others(frame: FrameType) -> set[str]:
     return set() if ours else {*frame.f_code.co_names}
 
 
+def _may_go_without(frame: FrameType) -> bool:
+    """Whether a frame asks for an attribute by hasattr or getattr, or where it may be missing."""
+    calls = dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith(("CALL", "PRECALL"))
+    names = _of_others(frame)
+    return bool(names & {"AttributeError", "Exception"}) or (
+        calls and bool(names & {"hasattr", "getattr"})
+    )
+
+
 def _check_code(forward: Callable) -> None:
     """Refuse what shows in the code of a forward alone."""
     if getattr(forward, "_torchdynamo_disable", False):
         raise UntraceableError("is kept from torch.compile")
     code = getattr(inspect.unwrap(forward), "__code__", None)
+    inputs = code.co_varnames[1 : code.co_argcount] if code is not None else ()
     for one, then in pairwise(dis.get_instructions(code) if code is not None else ()):
-        asks = one.opname == "LOAD_GLOBAL" and one.argval == "type"
-        if asks and then.opname.startswith("LOAD_FAST") and then.argval != "self":
+        if one.opname == "LOAD_GLOBAL" and one.argval == "type" and then.argval in inputs:
             raise UntraceableError(_ASKS_TYPE)
 
 
@@ -186,7 +200,7 @@ class _StandIn(fx.Proxy):
         return _StandIn
 
     def __getattr__(self, name: str) -> Any:
-        if not hasattr(torch.Tensor, name) and _of_others(sys._getframe(1)) & _ASKS_ATTRIBUTE:
+        if not hasattr(torch.Tensor, name) and _may_go_without(sys._getframe(1)):
             raise UntraceableError(f"asks whether an input or a result has {name}")
         return super().__getattr__(name)
 
@@ -288,6 +302,11 @@ class _Tracer(fx.Tracer):
         self._paths = {module: path for path, module in root.named_modules()}
         self._forward, self._enters, self._given = forward, enters, given
         self._stand_ins: list[weakref.ref] = []
+        self._functions = {
+            kind.forward.__code__
+            for kind in _subclasses(torch.autograd.Function)
+            if inspect.isfunction(kind.forward)
+        }
         self._states: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
 
     def create_args_for_root(
@@ -307,8 +326,7 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not _CALL_OF_MODULES:
-            first = frame.f_code.co_varnames[:1] if frame.f_code.co_argcount else ()
-            if first and issubclass(type(frame.f_locals.get(*first)), FunctionCtx):
+            if frame.f_code in self._functions:  # whose apply has another name
                 raise UntraceableError(_AUTOGRAD_FUNCTION)
             frame = frame.f_back
         return super().create_proxy(*args, **kwargs)
@@ -318,19 +336,25 @@ class _Tracer(fx.Tracer):
         self._stand_ins.append(weakref.ref(stand_in))
         return stand_in
 
-    def check_kept(self) -> None:
-        """Refuse a forward that keeps a stand-in somewhere, which it is taken from."""
-        if any(ref() is not None for ref in self._stand_ins):
-            gc.collect()  # what is left in cycles is kept by nobody
-        kept = [each for ref in self._stand_ins if (each := ref()) is not None]
-        for stand_in in kept:
-            for holder in gc.get_referrers(stand_in):
-                if type(holder) in (list, deque) and holder is not kept:
-                    others = [each for each in holder if each is not stand_in]
-                    holder.clear()
-                    holder.extend(others)
-        if kept:
-            raise UntraceableError("keeps an input or a result for later")
+    def alive(self) -> list[fx.Proxy]:
+        """The stand-ins that somebody has."""
+        return [each for ref in self._stand_ins if (each := ref()) is not None]
+
+    def take_back(self) -> bool:
+        """Take stand-ins from lists and dicts that a forward left them in; whether there were."""
+        kept = self.alive()
+        if not kept:
+            return False
+        theirs = {id(each) for each in kept}
+        for holder in gc.get_referrers(*kept):
+            if isinstance(holder, (list, deque)) and holder is not kept:
+                rest = [each for each in holder if id(each) not in theirs]
+                holder.clear()
+                holder.extend(rest)
+            elif isinstance(holder, dict):
+                for key in [key for key, value in holder.items() if id(value) in theirs]:
+                    del holder[key]
+        return True
 
     def create_arg(self, a: Any) -> Any:
         if type(a) is _StandIn:
@@ -382,16 +406,20 @@ class _Tracer(fx.Tracer):
                 caller = sys._getframe(1).f_globals.get("__name__", "")
                 if threading.get_ident() == thread and caller not in _PYTORCHS:
                     raise UntraceableError(why)
+                if of_classes:
+                    kind, *args = args
+                    return function.__get__(None, kind)(*args, **kwargs)
                 return function(*args, **kwargs)
 
-            return call
+            of_classes = "classmethod" in type(function).__name__
+            return classmethod(call) if of_classes else call
 
         unseen = [(why, *where, vars(where[0]).get(where[1])) for why, where in _UNSEEN.items()]
         count = builtins.len
         builtins.len = _length(count)
         nn.Module.__getattribute__, nn.Module.__setattr__ = read, refuse
         for why, owner, name, _ in unseen:
-            setattr(owner, name, refused(getattr(owner, name), why))
+            setattr(owner, name, refused(vars(owner).get(name) or getattr(owner, name), why))
         try:
             yield
         finally:
@@ -435,6 +463,13 @@ def is_norm(module: nn.Module) -> bool:
     return type(module) is FusedGroupNorm and module.activation is None
 
 
+def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    each: type[Any]
+    for each in kind.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
 def _has_state(value: Any) -> bool:
     """Whether a value is an object that code may change, and neither a module nor a tensor."""
     stateless = (nn.Module, torch.Tensor, type, FunctionType, ModuleType)
@@ -442,11 +477,14 @@ def _has_state(value: Any) -> bool:
 
 
 def _is_as_before(value: Any, before: dict[str, Any]) -> bool:
+    """Whether the public attributes that an object had are the same; others are caches."""
+
     def items(each: Any) -> Any:
         return [*map(id, each)] if isinstance(each, _CONTAINERS) else id(each)
 
     now = vars(value)
-    return now.keys() == before.keys() and all(items(now[k]) == items(v) for k, v in before.items())
+    public = {key: each for key, each in before.items() if not key.startswith("_")}
+    return all(key in now and items(now[key]) == items(each) for key, each in public.items())
 
 
 def _copy(value: Any) -> Any:

@@ -121,7 +121,7 @@ def distill(
         )
     if student is teacher:
         raise InputError("the student is the teacher; give a copy of the network with BN")
-    held_out = held_out if len(held_out) else [*islice(_endless(batches, 0), 4)]
+    held_out = [*held_out] or [*islice(_endless(batches, 0), 4)]
     file = None if checkpoint is None else Path(checkpoint)
     start = copy.deepcopy(student.state_dict())
     with _for_distillation(student, teacher):

@@ -8,6 +8,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +20,7 @@ _AT_THE_START = re.compile(r"__init__|\w*(init|reset)\w*")  # which runs before 
 
 
 def takes_by_number(owner: type[nn.Module], path: list[str]) -> bool:
-    """Whether methods of a class index what an attribute holds, as in ``self.tower[2](x)``.
+    """Whether methods of a class index or number what an attribute holds: ``self.tower[2](x)``.
 
     Args:
         owner: of the class whose code calls the layers.
@@ -36,11 +37,15 @@ def _indexed(owner: type[nn.Module]) -> frozenset[tuple[str, int]]:
     """(attribute, how many indices) of each index in the methods that run with a model's input."""
     found = set()
     for method in _methods(owner):
-        for node in ast.walk(method):
+        for each in ast.walk(method):
+            node: Any = each
             depth = 0
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "enumerate":
+                node, depth = node.args[0] if node.args else node, 1
             while isinstance(node, ast.Subscript):
                 node, depth = node.value, depth + 1
-            if depth and isinstance(node, ast.Attribute):
+            of_self = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self"
+            if depth and of_self:
                 found.add((node.attr, depth))
     return frozenset(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -56,8 +57,9 @@ def inject(
     Subclasses of Detectron2's and torchvision's modules have the sites of their base. In other
     classes, a part is known by where it hangs in the model (backbone, neck, rpn_head, mask_head).
     A convolution there gains a norm where an activation follows it, or in a pyramid; predictors and
-    convolutions that predict weights or sampling points of others gain none. audit lists each
-    convolution without a norm with the reason.
+    convolutions that predict weights or sampling points of others gain none. Norms of vectors, in
+    gates, and those that are pruned, parametrized or read by the code around them stay. audit lists
+    each of these, and each convolution without a norm, with the reason.
 
     Call this before you build DistributedDataParallel. γ and β of BN and GN stay the same
     parameters, which an optimizer that was built before still trains; those in the place of
@@ -231,6 +233,9 @@ def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:
     for name, value in vars(old).items():
         if name.startswith(_HOOKS):
             setattr(norm, name, value)
+            for hook in value.values() if isinstance(value, dict) else ():
+                if getattr(hook, "with_module", False):
+                    hook.module = weakref.ref(norm)
     if isinstance(old, FusedGroupNorm):
         norm.activation = old.activation
     drop, act = getattr(old, "drop", None), getattr(old, "act", None)

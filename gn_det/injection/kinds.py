@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gn_det.errors import InputError
 
@@ -19,8 +19,8 @@ __all__ = [
     "is_a",
     "is_conv",
     "is_norm",
-    "is_norm_of_any_kind",
     "library_of",
+    "normalizes",
     "num_channels",
     "type_name",
     "upwards",
@@ -70,15 +70,29 @@ def _is_frozen_copy(module: nn.Module) -> bool:
     return own and {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()
 
 
-def is_norm_of_any_kind(module: nn.Module) -> bool:
-    """Whether a module normalizes: by a norm, by a class that is called so, or by what it holds.
+def normalizes(module: nn.Module, channels: int) -> bool:
+    """Whether a module is a norm of so many channels of a map, of any kind, or holds one.
 
-    What also holds a convolution, or a linear layer, is more than a norm.
+    What also holds a convolution, or a linear layer, is more than a norm. Kinds other than BN and
+    GN are told by their names; nn.LayerNorm itself is of tokens.
     """
     parts = [*module.modules()]
     if any(is_conv(part) or isinstance(part, nn.Linear) for part in parts):
         return False
-    return any(is_norm(part) or _NORM_NAMES.fullmatch(type(part).__name__) for part in parts)
+    return any(
+        (is_norm(part) or _NORM_NAMES.fullmatch(type(part).__name__) is not None)
+        and type(part) is not nn.LayerNorm
+        and _width(part) == channels
+        for part in parts
+    )
+
+
+def _width(norm: Layer) -> int | None:
+    for name in ("num_features", "num_channels"):
+        if isinstance(getattr(norm, name, None), int):
+            return getattr(norm, name)
+    weight = getattr(norm, "weight", None)
+    return weight.numel() if isinstance(weight, Tensor) else None
 
 
 def is_conv(module: nn.Module | None) -> bool:

@@ -10,6 +10,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from types import CodeType
@@ -41,8 +42,7 @@ def gated_modules(model: nn.Module) -> set[nn.Module]:
         if _pools(unit) and _gates(unit):
             for holder in upwards(name):
                 if holder not in found:
-                    tried = (_pixels(model.get_submodule(holder), side) for side in _SIDES)
-                    found[holder] = next(filter(None, tried), {})
+                    found[holder] = _pixels(model.get_submodule(holder))
                 if found[holder]:
                     gated |= {part for part in unit.modules() if found[holder].get(part) == 1}
                     break
@@ -81,7 +81,7 @@ def _gates(unit: nn.Module) -> bool:
     return any(map(is_gate, chain([unit], unit.children(), within)))
 
 
-def _pixels(unit: nn.Module, side: int) -> dict[nn.Module, int]:
+def _pixels(unit: nn.Module) -> dict[nn.Module, int]:
     """The most pixels that each convolution and norm of a module gets; empty if it does not run."""
     conv: Layer = next(filter(is_conv, unit.modules()), None)
     if conv is None:
@@ -100,12 +100,17 @@ def _pixels(unit: nn.Module, side: int) -> dict[nn.Module, int]:
 
                 if is_conv(module) or is_norm(module):
                     twin.register_forward_pre_hook(look)
-            sides = [side] * len(conv.kernel_size)
-            x = torch.empty(2, conv.in_channels, *sides, dtype=conv.weight.dtype, device="meta")
-            copied.eval()(x)
-    except Exception:  # whatever a class of somebody's own may raise: it takes something else
+            copied.eval()
+            for side in _SIDES:
+                shape = 2, conv.in_channels, *[side] * len(conv.kernel_size)
+                pixels.clear()
+                # Whatever a class of somebody's own may raise: it takes something else.
+                with suppress(Exception):
+                    copied(torch.empty(shape, dtype=conv.weight.dtype, device="meta"))
+                    return pixels
+    except Exception:  # nor can every class be copied
         return {}
-    return pixels
+    return {}
 
 
 def _without_weights(module: nn.Module) -> nn.Module:

@@ -42,8 +42,9 @@ def find_places(model: nn.Module) -> Places:
             before = norm if conv is None else conv
             slots.append(Slot(look.site(names[before], before), parent, conv, norm, known=False))
     with_conv = [slot for slot in slots if slot.conv is not None]
-    norms = {part for slot in with_conv if slot.norm is not None for part in slot.norm.modules()}
-    bare = [*look.bare({slot.conv for slot in with_conv}, norms)]
+    for slot in with_conv:
+        look.taken_norms |= {*slot.norm.modules()} if slot.norm is not None else set()
+    bare = [*look.bare({slot.conv for slot in with_conv})]
     for each in bare:
         if not each.why_not:
             slots.append(Slot(each.site, each.holder, each.conv, None, known=False))

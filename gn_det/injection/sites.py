@@ -6,6 +6,7 @@ Those of other classes are found by where they hang in the model, and their norm
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import re
@@ -145,12 +146,13 @@ def find_by_type(module: nn.Module) -> Iterator[Place]:
             number = name.lstrip(_NO_DIGITS)
             if is_norm(child):
                 behind = in_lists.get(child, numbered.get(number, before))
-                if flat or _is_of_vectors(child, behind) or reads_statistics(type(parent)):  # type: ignore[arg-type]
+                vectors = flat and isinstance(child, nn.BatchNorm1d)
+                if vectors or _is_of_vectors(child, behind) or reads_statistics(type(parent)):  # type: ignore[arg-type]
                     continue
                 convs = (in_lists.get(child), numbered.get(number), before)
                 found = (_conv_of(conv, num_channels(child)) for conv in convs)
                 yield parent, next(filter(None, found), None), child
-            elif isinstance(child, nn.Flatten):
+            elif isinstance(child, nn.Flatten) and (child.start_dim, child.end_dim) == (1, -1):
                 flat = True
             elif any(True for _ in child.parameters()):
                 before, flat = child, False
@@ -168,9 +170,8 @@ def _is_of_vectors(norm: nn.Module, behind: Layer) -> bool:
     if not isinstance(norm, nn.BatchNorm1d):
         return isinstance(_last(behind), nn.Linear)
     layers = [m for m in behind.modules() if is_conv(m) or isinstance(m, nn.Linear)]
-    return bool(layers) and (
-        isinstance(layers[-1], nn.Linear) or len(getattr(layers[-1], "kernel_size", [0])) > 1
-    )
+    size = getattr(layers[-1], "kernel_size", ()) if layers else 1
+    return isinstance(size, tuple) and len(size) != 1
 
 
 @functools.cache
@@ -181,11 +182,16 @@ def reads_statistics(kind: type[nn.Module]) -> bool:
     methods, names = [kind.forward], {"forward"}
     while methods:
         method = inspect.unwrap(methods.pop())
-        found = {*method.__code__.co_names} - names if inspect.isfunction(method) else set()
-        if found & {"running_mean", "running_var"}:
+        code = [*dis.get_instructions(method)] if inspect.isfunction(method) else []
+        if any(each.argval in ("running_mean", "running_var") for each in code):
             return True
-        names |= found
-        methods += [getattr(kind, name) for name in found if hasattr(kind, name)]
+        called = {
+            then.argval
+            for one, then in pairwise(code)
+            if one.argval == "self" and then.opname in ("LOAD_ATTR", "LOAD_METHOD")
+        } - names
+        names |= called
+        methods += [getattr(kind, name) for name in called if hasattr(kind, name)]
     return False
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gn_det.errors import InputError
 from gn_det.layers.group_norm import FusedGroupNorm, FusedGroupNormAct
 
-__all__ = ["HandOver", "finish", "hand_over_from", "hand_overs", "statistics_of"]
+__all__ = ["HandOver", "eps_of", "finish", "hand_over_from", "hand_overs", "statistics_of"]
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -116,10 +116,17 @@ def statistics_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
     found = {}
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is not None:
-            is_handed_over = isinstance(module, HandOver)
-            eps = module.bn_eps if is_handed_over else getattr(module, "eps", 1e-5)
-            found[name] = (module.running_mean, module.running_var, eps)
+            found[name] = (module.running_mean, module.running_var, eps_of(module))
     return found
+
+
+def eps_of(bn: Any) -> float:
+    """Of a BN of any kind; classes without that attribute have it in their code, or none."""
+    if isinstance(bn, HandOver):
+        return bn.bn_eps
+    code = getattr(type(bn).forward, "__code__", None)
+    in_code = 1e-5 if code is not None and 1e-5 in code.co_consts else 0.0
+    return getattr(bn, "eps", in_code)
 
 
 def hand_over_from(model: nn.Module, bns: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
@@ -152,5 +159,6 @@ def finish(model: nn.Module) -> None:
         for name in (*_STATISTICS, "bn_scale", "bn_shift"):
             norm._buffers.pop(name, None)
             norm._non_persistent_buffers_set.discard(name)
-        del norm.alpha, norm.bn_eps
+        for name in ("alpha", "bn_eps", "lacks_statistics", "is_of_gn"):
+            vars(norm).pop(name, None)
         norm.__class__ = plain[type(norm)]

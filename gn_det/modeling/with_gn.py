@@ -72,11 +72,11 @@ def groups_from_config(cfg: CfgNode) -> dict[str, int]:
 
 
 def puts_gn_into_the_backbone(cfg: CfgNode) -> bool:
-    """Whether a config gives a timm backbone GN: by itself, or with the model around it."""
-    sites = {"backbone", "default", "ALL"} & set(cfg.MODEL.GN.SITES)
-    return cfg.MODEL.TIMM.NORM == "GN" or (
-        cfg.MODEL.META_ARCHITECTURE.startswith("GN") and bool(sites)
-    )
+    """Whether a config gives a timm backbone GN: by itself, or with what is around it."""
+    sites = {site.split(".")[0] for site in cfg.MODEL.GN.SITES} & {"backbone", "default", "ALL"}
+    of_model = cfg.MODEL.META_ARCHITECTURE.startswith("GN") and bool(sites)
+    of_builder = cfg.MODEL.BACKBONE.NAME == "build_gn_backbone"
+    return cfg.MODEL.TIMM.NORM == "GN" or of_model or of_builder
 
 
 class WithGN:

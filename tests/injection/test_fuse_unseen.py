@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from gn_det import fuse, inject
@@ -42,11 +44,30 @@ class Swish(torch.autograd.Function):
         return grad * torch.sigmoid(x)
 
 
+class SwishInTwoParts(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return Swish.backward(ctx, grad)
+
+
 swish = Swish.apply  # as people name it
+swish_in_two_parts = SwishInTwoParts.apply
 KEPT: list[Tensor] = []
 
 
 class Meter:
+    @cached_property
+    def factor(self) -> int:
+        return 3
+
     def __init__(self) -> None:
         self.count, self.seen = 0, []
 
@@ -69,6 +90,10 @@ def by_another_name(block: Block, x: Tensor) -> Tensor:
     return swish(normed(block, x))
 
 
+def by_another_name_in_two_parts(block: Block, x: Tensor) -> Tensor:
+    return swish_in_two_parts(normed(block, x))
+
+
 def counts(block: Block, x: Tensor) -> Tensor:
     block.meter.tick()
     return normed(block, x)
@@ -83,6 +108,12 @@ def keeps_in_an_object(block: Block, x: Tensor) -> Tensor:
 def keeps_in_a_global(block: Block, x: Tensor) -> Tensor:
     y = normed(block, x)
     KEPT.append(y)
+    return y
+
+
+def keeps_in_a_dict(block: Block, x: Tensor) -> Tensor:
+    y = normed(block, x)
+    block.meter.__dict__["last"] = y
     return y
 
 
@@ -130,6 +161,14 @@ def tries_what_an_input_has(block: Block, x: Any) -> Tensor:
     return normed(block, x)
 
 
+def tries_with_any_handler(block: Block, x: Any) -> Tensor:
+    try:
+        scale = x.scale_factor
+    except Exception:
+        scale = 1
+    return normed(block, x) * scale
+
+
 def takes_tensors_or_lists(block: Block, x: Any) -> Tensor:
     if type(x) in (list, tuple):
         x = sum(x)
@@ -169,11 +208,26 @@ def outcome(block: nn.Module, x: Tensor) -> tuple:
 
 
 FORWARDS = [
-    reverses, by_another_name, counts, keeps_in_an_object, keeps_in_a_global, marks_its_result,
-    saves_on_the_cpu, without_cudnn, asks_for_inference, asks_whether_it_is_exported,
-    asks_whether_it_is_compiled, takes_what_has_tensors, takes_what_may_have_tensors,
-    tries_what_an_input_has, takes_tensors_or_lists, not_compiled,
-]  # fmt: skip
+    reverses,
+    by_another_name,
+    by_another_name_in_two_parts,
+    counts,
+    keeps_in_an_object,
+    keeps_in_a_global,
+    keeps_in_a_dict,
+    marks_its_result,
+    tries_with_any_handler,
+    saves_on_the_cpu,
+    without_cudnn,
+    asks_for_inference,
+    asks_whether_it_is_exported,
+    asks_whether_it_is_compiled,
+    takes_what_has_tensors,
+    takes_what_may_have_tensors,
+    tries_what_an_input_has,
+    takes_tensors_or_lists,
+    not_compiled,
+]
 
 
 @pytest.mark.filterwarnings("ignore:fuse. none of the")
@@ -185,13 +239,39 @@ def test_a_forward_that_a_record_would_change_stays(
     block = block_of(forward)
     fused = fuse(copy.deepcopy(block))
     assert not isinstance(fused, Rewritten)
-    assert not KEPT and not fused.meter.seen and not fused.meter.count
+    assert not KEPT and vars(fused.meter) == vars(Meter())
     x = torch.randn(1, 8, 4, 4)
     torch.testing.assert_close(outcome(fused, x), outcome(block, x))
 
 
-def test_a_forward_that_does_none_of_it_is_fused() -> None:
-    assert isinstance(fuse(block_of(normed)), Rewritten)
+def by_config(block: Block, x: Tensor) -> Tensor:
+    return normed(block, x) * (2 if block.cfg.twice else 1)
+
+
+def by_what_is_cached(block: Block, x: Tensor) -> Tensor:
+    return normed(block, x) * block.meter.factor
+
+
+def by_the_type_of_a_part(block: Block, x: Tensor) -> Tensor:
+    for part in (block.conv, block.norm):
+        if type(part) is nn.Identity:
+            return x
+    return normed(block, x)
+
+
+def with_a_part_by_its_name(block: Block, x: Any) -> Tensor:
+    return F.relu(block.norm(getattr(block, "conv")(x.tensors)))  # noqa: B009
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [normed, by_config, by_what_is_cached, by_the_type_of_a_part, with_a_part_by_its_name],
+    ids=lambda function: function.__name__,
+)
+def test_a_forward_that_does_none_of_it_is_fused(forward: Callable) -> None:
+    block = block_of(forward)
+    block.cfg = OmegaConf.create({"twice": True})
+    assert isinstance(fuse(block), Rewritten)
     assert Reverse.apply(torch.ones(1, requires_grad=True)).grad_fn is not None
     with torch.backends.cudnn.flags(enabled=False):
         assert not torch.backends.cudnn.enabled
@@ -211,6 +291,24 @@ def test_a_registry_of_classes_does_not_see_the_generated_one() -> None:
     fused = fuse(inject(Theirs(), num_groups=2))
     assert isinstance(fused, Rewritten) and isinstance(copy.deepcopy(fused), Theirs)
     assert known == {"Theirs": Theirs}
+
+
+def test_other_threads_call_functions_meanwhile() -> None:
+    model, stop, wrong = nn.Sequential(*[block_of(normed) for _ in range(8)]), [], []
+
+    def call() -> None:
+        while not stop:
+            try:
+                Swish.apply(torch.ones(1, requires_grad=True)).backward()
+            except BaseException as error:
+                wrong.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    fuse(model)
+    stop.append(True)
+    thread.join()
+    assert not wrong
 
 
 def test_threads_can_copy_fused_models_at_once() -> None:

@@ -49,6 +49,15 @@ def test_norms_of_vectors_stay_and_are_told(layers: nn.Module) -> None:
     assert any("BatchNorm1d of vectors" in left.reason for left in audit(model).left_alone)
 
 
+class IntKernel(nn.Module):
+    """A convolution of somebody's own, with its kernel as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.kernel_size = nn.Parameter(torch.ones(64, 3, 5)), 5
+        self.in_channels, self.out_channels = 3, 64
+
+
 @pytest.mark.parametrize(
     "layers",
     [
@@ -60,8 +69,10 @@ def test_norms_of_vectors_stay_and_are_told(layers: nn.Module) -> None:
             bns=nn.ModuleList(nn.BatchNorm1d(64) for _ in range(2)),
         ),
         nn.Sequential(nn.Linear(8, 8), nn.Conv2d(3, 64, 3), nn.GroupNorm(8, 64)),
+        ByCode(conv=nn.Conv2d(3, 64, 3), flatten=nn.Flatten(), bn=nn.BatchNorm2d(64)),
+        ByCode(conv=IntKernel(), bn=nn.BatchNorm1d(64)),
     ],
-    ids=["1D", "flattened maps", "pre-activation", "lists", "GroupNorm"],
+    ids=["1D", "flattened maps", "pre-activation", "lists", "GroupNorm", "any order", "own class"],
 )
 def test_norms_of_maps_become_gn_in_one_dimension_too(layers: nn.Module) -> None:
     inject(layers)
@@ -82,10 +93,10 @@ class ReadsStatistics(nn.Module):
 
 
 class FoldsAtTheEnd(ReadsStatistics):
-    """As blocks that are reparametrized after training."""
+    """As blocks that are reparametrized after training; others have methods of that name too."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+    def forward(self, x: Tensor, neck: nn.Module | None = None) -> Tensor:
+        return self.bn(self.conv(x if neck is None else neck.folded(x)))
 
 
 def pruned() -> nn.Module:
@@ -182,7 +193,11 @@ def test_hooks_of_the_state_dict_stay() -> None:
     model[1].register_state_dict_post_hook(
         lambda module, state, prefix, metadata: state.update({f"{prefix}more": torch.ones(1)})
     )
+    loaded = []
+    model[1].register_load_state_dict_pre_hook(lambda module, *_: loaded.append(module))
     assert "1.more" in inject(model).state_dict()
+    model.load_state_dict(model.state_dict(), strict=False)
+    assert loaded == [model[1]]
 
 
 def test_norms_that_inference_mode_saw_made_train() -> None:

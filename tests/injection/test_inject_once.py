@@ -107,6 +107,66 @@ def pyramid(kind: str) -> Head:
     return Head(**parts)
 
 
+def in_a_model(head: nn.Module, place: str = "decode_head") -> nn.Module:
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU())
+    model.add_module(place, head)
+    return inject(model)
+
+
+@pytest.mark.parametrize(
+    ("layers", "norms"),
+    [
+        ({"dw": conv(), "pw": conv(), "bn": nn.BatchNorm2d(32), "act": nn.ReLU()}, 1),
+        ({"conv1": conv(), "bn1": nn.BatchNorm2d(32), "conv2": conv(), "relu": nn.ReLU()}, 1),
+        ({"conv1": conv(), "conv2": conv(), "norm": nn.BatchNorm2d(32), "relu": nn.ReLU()}, 1),
+        ({"block": nn.Sequential(conv(), conv(), nn.BatchNorm2d(32), nn.ReLU())}, 1),
+        (
+            {
+                "conv3x1_1": conv(), "conv1x3_1": conv(), "bn1": nn.BatchNorm2d(32),
+                "conv3x1_2": conv(), "conv1x3_2": conv(), "bn2": nn.BatchNorm2d(32),
+                "relu": nn.ReLU(),
+            },
+            2,
+        ),
+    ],
+    ids=["depthwise", "second without", "shared", "sequence", "ERFNet"],
+)  # fmt: skip
+def test_a_norm_behind_several_convolutions_is_all_that_they_have(
+    layers: dict[str, nn.Module], norms: int
+) -> None:
+    model = in_a_model(Head(**layers))
+    found = [m for m in model.decode_head.modules() if isinstance(m, FusedGroupNorm)]
+    assert len(found) == norms
+
+
+class L2Norm(nn.Module):
+    """Of the input of an SSD head, which has more channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(512))
+
+
+class LossNormalizer(nn.Module):
+    pass
+
+
+class SGNLoss(nn.Module):
+    pass
+
+
+@pytest.mark.parametrize(
+    "other",
+    [L2Norm(), nn.LayerNorm(32), LossNormalizer(), SGNLoss()],
+    ids=lambda module: type(module).__name__,
+)
+def test_a_norm_of_something_else_keeps_none_away(other: nn.Module) -> None:
+    model = in_a_model(Head(convs=nn.ModuleList([conv(), conv()]), relu=nn.ReLU(), other=other))
+    found = [m for m in model.decode_head.modules() if isinstance(m, FusedGroupNorm)]
+    assert len(found) == 2
+
+
 @pytest.mark.parametrize("kind", [*KINDS])
 @pytest.mark.parametrize("place", ["head", "mask_head", "neck"])
 @pytest.mark.parametrize("build", [tower, attributes, lists, lists_of_lists, dicts, pyramid])

@@ -39,12 +39,16 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_measured_set_that_is_near_nothing_is_recommended(
-    shapes: Path, call_main: Callable, capsys: pytest.CaptureFixture
+    edit_shapes: Callable, call_main: Callable, capsys: pytest.CaptureFixture
 ) -> None:
-    call_main(PROGRAM, shapes)
+    def one_picture(dataset: dict) -> None:
+        ids = {dataset["annotations"][0]["image_id"]}
+        dataset["annotations"] = [a for a in dataset["annotations"] if a["image_id"] in ids]
+
+    call_main(PROGRAM, edit_shapes(one_picture))
     told = capsys.readouterr().out
     assert "No recommendation: no measured data set is near yours" in told
-    assert "pictures 5, and there 61" in told and "train_net.py" not in told
+    assert "pictures 1, and there 10" in told and "train_net.py" not in told
 
 
 def test_the_recommendation_names_its_row_and_the_command_has_its_schedule(

@@ -108,6 +108,7 @@ def convert_backbone(
     make_folder(folder)
     keep_settings(folder / SETTINGS, settings)
     if all((folder / f"{stage}.pth").exists() for stage in STAGES):
+        (folder / CHECKPOINT).unlink(missing_ok=True)
         return
     bn_cfg = cfg.clone()
     bn_cfg.MODEL.WEIGHTS = ""  # those of a detector would take the place of MODEL.TIMM.WEIGHTS

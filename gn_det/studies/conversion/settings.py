@@ -28,6 +28,11 @@ def keep_settings(file: Path, settings: Mapping[str, Any]) -> None:
     others = {key: value for key, value in settings.items() if found.get(key) != value}
     if others:
         there = {key: found.get(key) for key in others}
+        for key, now in others.items():  # of a whole config, the lines that differ
+            if isinstance(now, str) and isinstance(there[key], str):
+                lines = [{*text.splitlines()} for text in (there[key], now)]
+                there[key] = "; ".join(sorted(line.strip() for line in lines[0] - lines[1]))
+                others[key] = "; ".join(sorted(line.strip() for line in lines[1] - lines[0]))
         raise InputError(
             f"{file.parent} has weights of other settings: {there} there, and {others} now; remove "
             "it, or name another folder"
