@@ -410,7 +410,7 @@ def test_make_compare_does_it_all(clone: Path) -> None:
     )
     done = run("make compare", clone, more=small)
     assert done.returncode == 0, done.stdout + done.stderr
-    report = (clone / "output/compare/report.md").read_text()
+    report = (clone / "output/compare/quick/report.md").read_text()
     assert "# Comparison of frozenbn, bn, frozenbn_gn_heads, gn\n" in report
     assert "Shown beside, and not equal: scratch_gn." in report
-    assert (clone / "output/compare/ap.png").exists()
+    assert (clone / "output/compare/quick/ap.png").exists()
