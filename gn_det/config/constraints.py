@@ -209,6 +209,7 @@ _RULES: dict[str, Rule] = {
     "SOLVER.WEIGHT_DECAY": at_least(0),
     "SOLVER.WEIGHT_DECAY_NORM": at_least(0),
     "SOLVER.BIAS_LR_FACTOR": above(0),
+    "SOLVER.BACKBONE_MULTIPLIER": above(0),
     "SOLVER.WARMUP_ITERS": at_least(0),
     "SOLVER.WARMUP_FACTOR": between(0, 1),
     "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),

@@ -74,6 +74,8 @@ def add_gn_config(cfg: CfgNode) -> None:
     cfg.SOLVER.IMS_PER_GPU = 0
     # Batches whose gradients make one step.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # Learning rate of the backbone (below an FPN) over SOLVER.BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
 
     # [low, high] that become 0 and 255 in pictures of more than 8 bits; [] for the range of their
     # type, 0 to 65535 or, of floats, 0 to 1.

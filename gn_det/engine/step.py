@@ -159,7 +159,8 @@ class AccumulatingTrainer(SimpleTrainer):
             raise InputError(
                 f"the optimizer of the checkpoint has groups of {there} parameters, this one of "
                 f"{sizes}: weight decay or learning rates are equal for other layers than before; "
-                "take the run's SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR and FREEZE_AT"
+                "take the run's SOLVER.WEIGHT_DECAY*, BIAS_LR_FACTOR, BACKBONE_MULTIPLIER and "
+                "FREEZE_AT"
             )
         super().load_state_dict(state_dict)
         self.iter = int(self.iter)

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.evaluation import verify_results
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
@@ -29,6 +29,7 @@ from gn_det.engine.building import building
 from gn_det.engine.evaluation import build_evaluator
 from gn_det.engine.hand_over import HandOverHook
 from gn_det.engine.loop import fit
+from gn_det.engine.optimizer import build_optimizer
 from gn_det.engine.step import AccumulatingTrainer, amp_dtype
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError

@@ -28,6 +28,7 @@ WRONG = [
     ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "Norm", "did you mean norm"),
     ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.0", "above 0"),
     ("SOLVER.ACCUMULATE_STEPS", "0", "at least 1"),
+    ("SOLVER.BACKBONE_MULTIPLIER", "0.0", "above 0"),
     ("SOLVER.STEPS", "(1, 'a')", "increasing order"),
     ("TEST.DETECTIONS_PER_IMAGE", "0", "at least 1"),
     ("DATALOADER.NUM_WORKERS", "-1", "at least 0"),
