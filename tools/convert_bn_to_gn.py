@@ -29,7 +29,7 @@ from gn_det.engine.schedule import resolve_schedule
 from detectron2.config import CfgNode
 
 from gn_det.classification.command import CPU, default_device
-from gn_det.config import dump_config, load_config
+from gn_det.config import load_config
 from gn_det.errors import InputError
 from gn_det.modeling.with_gn import puts_gn_into_the_backbone
 from gn_det.studies.conversion.backbone import CALIBRATION_IMAGES, SETTINGS, convert_backbone
@@ -38,7 +38,6 @@ from gn_det.studies.conversion.detector import convert_detector
 from gn_det.studies.conversion.report import stage_table
 from gn_det.studies.conversion.settings import UNFINISHED, keep_settings, seed_in
 from gn_det.studies.conversion.stages import Conversion
-from gn_det.utils import make_folder
 
 
 def main() -> None:
@@ -91,7 +90,7 @@ def from_config(args: argparse.Namespace, begun: Path) -> tuple[Conversion, str]
     if not cfg.MODEL.WEIGHTS:
         raise InputError("there are no weights to convert: set MODEL.WEIGHTS")
     begin(args, cfg, begun)
-    keep_settings(begun, {"config": dump_config(cfg), "seed": cfg.SEED, **steps_of(args)})
+    keep_settings(begun, {"config": cfg, "seed": cfg.SEED, **steps_of(args)})
     title = Path(args.config_file).name
     return convert_detector(
         cfg, title, args.output, args.calibration_images, args.distill, args.fine_tune
@@ -132,7 +131,6 @@ def from_classifier(args: argparse.Namespace, begun: Path) -> Conversion:
     check_device(device, CPU)
     source = {"classifier": str(args.classifier), "lr": args.lr}
     groups = {"num_groups": args.num_groups, "channels_per_group": args.channels_per_group}
-    make_folder(args.output)
     keep_settings(begun, {**source, **groups, **steps_of(args)})
     return convert_classifier(
         args.classifier,

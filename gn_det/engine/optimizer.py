@@ -32,16 +32,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     backbone = getattr(model, "backbone", None)
     body = getattr(backbone, "bottom_up", backbone)
     of_body = {*body.parameters()} if body is not None else set()
+    if of_body.isdisjoint(p for group in optimizer.param_groups for p in group["params"]):
+        raise InputError(
+            f"SOLVER.BACKBONE_MULTIPLIER is {multiplier:g}, and {type(model).__name__} has no "
+            "backbone that trains: set it to 1, or MODEL.BACKBONE.FREEZE_AT lower"
+        )
     groups = []
     for group in optimizer.param_groups:
         inside = [parameter for parameter in group["params"] if parameter in of_body]
         outside = [parameter for parameter in group["params"] if parameter not in of_body]
         slower = {**group, "params": inside, "lr": group["lr"] * multiplier}
         groups += [each for each in ({**group, "params": outside}, slower) if each["params"]]
-    if not any(parameter in of_body for group in groups for parameter in group["params"]):
-        raise InputError(
-            f"SOLVER.BACKBONE_MULTIPLIER is {multiplier:g}, and {type(model).__name__} has no "
-            "backbone that trains: set it to 1, or MODEL.BACKBONE.FREEZE_AT lower"
-        )
     optimizer.param_groups[:] = groups
     return optimizer

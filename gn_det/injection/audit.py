@@ -214,9 +214,10 @@ def _out_of_reach(model: nn.Module, places: Places) -> Iterator[tuple[str, str, 
     norms = (slot.norm for slot in places.slots if slot.norm is not None)
     reached = {part for norm in norms for part in norm.modules()}
     for name, module in model.named_modules():
-        kind, holder = type(module).__name__, model.get_submodule(name.rpartition(".")[0])
+        kind = type(module).__name__
         if module in reached or not ("norm" in kind.lower() or isinstance(module, _BN_OR_GN)):
             continue
+        holder = model.get_submodule(name.rpartition(".")[0])
         if module in places.gated:
             why = f"{kind} in a gate behind global pooling: a channel is one value"
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

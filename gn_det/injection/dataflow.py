@@ -76,27 +76,25 @@ def record(
         UntraceableError: forward has no record that would hold.
     """
     with _ONE_AT_A_TIME:
-        return _record(_Tracer(root, forward, enters, given))
+        return _record(root, _Tracer(root, forward, enters, given))
 
 
 # While one thread records, PyTorch's and Python's functions are others for all.
 _ONE_AT_A_TIME = threading.RLock()
 
 
-def _record(tracer: _Tracer) -> Record:
+def _record(root: nn.Module, tracer: _Tracer) -> Record:
     drawn = _random_states()
     try:
         with warnings.catch_warnings(), tracer.watching():
             warnings.simplefilter("ignore")
-            graph = tracer.trace(tracer.root_module)
+            graph = tracer.trace(root)
         if tracer.alive():
             gc.collect()  # what is left in cycles is kept by nobody
         if tracer.take_back():
             raise UntraceableError("keeps an input or a result for later")
         if _random_states() != drawn:
             raise UntraceableError("draws random numbers")
-    except UntraceableError:
-        raise
     except fx.proxy.TraceError as error:
         raise UntraceableError("decides by the values of tensors, or how many there are") from error
     except Exception as error:  # whatever other people's code does with a stand-in
@@ -296,7 +294,6 @@ class _Tracer(fx.Tracer):
         given: Container[str],
     ) -> None:
         super().__init__()
-        self.root_module = root
         self.entered = {"": root}
         self.reads: dict[tuple[str, str], Any] = {}
         self._paths = {module: path for path, module in root.named_modules()}
@@ -418,8 +415,8 @@ class _Tracer(fx.Tracer):
         count = builtins.len
         builtins.len = _length(count)
         nn.Module.__getattribute__, nn.Module.__setattr__ = read, refuse
-        for why, owner, name, _ in unseen:
-            setattr(owner, name, refused(vars(owner).get(name) or getattr(owner, name), why))
+        for why, owner, name, function in unseen:
+            setattr(owner, name, refused(function or getattr(owner, name), why))
         try:
             yield
         finally:

@@ -8,11 +8,12 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
-from gn_det.injection.kinds import library_of
+from gn_det.injection.kinds import own_methods
 
 __all__ = ["takes_by_number"]
 
@@ -51,12 +52,7 @@ def _indexed(owner: type[nn.Module]) -> frozenset[tuple[str, int]]:
 
 
 def _methods(owner: type[nn.Module]) -> Iterator[ast.AST]:
-    for base in owner.__mro__:
-        if library_of(base) in ("torch", "mmengine"):
-            continue
-        for name, function in vars(base).items():
-            if inspect.isfunction(function) and not _AT_THE_START.fullmatch(name):
-                try:
-                    yield ast.parse(textwrap.dedent(inspect.getsource(function)))
-                except (OSError, SyntaxError):
-                    continue
+    for name, function in own_methods(owner):
+        if not _AT_THE_START.fullmatch(name):
+            with suppress(OSError, SyntaxError):
+                yield ast.parse(textwrap.dedent(inspect.getsource(function)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "library_of",
     "normalizes",
     "num_channels",
+    "own_methods",
     "type_name",
     "upwards",
 ]
@@ -48,6 +50,15 @@ def type_name(kind: type) -> str:
 def library_of(code: object) -> str:
     """The package that a class or function comes from, or ``""``."""
     return (getattr(code, "__module__", None) or "").split(".")[0]
+
+
+def own_methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
+    """The methods of a class and its bases by name, less those of PyTorch and mmengine."""
+    for base in kind.__mro__:
+        if library_of(base) not in ("torch", "mmengine"):
+            for name, function in vars(base).items():
+                if isinstance(function, FunctionType):
+                    yield name, function
 
 
 def is_a(module: nn.Module, *names: str) -> bool:
@@ -108,15 +119,12 @@ def is_conv(module: nn.Module | None) -> bool:
 
 def num_channels(norm: Layer) -> int:
     """C of a norm of any kind."""
-    for name in ("num_features", "num_channels"):
-        if hasattr(norm, name):
-            channels = getattr(norm, name)
-            if channels == 0:
-                raise InputError(
-                    f"a {type(norm).__name__} has no channels yet: run the model on a batch first"
-                )
-            return channels
-    return len(norm.weight)
+    channels: Any = _width(norm)
+    if channels == 0:
+        raise InputError(
+            f"a {type(norm).__name__} has no channels yet: run the model on a batch first"
+        )
+    return channels
 
 
 def upwards(name: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from types import CodeType
 import torch
 from torch import Tensor, nn
 
-from gn_det.injection.kinds import Layer, is_conv, is_norm, library_of, upwards
+from gn_det.injection.kinds import Layer, is_conv, is_norm, own_methods, upwards
 
 __all__ = ["gated_modules", "is_gate", "names_used"]
 
@@ -59,11 +59,7 @@ def is_gate(module: nn.Module) -> bool:
 @cache
 def names_used(kind: type[nn.Module]) -> frozenset[str]:
     """The functions, methods and attributes that the code of a class names, less PyTorch's own."""
-    codes: list[CodeType] = []
-    for base in kind.__mro__:
-        if library_of(base) not in ("torch", "mmengine"):
-            functions = filter(inspect.isfunction, vars(base).values())
-            codes += [inspect.unwrap(function).__code__ for function in functions]
+    codes: list[CodeType] = [inspect.unwrap(each).__code__ for _, each in own_methods(kind)]
     for code in codes:
         codes += [part for part in code.co_consts if inspect.iscode(part)]
     return frozenset(chain.from_iterable(code.co_names for code in codes))

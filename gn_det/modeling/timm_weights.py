@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gn_det.errors import InputError
 from gn_det.injection.inject import has_bns_values
 from gn_det.modeling.bn_weights import warn_once
-from gn_det.modeling.with_gn import groups_from_config, puts_gn_into_the_backbone
+from gn_det.modeling.with_gn import inject_options_from_config, puts_gn_into_the_backbone
 from gn_det.utils import whole_file
 
 __all__ = ["check_gn_of_weights", "write_converted"]
@@ -34,7 +34,7 @@ def write_converted(file: Path, state: Mapping[str, Tensor], cfg: CfgNode) -> No
         cfg: with the groups and MODEL.GN.WEIGHT_STANDARDIZATION.
     """
     with whole_file(file) as stream:
-        torch.save({"state_dict": dict(state), _MADE_FOR: _gn_of(cfg)}, stream)
+        torch.save({"state_dict": dict(state), _MADE_FOR: inject_options_from_config(cfg)}, stream)
 
 
 def check_gn_of_weights(cfg: CfgNode, weights: str, body: nn.Module) -> None:
@@ -49,6 +49,7 @@ def check_gn_of_weights(cfg: CfgNode, weights: str, body: nn.Module) -> None:
         InputError: the weights were made for other GN, or for GN where a hand-over begins with BN.
     """
     made_for = _made_for(weights)
+    gn = inject_options_from_config(cfg)
     hands_over, has_gn = cfg.MODEL.GN.HAND_OVER_STEPS > 0, puts_gn_into_the_backbone(cfg)
     if made_for is None:
         if has_gn and not hands_over and any(map(_has_values_of_bn, body.modules())):
@@ -66,18 +67,11 @@ def check_gn_of_weights(cfg: CfgNode, weights: str, body: nn.Module) -> None:
             f"MODEL.TIMM.WEIGHTS, {weights}, was converted for GN, and the config gives the "
             "backbone none. Unless your code injects it, name the weights with BN"
         )
-    elif made_for != _gn_of(cfg):
+    elif made_for != gn:
         raise InputError(
             f"MODEL.TIMM.WEIGHTS {weights} was converted for GN of {made_for}, and MODEL.GN says "
-            f"{_gn_of(cfg)}; take the same, or convert the weights with BN anew"
+            f"{gn}; take the same, or convert the weights with BN anew"
         )
-
-
-def _gn_of(cfg: CfgNode) -> dict[str, Any]:
-    return {
-        **groups_from_config(cfg),
-        "weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION,
-    }
 
 
 def _made_for(weights: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ __all__ = [
     "WithGN",
     "gn_options_from_config",
     "groups_from_config",
+    "inject_options_from_config",
     "puts_gn_into_the_backbone",
     "with_gn",
 ]
@@ -53,11 +54,16 @@ def with_gn(
 def gn_options_from_config(cfg: CfgNode) -> dict[str, int]:
     """What MODEL.GN says of every site, as arguments of :func:`with_gn`."""
     return {
-        **groups_from_config(cfg),
-        "weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION,
+        **inject_options_from_config(cfg),
         "recompute": cfg.MODEL.GN.RECOMPUTE,
         "hand_over": cfg.MODEL.GN.HAND_OVER_STEPS > 0,
     }
+
+
+def inject_options_from_config(cfg: CfgNode) -> dict[str, int]:
+    """What MODEL.GN says of the norms, as arguments of :func:`gn_det.inject`."""
+    standardization = {"weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION}
+    return {**groups_from_config(cfg), **standardization}
 
 
 def groups_from_config(cfg: CfgNode) -> dict[str, int]:

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from gn_det.modeling.timm_weights import write_converted
-from gn_det.modeling.with_gn import groups_from_config
+from gn_det.modeling.with_gn import inject_options_from_config
 from gn_det.studies.conversion.pictures import TrainingPictures, held_out_pictures
 from gn_det.studies.conversion.report import write_report
 from gn_det.studies.conversion.settings import keep_settings
@@ -66,8 +66,7 @@ def settings_of(cfg: CfgNode, steps: int, num_images: int = CALIBRATION_IMAGES) 
     return {
         "model": cfg.MODEL.TIMM.NAME,
         "weights": f"{Path(weights).name} {digest.hexdigest()[:12]}",
-        **groups_from_config(cfg),
-        "weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION,
+        **inject_options_from_config(cfg),
         "pictures": hashlib.sha256("\n".join(sorted(pictures)).encode()).hexdigest()[:12],
         "input": hashlib.sha256(cfg.INPUT.dump().encode()).hexdigest()[:12],
         "ims_per_batch": cfg.SOLVER.IMS_PER_BATCH,
@@ -152,6 +151,5 @@ def convert_backbone(
             TrainingPictures(cfg), held_out_pictures(cfg), features, steps,
             folder / CHECKPOINT,
         ),
-        weight_standardization=cfg.MODEL.GN.WEIGHT_STANDARDIZATION,
-        **groups_from_config(cfg),
+        **inject_options_from_config(cfg),
     )  # fmt: skip

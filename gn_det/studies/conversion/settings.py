@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gn_det.config.differences import differences
 from gn_det.errors import InputError
 from gn_det.utils import write_atomically
 
@@ -18,6 +19,10 @@ UNFINISHED = "unfinished.json"  # in the folder of a conversion while it lasts
 def keep_settings(file: Path, settings: Mapping[str, Any]) -> None:
     """Write settings to a file, or check that those in it are the same.
 
+    Args:
+        file: JSON.
+        settings: plain values, or nested mappings of such, as a config is.
+
     Raises:
         InputError: they are others, each named with both values.
     """
@@ -25,16 +30,13 @@ def keep_settings(file: Path, settings: Mapping[str, Any]) -> None:
         write_atomically(file, json.dumps(settings, indent=2) + "\n")
         return
     found = json.loads(file.read_text(encoding="utf-8"))
-    others = {key: value for key, value in settings.items() if found.get(key) != value}
+    others = differences({"there": found, "now": settings})
     if others:
-        there = {key: found.get(key) for key in others}
-        for key, now in others.items():  # of a whole config, the lines that differ
-            if isinstance(now, str) and isinstance(there[key], str):
-                lines = [{*text.splitlines()} for text in (there[key], now)]
-                there[key] = "; ".join(sorted(line.strip() for line in lines[0] - lines[1]))
-                others[key] = "; ".join(sorted(line.strip() for line in lines[1] - lines[0]))
+        there, now = (
+            {key: values[name] for key, values in others.items()} for name in ("there", "now")
+        )
         raise InputError(
-            f"{file.parent} has weights of other settings: {there} there, and {others} now; remove "
+            f"{file.parent} has weights of other settings: {there} there, and {now} now; remove "
             "it, or name another folder"
         )
 
