@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["differences", "told"]
+__all__ = ["differences", "settings", "told"]
 
 Differences = dict[str, dict[str, Any]]  # values by key, and by the name of the config
 
@@ -19,12 +19,12 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> Differences:
     Args:
         configs: by name, each a CfgNode or nested mappings of plain values.
     """
-    flat = {name: dict(_settings(cfg)) for name, cfg in configs.items()}
+    flat = {name: dict(settings(cfg)) for name, cfg in configs.items()}
     keys = sorted(set().union(*flat.values()))
     return {
-        key: {name: settings.get(key) for name, settings in flat.items()}
+        key: {name: values.get(key) for name, values in flat.items()}
         for key in keys
-        if len({repr(settings.get(key)) for settings in flat.values()}) > 1
+        if len({repr(values.get(key)) for values in flat.values()}) > 1
     }
 
 
@@ -36,10 +36,10 @@ def told(found: Differences) -> str:
     )
 
 
-def _settings(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields keys with dots, and their values."""
+def settings(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the keys of a config with dots, and their values; OUTPUT_DIR is excluded."""
     for key, value in cfg.items():
         if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{key}.")
+            yield from settings(value, f"{prefix}{key}.")
         elif prefix + key != "OUTPUT_DIR":
             yield prefix + key, json.loads(json.dumps(value))  # as a file has it, without tuples

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from detectron2.config import CfgNode
+
 import gn_det
+from gn_det.config import settings
 from gn_det.errors import InputError
 
 __all__ = ["building"]
@@ -16,7 +19,7 @@ _OURS = Path(gn_det.__file__).parent
 
 
 @contextmanager
-def building(what: str) -> Iterator[None]:
+def building(what: str, cfg: CfgNode | None = None) -> Iterator[None]:
     """Turn an exception of the parts that are built into an InputError.
 
     Detectron2, PyTorch and a user's own classes check what a config gives them as they are built,
@@ -25,6 +28,8 @@ def building(what: str) -> Iterator[None]:
 
     Args:
         what: is built, the beginning of the message.
+        cfg: the config. Where a name is not there, such as that of a feature map, the message has
+            the keys that list it.
 
     Raises:
         InputError: with what, the exception and where it was raised.
@@ -43,5 +48,13 @@ def building(what: str) -> Iterator[None]:
         reason = " ".join([type(error).__name__, *str(error).split()])
         raise InputError(
             f"{what} cannot be built as the config says: {reason} "
-            f"({Path(raised.filename).name}, line {raised.lineno}{line})"
+            f"({Path(raised.filename).name}, line {raised.lineno}{line}){_keys_with(error, cfg)}"
         ) from error
+
+
+def _keys_with(error: Exception, cfg: CfgNode | None) -> str:
+    if cfg is None or not isinstance(error, KeyError):
+        return ""
+    name = error.args[0]
+    keys = [key for key, value in settings(cfg) if isinstance(value, list) and name in value]
+    return f"; {name} is in {', '.join(keys)}" if keys else ""

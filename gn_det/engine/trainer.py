@@ -141,7 +141,7 @@ def build_model(cfg: CfgNode, *, weights_follow: bool = False) -> nn.Module:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.TIMM.WEIGHTS = ""
-    with building("the model"):
+    with building("the model", cfg):
         model = detectron2.modeling.build_model(cfg)
     for key, acts_on in (
         ("WEIGHT_STANDARDIZATION", lambda module: isinstance(module, WeightStandardized)),

@@ -14,10 +14,11 @@ from gn_det.engine.trainer import build_model
 
 # Overrides that only the part itself can judge, and what it says.
 CANNOT = [
-    ("MODEL.META_ARCHITECTURE GNRetinaNet", "KeyError 'p7'"),
+    ("MODEL.META_ARCHITECTURE GNRetinaNet", "KeyError 'p7' .*p7 is in MODEL.RETINANET.IN_FEATURES"),
     ("MODEL.RESNETS.NUM_GROUPS 3", "Must set MODEL.RESNETS.NUM_GROUPS = 1"),
     ("MODEL.RESNETS.DEFORM_ON_PER_STAGE [True,True,True,True]", "unsupported for R18/R34"),
-    ("MODEL.ROI_HEADS.IN_FEATURES ['res4']", "KeyError 'res4'"),
+    ("MODEL.ROI_HEADS.IN_FEATURES ['res4']", "'res4' .*res4 is in .*MODEL.ROI_HEADS.IN_FEATURES"),
+    ("MODEL.FPN.IN_FEATURES ['res3']", "'p2' .*MODEL.RPN.IN_FEATURES, MODEL.ROI_HEADS.IN_FEATURES"),
     ("MODEL.ROI_HEADS.IN_FEATURES ['p2','p5']", "do not form a pyramid"),
     ("MODEL.ROI_HEADS.NAME CascadeROIHeads", "only support class-agnostic regression"),
     ("MODEL.ROI_HEADS.NAME Res5ROIHeads", r"assert len\(in_features\) == 1|assert len\(self"),
