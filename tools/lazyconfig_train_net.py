@@ -15,6 +15,7 @@ from typing import Any
 from gn_det.engine.building import building
 from gn_det.engine.command import RunOptions, run_command, training_parser
 from gn_det.engine.folders import run_folder, write_results, written_folder
+from gn_det.engine.hand_over import HandOverHook
 from gn_det.engine.launch import follow, launch, torchrun_rank, with_torchrun
 from gn_det.engine.loop import fit
 from gn_det.engine.process import set_up_process
@@ -127,6 +128,7 @@ def train(
         cfg.train.seed,
     )
     main = comm.is_main_process()
+    steps = cfg.train.get("hand_over_steps", 0)
 
     def write_config() -> None:
         if main:
@@ -145,6 +147,7 @@ def train(
         eval_period=cfg.train.eval_period,
         writers=build_writers(cfg.train.output_dir, cfg.train.max_iter) if main else (),
         log_period=cfg.train.log_period,
+        more_hooks=[HandOverHook(model, steps)] if steps else (),
         on_start=write_config,
     )
 

@@ -248,6 +248,7 @@ _LAZY_RULES: dict[str, Rule] = {
     "train.checkpointer.period": at_least(1),
     "train.ims_per_gpu": at_least(0),
     "train.accumulate_steps": at_least(1),
+    "train.hand_over_steps": at_least(0),
     "dataloader.train.total_batch_size": at_least(1),
     "dataloader.train.num_workers": at_least(0),
     "dataloader.test.num_workers": at_least(0),
@@ -313,11 +314,21 @@ def check_lazy_config(cfg: DictConfig) -> None:
         for key, value in values.items()
         if value is not absent and value is not None
     )
+    train = cfg.get("train", {})
+    steps, max_iter = (train.get(key) for key in ("hand_over_steps", "max_iter"))
+    if steps and max_iter:
+        _raise([_ends_before("train.hand_over_steps", steps, "train.max_iter", max_iter)])
 
 
 def _wrong(key: str, value: Any, rule: Rule) -> str:
     has_to_be = rule(value)
     return f"{key} is {value!r}, and has to be {has_to_be}" if has_to_be else ""
+
+
+def _ends_before(key: str, hand_over_steps: int, end: str, max_iter: int) -> str:
+    if hand_over_steps <= max_iter:
+        return ""
+    return f"{key} {hand_over_steps} is above {end} {max_iter}: the norms would not become GN"
 
 
 def _wrong_together(cfg: CfgNode) -> Iterable[str]:
@@ -333,11 +344,9 @@ def _wrong_together(cfg: CfgNode) -> Iterable[str]:
             f"{model.TIMM.NAME!r}; build_timm_fpn_backbone and its like go with a model of timm"
         )
     hand_over = model.GN.HAND_OVER_STEPS
-    if hand_over > cfg.SOLVER.MAX_ITER:
-        yield (
-            f"MODEL.GN.HAND_OVER_STEPS {hand_over} is above SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}, "
-            "so that the norms would not become GN"
-        )
+    yield _ends_before(
+        "MODEL.GN.HAND_OVER_STEPS", hand_over, "SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER
+    )
     for key, on in (
         ("GN.RECOMPUTE", model.GN.RECOMPUTE),
         ("GN.WEIGHT_STANDARDIZATION", model.GN.WEIGHT_STANDARDIZATION),

@@ -36,8 +36,8 @@ class HandOverHook(HookBase):
         steps: that the hand-over takes.
 
     Raises:
-        InputError: there are no values of BN to begin with, the checkpoint that training goes on
-            from has none, a stage is frozen, or values are not finite.
+        InputError: there are no norms to hand over, no values of BN to begin with, or none in the
+            checkpoint that training goes on from, a stage is frozen, or values are not finite.
     """
 
     def __init__(self, model: nn.Module, steps: int) -> None:
@@ -48,6 +48,11 @@ class HandOverHook(HookBase):
         self._sums: dict[str, Tensor] = {}  # of the steps so far; none once γ, β are fitted
         self._step: dict[str, Tensor] = {}  # of this step, on this GPU
         self._watched: list[RemovableHandle] = []
+        if not any(hand_overs(self.model)):
+            raise InputError(
+                f"a hand-over in {steps} steps changes nothing: no norm of the model was built for "
+                "it, by MODEL.GN.HAND_OVER_STEPS or hand_over=True of gn_det's classes"
+            )
 
     def before_train(self) -> None:
         if self.trainer.iter >= self.steps:
@@ -60,7 +65,7 @@ class HandOverHook(HookBase):
                     "MODEL.GN.HAND_OVER_STEPS"
                 )
             norms = dict(hand_overs(self.model))
-            if norms and not any(norm.has_values_of_bn() for norm in norms.values()):
+            if not any(norm.has_values_of_bn() for norm in norms.values()):
                 raise InputError(
                     "MODEL.GN.HAND_OVER_STEPS is set, and the norms have no values of a trained "
                     "BN to begin with: set MODEL.WEIGHTS or MODEL.TIMM.WEIGHTS"

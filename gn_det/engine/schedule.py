@@ -141,8 +141,8 @@ def resolve_lazy_schedule(cfg: DictConfig, world_size: int) -> DictConfig:
     stays.
 
     Args:
-        cfg: the whole config; not changed. Without ims_per_gpu or accumulate_steps, they are 0
-            and 1.
+        cfg: the whole config; not changed. Without ims_per_gpu, accumulate_steps or
+            hand_over_steps, they are 0, 1 and 0.
         world_size: GPUs on all machines.
 
     Returns:
@@ -166,6 +166,8 @@ def resolve_lazy_schedule(cfg: DictConfig, world_size: int) -> DictConfig:
         ims_per_gpu=run.ims_per_gpu, max_iter=run.max_iter, eval_period=run.eval_period
     )
     cfg.train.checkpointer.period = run.checkpoint_period
+    if run.hand_over_steps:
+        cfg.train.hand_over_steps = run.hand_over_steps
     return cfg
 
 
@@ -262,6 +264,7 @@ def _read_lazy(cfg: DictConfig) -> Schedule:
         warmup_iters=round(multiplier.get("warmup_length", 0) * train.max_iter),
         checkpoint_period=train.checkpointer.period,
         eval_period=train.eval_period,
+        hand_over_steps=train.get("hand_over_steps", 0),
     )
 
 

@@ -203,7 +203,8 @@ def prepare_model(model: nn.Module, *, channels_last: bool, compile_backbone: bo
         compile_backbone: whether ``model.backbone`` runs through torch.compile.
 
     Raises:
-        InputError: a backbone is to be compiled, and the model has none, or recomputes.
+        InputError: a backbone is to be compiled, and the model has none, recomputes, or is to be
+            handed over to GN.
     """
     align_exactly(model)
     if channels_last:
@@ -216,6 +217,8 @@ def prepare_model(model: nn.Module, *, channels_last: bool, compile_backbone: bo
                 "MODEL.GN.RECOMPUTE and MODEL.BACKBONE.COMPILE are both set, and torch.compile "
                 "decides by itself what to compute again: leave one of them out"
             )
+        if any(hand_overs(model)):
+            raise InputError("a hand-over to GN and torch.compile cannot be combined")
         model.backbone.compile()
 
 

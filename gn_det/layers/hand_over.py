@@ -40,8 +40,9 @@ class HandOver:
     def normalize(self, x: Tensor, activation: str | None = None, *fused: Any) -> Tensor:
         if self.training and "running_mean" in self._buffers:
             raise InputError(
-                "MODEL.GN.HAND_OVER_STEPS is set, and nothing hands over to GN: give the trainer "
-                "gn_det.engine.hand_over.HandOverHook(model, steps) by its register_hooks"
+                "the norms wait for a hand-over (MODEL.GN.HAND_OVER_STEPS, or hand_over=True), and "
+                "nothing hands over to GN: set train.hand_over_steps of a LazyConfig, or give the "
+                "trainer gn_det.engine.hand_over.HandOverHook(model, steps) by its register_hooks"
             )
         gn = super().normalize(x, None, *fused)
         if self.alpha < 1:

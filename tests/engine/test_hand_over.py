@@ -251,7 +251,7 @@ def test_a_run_that_began_without_it_cannot_go_on_with_it(tmp_path: Path) -> Non
 
 
 def test_a_trainer_without_the_hook_cannot_train_it() -> None:
-    with pytest.raises(InputError, match=r"nothing hands over to GN: give the trainer .*HandOver"):
+    with pytest.raises(InputError, match=r"hands over to GN: .* give the trainer .*HandOver"):
         handed_over()(batches()[0])
 
 
@@ -266,6 +266,11 @@ def test_any_trainer_of_detectron2_hands_over_with_the_hook() -> None:
         FusedGroupNorm,
         FusedGroupNormAct,
     }
+
+
+def test_a_model_without_norms_to_hand_over_refuses_the_hook() -> None:
+    with pytest.raises(InputError, match=r"in 4 steps changes nothing: no norm .* hand_over=True"):
+        HandOverHook(gn_det.inject(with_bn(), num_groups=2), STEPS)
 
 
 def test_a_frozen_stage_cannot_be_handed_over() -> None:

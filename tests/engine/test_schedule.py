@@ -229,6 +229,11 @@ def test_accumulated_batches_of_a_lazy_config_count_as_images_of_a_step() -> Non
     assert cfg.optimizer.lr == pytest.approx(0.01) and cfg.train.max_iter == 180_000
 
 
+def test_a_hand_over_of_a_lazy_config_ends_after_as_many_images() -> None:
+    cfg = resolve_lazy_schedule(lazy_reference(ims_per_gpu=1, hand_over_steps=100), 1)
+    assert cfg.train.hand_over_steps == 100 * lazy_reference().dataloader.train.total_batch_size
+
+
 def test_a_resolved_lazy_config_stays_as_it_is() -> None:
     resolved = resolve_lazy_schedule(lazy_reference(ims_per_gpu=1), 1)
     assert resolve_lazy_schedule(resolved, 4) is resolved

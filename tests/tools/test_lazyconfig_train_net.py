@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from detectron2.config import instantiate
+from detectron2.modeling import GeneralizedRCNN
 from support.programs import ROOT, folder_flags, run_program
 
 from gn_det import InputError
+from gn_det.config import load_lazy_config
 
 CONFIG = ["--config-file", ROOT / "configs/small/quickstart.py"]
 TOOL = "tools/lazyconfig_train_net.py"
@@ -110,6 +113,46 @@ def test_the_schedule_of_images_per_gpu_is_printed_and_kept(
     assert checkpoint["iteration"] == 3
     weight = checkpoint["model"]["backbone.bottom_up.res2.0.conv1.weight"]
     assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_hand_over_from_frozen_bn_ends_in_gn(
+    shapes: Path, tmp_path: Path, call_main: Callable, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cfg = load_lazy_config(CONFIG[1], ["train.device=cpu"])
+    cfg.model._target_ = GeneralizedRCNN
+    bn = instantiate(cfg.model).state_dict()
+    for value in (value for key, value in bn.items() if key.endswith("running_var")):
+        value.uniform_(0.5, 2)  # as a BN that has trained has it
+    torch.save(bn, tmp_path / "bn.pth")
+    flags = [*CONFIG, *folder_flags(shapes)[:3], *tiny(tmp_path / "run"), "+model.hand_over=True"]
+    weights = f"train.init_checkpoint={tmp_path}/bn.pth"
+    call_main(TOOL, *flags, weights, "+train.hand_over_steps=1")
+    handed = torch.load(tmp_path / "run/model_final.pth", weights_only=True)["model"]
+    name = "backbone.bottom_up.res5.1.conv2.norm"
+    assert f"{name}.running_mean" in bn and f"{name}.running_mean" not in handed
+    # Fitted to BN's outputs: γ is neither that of BN nor 1.
+    assert not torch.allclose(handed[f"{name}.weight"], bn[f"{name}.weight"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+train.hand_over_steps=2"], "no norm of the model was built for it"),
+        (["+model.hand_over=True"], r"nothing hands over to GN: set train\.hand_over_steps"),
+        (["+train.hand_over_steps=3"], r"hand_over_steps 3 is above train\.max_iter 2"),
+        (["+train.hand_over_steps=-1"], "at least 0"),
+        (
+            ["+model.hand_over=True", "+train.hand_over_steps=2", "train.compile_backbone=True"],
+            "torch.compile cannot be combined",
+        ),
+    ],
+)
+def test_half_a_hand_over_is_an_error(
+    shapes: Path, tmp_path: Path, call_main: Callable, overrides: list[str], message: str
+) -> None:
+    flags = [*CONFIG, *folder_flags(shapes)[:3], *tiny(tmp_path / "run")]
+    with pytest.raises(InputError, match=message):
+        call_main(TOOL, *flags, *overrides)
 
 
 @pytest.mark.parametrize(
