@@ -9,7 +9,6 @@ import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 from torch import nn
 
@@ -17,11 +16,15 @@ from gn_det.injection.kinds import own_methods
 
 __all__ = ["takes_by_number"]
 
+Place = tuple[str, int]  # an attribute of self, and how many indices are behind it
+
 _AT_THE_START = re.compile(r"__init__|\w*(init|reset)\w*")  # which runs before a norm comes
 
 
 def takes_by_number(owner: type[nn.Module], path: list[str]) -> bool:
     """Whether methods of a class index or number what an attribute holds: ``self.tower[2](x)``.
+
+    Local names of it, and lists of it or its children, count as it.
 
     Args:
         owner: of the class whose code calls the layers.
@@ -38,17 +41,59 @@ def _indexed(owner: type[nn.Module]) -> frozenset[tuple[str, int]]:
     """(attribute, how many indices) of each index in the methods that run with a model's input."""
     found = set()
     for method in _methods(owner):
+        local = _local_names(method)
         for each in ast.walk(method):
-            node: Any = each
-            depth = 0
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "enumerate":
-                node, depth = node.args[0] if node.args else node, 1
-            while isinstance(node, ast.Subscript):
-                node, depth = node.value, depth + 1
-            of_self = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self"
-            if depth and of_self:
-                found.add((node.attr, depth))
+            match each:
+                case (
+                    ast.Subscript(value=holder)
+                    | ast.Call(func=ast.Name(id="enumerate"), args=[holder, *_])
+                    | ast.Assign(targets=[ast.Tuple() | ast.List()], value=holder)
+                ):
+                    if place := _one_of(holder, local):
+                        found.add(place)
     return frozenset(found)
+
+
+def _place(node: ast.AST, local: dict[str, Place]) -> Place | None:
+    """What of self an expression is."""
+    match node:
+        case ast.Attribute(value=ast.Name(id="self"), attr=name):
+            return name, 0
+        case ast.Name(id=name):
+            return local.get(name)
+        case ast.Subscript(value=holder):
+            return _one_of(holder, local)
+        case ast.Call(func=ast.Name(id="list" | "tuple" | "iter" | "reversed"), args=[holder]):
+            return _place(holder, local)
+        case (
+            ast.Call(func=ast.Attribute(value=holder, attr="children" | "values"))
+            | ast.Attribute(value=holder, attr="_modules")
+        ):
+            return _place(holder, local)
+    return None
+
+
+def _one_of(holder: ast.AST, local: dict[str, Place]) -> Place | None:
+    place = _place(holder, local)
+    return (place[0], place[1] + 1) if place else None
+
+
+def _local_names(method: ast.AST) -> dict[str, Place]:
+    """What of self the names in a method stand for, where a line says it."""
+    local: dict[str, Place] = {}
+    for each in ast.walk(method):
+        place = None
+        match each:
+            case ast.Assign(targets=[ast.Name(id=name), *_], value=value):
+                place = _place(value, local)
+            case (
+                ast.For(target=ast.Name(id=name), iter=holder)
+                | ast.comprehension(target=ast.Name(id=name), iter=holder)
+            ):
+                place = _one_of(holder, local)
+        if place:
+            local[name] = place
+    return local
 
 
 def _methods(owner: type[nn.Module]) -> Iterator[ast.AST]:

@@ -54,6 +54,35 @@ class ByNumberOfItsBase(ByNumber):
     pass
 
 
+class ByALocalName(Whole):
+    def forward(self, x: Tensor) -> Tensor:
+        layers = self.tower
+        for n in range(5):
+            x = layers[n](x)
+        return x
+
+
+class ListOfItsChildren(Whole):
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self.tower.children())
+        for layer in layers[:4]:
+            x = layer(x)
+        return layers[4](x)
+
+
+class Unpacked(Whole):
+    def forward(self, x: Tensor) -> Tensor:
+        first, relu, second, _, third = self.tower
+        return third(relu(second(relu(first(x)))))
+
+
+class OneByOne(Whole):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.tower:
+            x = layer(x)
+        return x
+
+
 class OneOfSeveral(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +90,14 @@ class OneOfSeveral(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.towers[0](x)
+
+
+class NumberOfEach(OneOfSeveral):
+    def forward(self, x: Tensor) -> Tensor:
+        for layers in self.towers:
+            for n in range(5):
+                x = layers[n](x)
+        return x
 
 
 class NumberOfOneOfSeveral(OneOfSeveral):
@@ -90,6 +127,11 @@ class Model(nn.Module):
         (ViaAnotherMethod, 5),
         (ByNumberOfItsBase, 5),
         (NumberOfOneOfSeveral, 5),
+        (NumberOfEach, 5),
+        (ByALocalName, 5),
+        (ListOfItsChildren, 5),
+        (Unpacked, 5),
+        (OneByOne, 7),
     ],
 )
 def test_every_norm_of_a_tower_runs_however_code_takes_its_layers(
