@@ -204,7 +204,13 @@ class Checkpointer(DetectionCheckpointer):
             described = [
                 f"{len(keys)} {kind} ({some(keys, 3)})" for kind, keys in misfits.items() if keys
             ]
-            raise InputError(f"{self._path} does not fit the model: {'; '.join(described)}")
+            advice = (
+                ". The file has other classes than the model: take the config.yaml of its run, or "
+                "name its --train as well"
+                if shapes and not (other_shape or missing or unexpected)
+                else ""
+            )
+            raise InputError(f"{self._path} does not fit the model: {'; '.join(described)}{advice}")
         frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
         random = sorted(frozen.intersection([*missing, *shapes]))
         if random:
