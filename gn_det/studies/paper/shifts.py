@@ -135,17 +135,22 @@ def gap_table(errors: Mapping[str, Errors], tablefmt: str = "github") -> str:
 
 
 def plot_gap(errors: Mapping[str, Errors], png: Path) -> None:
-    """A panel for each shift: error against the batch size, dashed by running averages."""
+    """A panel for each shift: error against the batch size, dashed by running averages.
+
+    Models without BN have no dashed line.
+    """
     figure = new_figure(3.2 * len(SHIFTS), 3.6)
     grid = figure.subplots(1, len(SHIFTS), sharey=True)
     for axes, shift in zip(grid, SHIFTS, strict=True):
         for number, (name, by) in enumerate(errors.items()):
+            sees_the_batch = any(by[s, n] not in (None, by[s, None]) for s, n in by)
             color = f"C{number}"
             sizes = [n for s, n in by if s == shift and n is not None]
             known = [n for n in sizes if by[shift, n] is not None]
             axes.plot(known, [by[shift, n] for n in known], "o-", label=name, color=color)
-            label = f"{name}, {_AVERAGES}"
-            axes.axhline(by[shift, None], linestyle="--", label=label, color=color)
+            if sees_the_batch:
+                label = f"{name}, {_AVERAGES}"
+                axes.axhline(by[shift, None], linestyle="--", label=label, color=color)
         set_log2_places(axes, sizes)
         axes.set(xlabel="batch size", title="no shift" if shift == "none" else shift)
         axes.grid(alpha=0.3)

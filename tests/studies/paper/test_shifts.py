@@ -88,6 +88,18 @@ def test_where_bn_is_undefined_the_table_says_so(tmp_path: Path, figures: list[F
     assert places == [3, 4]  # 1 is undefined
 
 
+def test_a_model_without_bn_has_no_line_of_running_averages(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    errors = {
+        "BN": {(shift, n): 2.0 if n is None else 9.0 for shift in SHIFTS for n in (None, 2)},
+        "GN": {(shift, n): 3.0 for shift in SHIFTS for n in (None, 2)},
+    }
+    plot_gap(errors, tmp_path / "gap.png")
+    dashed = [name for name in lines_of(figures[0].axes[-1]) if "running averages" in name]
+    assert dashed == ["BN, running averages"]
+
+
 class Large(Pictures):
     """Pictures whose features at ResNet-18's end are single values."""
 
