@@ -79,8 +79,9 @@ def make_folder(path: Path) -> None:
 
 def nearest(name: str, candidates: Sequence[str]) -> str:
     """``"; did you mean X?"`` for the candidate that resembles name most, or ``""``."""
-    matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    by_letters = {candidate.lower(): candidate for candidate in candidates}
+    matches = difflib.get_close_matches(name.lower(), by_letters, n=1, cutoff=0.5)
+    return f"; did you mean {by_letters[matches[0]]}?" if matches else ""
 
 
 def printable(text: object, keep: str = "") -> str:

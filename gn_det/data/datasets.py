@@ -19,12 +19,13 @@ from gn_det.data.coco import (
     Findings,
     flip_pairs,
     keypoint_names,
-    normalise,
-    other_sizes,
+    normalise_images,
+    normalise_objects,
     read_coco,
+    settle_sizes,
 )
 from gn_det.data.coco.categories import Known
-from gn_det.data.coco.orientation import drawn_as_stored
+from gn_det.data.coco.scale import scale_objects
 from gn_det.errors import InputError
 from gn_det.utils import nearest, whole_file, write_atomically
 
@@ -58,12 +59,15 @@ class CheckedFolder:
         dataset: its JSON, normalised.
         findings: what was found on the way.
         bad_images: (image, what is wrong) for each that cannot be used.
+        as_stored: whether objects were drawn on stored pictures, which a tag turns; None where no
+            object tells.
     """
 
     folder: CocoFolder
     dataset: dict[str, Any]
     findings: Findings
     bad_images: BadImages
+    as_stored: bool | None
 
     @property
     def needs_copy(self) -> bool:
@@ -128,6 +132,7 @@ def read_folder(
     crowds_as_objects: bool = False,
     strict: bool = False,
     value_range: Sequence[float] = (),
+    as_stored: bool | None = None,
 ) -> CheckedFolder:
     """Read a folder, normalise its annotations, and look for bad images.
 
@@ -138,40 +143,29 @@ def read_folder(
         crowds_as_objects: whether crowds become objects.
         strict: whether annotations that would be dropped are refused.
         value_range: see :func:`gn_det.data.pictures.read_picture`.
+        as_stored: what another split of the set said, see :class:`CheckedFolder`.
 
     Raises:
-        InputError: see :func:`gn_det.data.coco.read_coco` and ``normalise``; or there are no
-            images.
+        InputError: see :func:`gn_det.data.coco.read_coco`, ``normalise_images`` and
+            ``normalise_objects``; or there are no images.
     """
 
-    def normalised(file_sizes: dict[int, tuple[int, int]]) -> tuple[dict[str, Any], Findings]:
-        findings = Findings(folder.json_file, strict=strict)
-        dataset = normalise(
-            read_coco(folder.json_file, findings=findings),
-            folder.image_root,
-            findings,
-            masks=masks,
-            keypoints=keypoints,
-            crowds_as_objects=crowds_as_objects,
-            known=known,
-            file_sizes=file_sizes,
-        )
-        return dataset, findings
-
-    dataset, findings = normalised({})
+    findings = Findings(folder.json_file, strict=strict)
+    dataset = read_coco(folder.json_file, findings=findings)
+    normalise_images(dataset, folder.image_root, findings)
     if not dataset["images"]:
         raise InputError(f"{folder.json_file} has no images")
-    bad = find_bad_images(dataset["images"], folder.image_root, value_range)
-    sizes = other_sizes(bad, folder.image_root, value_range)
-    bad = [(image, problem) for image, problem in bad if image["id"] not in sizes]
-    annotations = read_coco(folder.json_file)["annotations"] if sizes else []
-    stored = drawn_as_stored(dataset["images"], annotations, sizes)
-    sizes = {number: size for number, size in sizes.items() if number not in stored}
-    if sizes:  # what the annotations mean depends on them
-        dataset, findings = normalised(sizes)
-    if stored:
-        what = "images are turned by a tag, and annotated as they are stored: they are not turned"
-        findings.add("warned", what, f"image {next(iter(stored))}", count=len(stored))
+    settled = settle_sizes(dataset, folder.image_root, findings, value_range, as_stored)
+    bad = settled.bad_images
+    dataset = normalise_objects(
+        dataset,
+        findings,
+        masks=masks,
+        keypoints=keypoints,
+        crowds_as_objects=crowds_as_objects,
+        known=known,
+    )
+    scale_objects(dataset, settled.file_sizes, findings)
     if not value_range:
         bad_ids = {image["id"] for image, _ in bad}
         sound = [image for image in dataset["images"] if image["id"] not in bad_ids]
@@ -180,7 +174,7 @@ def read_folder(
                 "images of more than 8 bits are nearly black: set INPUT.VALUE_RANGE, as (0, 4095)"
             )
             findings.add("warned", what, f"image {image['id']}", image["file_name"])
-    return CheckedFolder(folder, dataset, findings, bad)
+    return CheckedFolder(folder, dataset, findings, bad, settled.as_stored)
 
 
 def check_objects(checked: CheckedFolder, *, training: bool, keypoints: bool) -> None:

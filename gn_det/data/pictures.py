@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageOps
 from gn_det.errors import InputError
 from gn_det.utils import reason_of
 
-__all__ = ["PictureError", "is_deep", "picture_size", "read_picture", "upright_size"]
+__all__ = ["PictureError", "is_deep", "is_turned", "picture_size", "read_picture", "upright_size"]
 
 _ORIENTATION = 0x0112
 # How an upright picture becomes the stored one again, for tags that turn it by a quarter.
@@ -31,18 +31,22 @@ _STORED = {
 }
 _WIDTH, _HEIGHT, _PHOTOMETRIC, _WHITE_IS_ZERO = 256, 257, 262, 0  # of TIFF
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # modes of one channel of more than 8 bits
+_PAGE = "an HTML page, as a failed download leaves"
 # What people have as pictures and Pillow does not read, by what the file begins with.
 _FOREIGN = {
     b"%PDF": "a PDF",
     b"<svg": "an SVG",
     b"<?xml": "an SVG or XML file",
-    b"<!DOC": "an HTML page",
-    b"<html": "an HTML page",
+    b"<!DOC": _PAGE,
+    b"<html": _PAGE,
     b"\x80\x02": "a pickle",
     b"PK\x03\x04": "an archive",
     b"\x89HDF": "an HDF5 file",
     b"SIMPLE": "a FITS file",
 }
+_AVIF = "an AVIF picture that is damaged, or of a kind that Pillow does not read"
+_BRANDS = {"hei": "an HEIC picture", "hev": "an HEIC picture", "mif": "an HEIC picture"}
+_BRANDS |= {"avif": _AVIF, "avis": _AVIF}
 
 
 class PictureError(InputError):
@@ -79,15 +83,9 @@ def read_picture(
     """
     with _file(path) as file:
         content = file.read()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image, orientation = _decoded(path, content, value_range)
-    except PictureError:
-        raise
-    # What Pillow's decoders raise of damaged files has many classes.
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, MemoryError) as error:
-        raise PictureError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    with _decoding(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image, orientation = _decoded(path, content, value_range)
     if size is not None and image.size != size == image.size[::-1] and orientation in _STORED:
         image = image.transpose(_STORED[orientation])
     return convert_PIL_to_numpy(image, format)
@@ -99,7 +97,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     Raises:
         PictureError: it is missing, or no picture.
     """
-    with _file(path) as file, _opened(path, file) as image:
+    with _file(path) as file, _decoding(path), _opened(path, file) as image:
         return upright_size(image)
 
 
@@ -108,7 +106,21 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     size = image.size
     if image.format == "TIFF":  # newer Pillows turn it as they open
         size = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
-    return size[::-1] if image.getexif().get(_ORIENTATION, 1) in _STORED else size
+    return size[::-1] if _turns(image) else size
+
+
+def is_turned(path: str | Path) -> bool:
+    """Whether a tag turns a picture by a quarter.
+
+    Raises:
+        PictureError: it is missing, or no picture.
+    """
+    with _file(path) as file, _decoding(path), _opened(path, file) as image:
+        return _turns(image)
+
+
+def _turns(image: Image.Image) -> bool:
+    return image.getexif().get(_ORIENTATION, 1) in _STORED
 
 
 def is_deep(path: str | Path) -> bool:
@@ -117,7 +129,7 @@ def is_deep(path: str | Path) -> bool:
     Raises:
         PictureError: it is missing, or no picture that Pillow knows.
     """
-    with _file(path) as file, _opened(path, file) as image:
+    with _file(path) as file, _decoding(path), _opened(path, file) as image:
         return image.mode in _DEEP or _has_deep_tiles(image)
 
 
@@ -137,20 +149,31 @@ def _file(path: str | Path) -> Iterator[IO[bytes]]:
         raise PictureError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
+@contextmanager
+def _decoding(path: str | Path) -> Iterator[None]:
+    """What Pillow's decoders raise of damaged files has many classes, RuntimeError among them."""
+    try:
+        yield
+    except PictureError:
+        raise
+    except Exception as error:
+        raise PictureError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+
+
 def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
     try:
         return Image.open(file)
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path} is too large for Pillow to open") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         file.seek(0)
         head = file.read(64)
         start = head.lstrip()
         kind = next((what for begin, what in _FOREIGN.items() if start.startswith(begin)), "")
         if head[4:8] == b"ftyp":
             brand = head[8:12].decode("ascii", "replace").strip()
-            heic = brand.startswith(("hei", "hev", "mif"))
-            kind = "an HEIC picture" if heic else f"a video ({brand})"
+            kind = next((what for of, what in _BRANDS.items() if brand.startswith(of)), "")
+            kind = kind or f"a video ({brand})"
         raise PictureError(
             f"{path} is {kind}; convert it to PNG or JPEG" if kind else f"{path} is not an image"
         ) from error

@@ -144,6 +144,7 @@ def check_data(
     )
     if options.train and options.eval_only:  # the model has the classes of what it was trained on
         data.categories = declared_categories(by_name[_CUSTOM["train"]].json_file)
+    as_stored: bool | None = None
     for name in [*([] if options.eval_only else train), *test]:
         if name not in by_name:
             dataset = _check_registered_images(name, value_range)
@@ -160,7 +161,9 @@ def check_data(
             crowds_as_objects=options.crowds_as_objects,
             strict=options.refuse_bad_annotations,
             value_range=value_range,
+            as_stored=as_stored,
         )
+        as_stored = checked.as_stored if as_stored is None else as_stored
         check_objects(checked, training=name in train, keypoints=keypoints)
         dataset = checked.dataset
         data.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])

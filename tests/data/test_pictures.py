@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from gn_det.data.bad_images import image_problem
 from gn_det.data.pictures import PictureError, picture_size, read_picture
@@ -248,7 +249,8 @@ FOREIGN = {
     "drawing.png": (b"<svg xmlns='...'></svg>", "is an SVG"),
     "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0", "is an HEIC picture"),
     "clip.jpg": (b"\0\0\0\x18ftypmp42\0\0\0\0", "is a video"),
-    "page.jpg": (b"<!DOCTYPE html>", "is an HTML page"),
+    "broken.avif": (b"\0\0\0\x18ftypavif\0\0\0\0", "is an AVIF picture that is damaged"),
+    "page.jpg": (b"<!DOCTYPE html>", "is an HTML page, as a failed download leaves"),
     "text.jpg": (b"nothing at all", "is not an image"),
     "empty.jpg": (b"", "is empty"),
 }
@@ -260,6 +262,38 @@ def test_what_is_no_picture_is_named_for_what_it_is(name: str, tmp_path: Path) -
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PictureError, match=f"{name} {message}"):
         read_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, KeyError, SyntaxError])
+def test_whatever_a_decoder_raises_is_a_damaged_picture(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise error("in the decoder")
+
+    COLOURS.save(path := tmp_path / "picture.png")
+    for method in ("load", "getexif"):
+        with monkeypatch.context() as patch:
+            patch.setattr(PngImageFile, method, fail)
+            for reads in (read_picture, picture_size):
+                if method == "getexif" or reads is read_picture:
+                    with pytest.raises(PictureError, match=r"picture\.png is damaged: .*decoder"):
+                        reads(path)
+            assert "damaged" in image_problem(path, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_png_whose_end_is_zeros_is_damaged(share: float, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(noise).save(path := tmp_path / "picture.png")
+    content = bytearray(path.read_bytes())
+    start = int(share * len(content))
+    content[start:] = bytes(len(content) - start)
+    path.write_bytes(content)
+    assert "damaged" in image_problem(path, 40, 60)
+    for reads in (picture_size, read_picture):
+        with pytest.raises(PictureError, match="is damaged"):
+            reads(path)
 
 
 def test_pipes_and_folders_are_not_waited_for(tmp_path: Path) -> None:

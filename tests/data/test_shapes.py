@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from gn_det import InputError
 from gn_det.data.bad_images import find_bad_images
-from gn_det.data.coco import Findings, normalise, read_coco
+from gn_det.data.coco import Findings, normalise_images, normalise_objects, read_coco
 from gn_det.data.shapes import CATEGORIES, draw_image, generate_shapes
 
 
@@ -26,12 +26,9 @@ def drawn() -> list[tuple[np.ndarray, list[dict]]]:
 def test_the_folder_is_coco_format_without_fault(shapes: Path) -> None:
     for split, count in (("train", 6), ("val", 3)):
         findings = Findings(split)
-        dataset = normalise(
-            read_coco(shapes / f"{split}.json", findings=findings),
-            shapes / "images",
-            findings,
-            masks=True,
-        )
+        dataset = read_coco(shapes / f"{split}.json", findings=findings)
+        normalise_images(dataset, shapes / "images", findings)
+        dataset = normalise_objects(dataset, findings, masks=True)
         assert not findings.changed and findings.table() == ""
         assert find_bad_images(dataset["images"], shapes / "images") == []
         assert len(COCO(shapes / f"{split}.json").imgs) == count

@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+from support.coco import HEIGHT, WIDTH, dataset
 
 from gn_det import InputError
 from gn_det.engine.command import RunOptions
@@ -155,10 +157,26 @@ def test_a_second_machine_of_a_run_writes_nothing(edit_shapes: Callable, tmp_pat
 
 
 def test_annotations_are_dropped_or_refused_as_asked(edit_shapes: Callable) -> None:
-    folder = edit_shapes(lambda d: d["annotations"][0].update(bbox=[1, 1, 0, 5]))
+    folder = edit_shapes(lambda d: d["annotations"][0].update(segmentation=[[1, 1, 5, 5]]))
     assert check(folder).checked["custom_train"].findings.count("dropped") == 1
-    with pytest.raises(InputError, match="refused: 1 boxes have no width or height"):
+    with pytest.raises(InputError, match="refused: 1 polygons have fewer than three"):
         check(folder, refuse_bad_annotations=True)
+
+
+def test_turned_pictures_of_both_splits_are_read_alike(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # seen upright, stored lying
+    (tmp_path / "images").mkdir()
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / name, exif=exif)
+    (tmp_path / "val.json").write_text(json.dumps(dataset()))  # its objects fit both
+    train = dataset()
+    upright = [10, 10, 40, 10, 40, 75, 10, 75]
+    train["annotations"][0].update(bbox=[10, 10, 30, 65], segmentation=[upright])
+    (tmp_path / "train.json").write_text(json.dumps(train))
+    data = check(tmp_path)
+    widths = {i["width"] for c in data.checked.values() for i in c.dataset["images"]}
+    assert len(data.checked) == 2 and widths == {HEIGHT}
 
 
 def test_missing_and_truncated_images_are_named_and_can_be_left_out(

@@ -1,17 +1,19 @@
 """COCO-format data as people have it: reading, normalising and checking, and saying what was found.
 
 A file is read (:mod:`.read`), and its pictures, categories and annotations are brought into the
-form that pycocotools and Detectron2 read (:func:`normalise`). :class:`Findings` counts what was
-mended, dropped, suspicious or refused on the way.
+form that pycocotools and Detectron2 read (:func:`normalise_images`, :func:`settle_sizes`,
+:func:`normalise_objects`). :class:`Findings` counts what was mended, dropped, suspicious or refused
+on the way.
 """
 
 from gn_det.data.bad_images import find_bad_images, image_problem
 from gn_det.data.coco.findings import Findings
 from gn_det.data.coco.fingerprint import fingerprint
-from gn_det.data.coco.images import other_sizes
+from gn_det.data.coco.images import normalise_images
 from gn_det.data.coco.keypoints import flip_pairs, keypoint_names
-from gn_det.data.coco.normalise import declared_categories, normalise
+from gn_det.data.coco.normalise import declared_categories, normalise_objects
 from gn_det.data.coco.read import read_coco
+from gn_det.data.coco.sizes import settle_sizes
 
 __all__ = [
     "Findings",
@@ -21,7 +23,8 @@ __all__ = [
     "flip_pairs",
     "image_problem",
     "keypoint_names",
-    "normalise",
-    "other_sizes",
+    "normalise_images",
+    "normalise_objects",
     "read_coco",
+    "settle_sizes",
 ]

@@ -56,7 +56,7 @@ def normalise_annotations(
             _mend_crowd(annotation, crowds_as_objects, place, findings)
             suspicions.look_for_fractions(annotation.get("bbox"), size, place)
             mask = _mend_mask(annotation, size, masks, place, findings)
-            _mend_box(annotation, mask, place, findings)
+            _mend_box(annotation, mask, size, place, findings)
             suspicions.look_at(annotation["bbox"], mask.extent if mask else None, size, place)
             _mend_area(annotation, mask, place, findings)
             normalise_keypoints(annotation, keypoints, place, findings)
@@ -70,7 +70,7 @@ def normalise_annotations(
             (kept if mask or not masks else without_mask).append(annotation)
     _drop_without_mask(without_mask, len(kept), findings)
     kept = _once(kept, findings)
-    suspicions.report(findings)
+    suspicions.report(findings, len(annotations))
     _number(kept, findings)
     return kept
 
@@ -139,7 +139,7 @@ def _mend_mask(
     written = annotation.get("segmentation")
     try:
         mask = normalise_segmentation(written, size)
-    except DroppedError:
+    except (DroppedError, RefusedError):
         if masks:
             raise
         mask = None
@@ -147,7 +147,7 @@ def _mend_mask(
         if written:
             annotation["segmentation"] = []
             if not masks:
-                what = "masks that hold nothing, of objects with a box"
+                what = "masks that hold nothing or have no meaning, of objects with a box"
                 findings.add("mended", what, place, written)
         return None
     for what in dict.fromkeys(mask.mended):
@@ -159,10 +159,14 @@ def _mend_mask(
 
 
 def _mend_box(
-    annotation: dict[str, Any], mask: Mask | None, place: str, findings: Findings
+    annotation: dict[str, Any],
+    mask: Mask | None,
+    size: tuple[int, int],
+    place: str,
+    findings: Findings,
 ) -> None:
     written = annotation.get("bbox")
-    box, what = normalise_box(written, mask.extent if mask else None)
+    box, what = normalise_box(written, mask.extent if mask else None, size)
     if what:
         findings.add("mended", what, place, written)
     annotation["bbox"] = box

@@ -11,24 +11,30 @@ __all__ = ["BoxSuspicions", "normalise_box"]
 
 Corners = tuple[float, float, float, float]
 _CORNERS = "boxes look like corners (x1, y1, x2, y2), not (x, y, width, height)"
-_FRACTIONS = "boxes look like fractions of their picture, not pixels: nothing is learnt from such"
+_FRACTIONS = (
+    "boxes look like fractions of their picture: multiply them, and the points of masks, by its "
+    "width and height"
+)
 _REACH_OUT = "boxes reach out of their picture"
 _NOT_OF_MASK = "boxes are not those of their masks"
 
 
-def normalise_box(value: Any, extent: Corners | None) -> tuple[list[float], str]:
+def normalise_box(
+    value: Any, extent: Corners | None, size: tuple[int, int]
+) -> tuple[list[float], str]:
     """Bring a box into COCO's form.
 
     Args:
         value: what is written.
         extent: (x0, y0, x1, y1) of the object's mask; None without one.
+        size: (height, width) of the picture.
 
     Returns:
         [x, y, width, height], and what was mended, in the plural, or "".
 
     Raises:
         RefusedError: it is not four finite numbers.
-        DroppedError: it has no width or height.
+        DroppedError: it has no width or height, or lies outside of its picture.
     """
     what = ""
     if isinstance(value, str) and value != (value := parsed(value)):
@@ -36,13 +42,17 @@ def normalise_box(value: Any, extent: Corners | None) -> tuple[list[float], str]
     if value in (None, "", [], [0, 0, 0, 0], [None] * 4):
         if extent is None:
             raise DroppedError("boxes are missing, and no mask is there", shown(value))
-        x0, y0, x1, y1 = extent
-        return [x0, y0, x1 - x0, y1 - y0], "boxes are missing beside a mask: those of the masks"
+        return _box_of(extent), "boxes are missing beside a mask: those of the masks"
     box = finite_numbers(value) if isinstance(value, list) and len(value) == 4 else None
     if box is None:
         raise RefusedError("boxes are not four finite numbers", shown(value))
-    if box[2] <= 0 or box[3] <= 0:
-        raise DroppedError("boxes have no width or height", shown(value))
+    if box[2] <= 0 or box[3] <= 0 or not _lies_in(box, size):
+        if extent is not None:
+            return _box_of(extent), "boxes are impossible beside a mask: those of the masks"
+        if box[2] <= 0 or box[3] <= 0:
+            raise DroppedError("boxes have no width or height", shown(value))
+        outside = f"{shown(box)} in a picture of {size[1]}x{size[0]}"
+        raise DroppedError("boxes lie outside of their picture", outside)
     return box, what or ("boxes with numbers written as text" if box is not value else "")
 
 
@@ -64,14 +74,8 @@ class BoxSuspicions:
             extent: (x0, y0, x1, y1) of its mask; None without one.
             size: (height, width) of its picture.
             place: where it is.
-
-        Raises:
-            DroppedError: it lies outside of its picture.
         """
         (x, y, w, h), (height, width) = box, size
-        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            outside = f"{shown(box)} in a picture of {width}x{height}"
-            raise DroppedError("boxes lie outside of their picture", outside)
         fits_as_corners = 0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
         reaches_out = x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1
         of_mask = extent is None or _close((x, y, x + w, y + h), extent, size)
@@ -100,14 +104,32 @@ class BoxSuspicions:
         if box and any(box) and _is_fraction(box, size):
             self._found.append((_FRACTIONS, place, box))
 
-    def report(self, findings: Findings) -> None:
-        """Warn of what was noted."""
+    def report(self, findings: Findings, total: int) -> None:
+        """Warn of what was noted, and refuse fractions where they are most of all annotations.
+
+        Args:
+            findings: told of it.
+            total: how many annotations there are.
+        """
+        fractions = sum(what == _FRACTIONS for what, _, _ in self._found)
         # Without masks, every box has to be possible as corners before one looks like such.
         what = _CORNERS if self._all_fit_as_corners else _REACH_OUT
         for place, box in self._maybe_corners:
             findings.add("warned", what, place, box)
         for what, place, box in self._found:
-            findings.add("warned", what, place, box)
+            refused = what == _FRACTIONS and 2 * fractions > total
+            findings.add("refused" if refused else "warned", what, place, box)
+
+
+def _lies_in(box: list[float], size: tuple[int, int]) -> bool:
+    """Whether some of a box is in a picture of (height, width)."""
+    x, y, w, h = box
+    return x < size[1] and y < size[0] and x + w > 0 and y + h > 0
+
+
+def _box_of(extent: Corners) -> list[float]:
+    x0, y0, x1, y1 = extent
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def _is_fraction(box: list[float], size: tuple[int, int]) -> bool:

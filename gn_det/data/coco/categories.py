@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ def normalise_categories(
         InputError: objects are of a category that is not known.
     """
     categories = _well_formed(categories, findings)
+    known = [(number, unicodedata.normalize("NFC", name)) for number, name in known]
     findings.check()
     if not known:
         kept = _without_roots(categories, used, findings)
@@ -108,6 +110,9 @@ def _well_formed(categories: list[dict[str, Any]], findings: Findings) -> list[d
         elif isinstance(name, str) and name.strip() != name:
             findings.add("mended", "category names with spaces around", _place(category))
             category["name"] = name = name.strip()
+        if isinstance(name, str) and not unicodedata.is_normalized("NFC", name):
+            findings.add("mended", "category names in another Unicode form", _place(category))
+            category["name"] = name = unicodedata.normalize("NFC", name)
         if not isinstance(name, str):
             findings.add("refused", "categories have no name", _place(category), name)
         elif number not in by_id:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import quote, unquote
+
+from tqdm import tqdm
+
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+_EXTENSIONS = (*_JPEG, ".png", ".bmp", ".tif", ".tiff", ".webp")
+_PATH_IN_QUERY = re.compile(r".*\?d=")  # of Label Studio's local files
 
 __all__ = ["can_be_named", "find_files", "leaves_folder"]
 
 _REWRITTEN = {
     "spaces or line ends around them": str.strip,
+    "a URL's query": lambda name: _PATH_IN_QUERY.sub("", name).partition("?")[0],
     "backslashes": lambda name: name.replace("\\", "/"),
     "URL-quoted": unquote,
     "not URL-quoted": partial(quote, errors="surrogatepass"),
@@ -34,31 +43,47 @@ def can_be_named(name: str) -> bool:
         return False
 
 
-def find_files(names: Iterable[str], root: str | Path) -> dict[str, tuple[str, str]]:
+class Found(NamedTuple):
+    """What :func:`find_files` found.
+
+    Attributes:
+        files: (name below the folder, what is different about its form) by the name in the JSON.
+        several: the files that a name could be, by the name in the JSON.
+    """
+
+    files: dict[str, tuple[str, str]]
+    several: dict[str, list[str]]
+
+
+def find_files(names: Iterable[str], root: str | Path) -> Found:
     """Find files whose names are not as the folder has them.
 
     Tried are other slashes, URL-quoting, leading folders too many or too few, another case and
-    another Unicode form, and what these give together. A name that could be two files is not found,
-    nor are two names that would be one file.
+    another Unicode form, and what these give together; then no extension, or another one of JPEG.
+    Two names that would be one file are not found.
 
     Args:
         names: of all files, as a JSON has them.
         root: the folder.
 
     Returns:
-        (name below root, what is different about the form) by the name in the JSON, for each that
-        is not there under its own name and is there under the other.
+        What there is for each name that is not there as it is written.
     """
     names = dict.fromkeys(names)
     missing = [name for name in names if not _is_there(name, root)]
+    absolute = {name: _below(name, root) for name in missing if _is_below(name, root)}
+    missing = [name for name in missing if name not in absolute]
+    found = {name: (below, *_leading(1)) for name, below in absolute.items()}
     if not missing:
-        return {}
+        return Found(found, {})
     depth = max(name.count("/") + name.count("\\") for name in missing) + 3
     folder = _Folder(_files_below(str(root), depth))
-    found = {name: match for name in missing if (match := folder.find(name))}
+    found |= {name: match for name in missing if (match := folder.find(name))}
     there = [os.path.normpath(name) for name in names if name not in found]
     taken = Counter([*there, *(match for match, _ in found.values())])
-    return {name: match for name, match in found.items() if taken[match[0]] == 1}
+    found = {name: match for name, match in found.items() if taken[match[0]] == 1}
+    several = {name: files for name in missing if len(files := folder.several(name)) > 1}
+    return Found(found, {name: files for name, files in several.items() if name not in found})
 
 
 def _is_there(name: str, root: str | Path) -> bool:
@@ -70,8 +95,23 @@ def _is_there(name: str, root: str | Path) -> bool:
     )
 
 
+def _is_below(name: str, root: str | Path) -> bool:
+    """Whether a name is the whole path of a file in a folder."""
+    return (
+        can_be_named(name)
+        and os.path.isabs(name)
+        and not leaves_folder(name, root)
+        and os.path.isfile(name)
+    )
+
+
+def _below(name: str, root: str | Path) -> str:
+    return os.path.relpath(name, os.path.abspath(root))
+
+
 def _files_below(root: str, depth: int) -> Iterator[str]:
-    for folder, folders, files in os.walk(root, followlinks=True):
+    walk = os.walk(root, followlinks=True)
+    for folder, folders, files in tqdm(walk, desc="looking for the images", unit="folder", delay=2):
         below = os.path.relpath(folder, root)
         if below.count("/") + 1 >= depth:  # links may lead round
             folders.clear()
@@ -84,11 +124,14 @@ class _Folder:
     def __init__(self, files: Iterable[str]) -> None:
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_last_part: dict[str, list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
         for file in files:
             self._by_name[_key(file)].append(file)
             self._by_last_part[_key(file.rpartition("/")[2])].append(file)
+            self._by_stem[_key(os.path.splitext(file)[0])].append(file)
 
     def find(self, name: str) -> tuple[str, str] | None:
+        """The file that a name is, and what is different about its form."""
         for rewritten, forms in _rewritings(name):
             parts = [p for p in PurePosixPath(rewritten).parts if p not in ("/", "//")]
             if not parts or ".." in parts:
@@ -106,7 +149,22 @@ class _Folder:
                 return match, ", ".join(
                     [*forms, "a leading folder too few", *_letters(wanted, end)]
                 )
+        return self._with_extension(name)
+
+    def _with_extension(self, name: str) -> tuple[str, str] | None:
+        for rewritten, forms in _rewritings(name):
+            stem, extension = os.path.splitext(rewritten)
+            if extension.lower() not in _EXTENSIONS:
+                stem, extension = rewritten, ""
+            expected = _JPEG if extension else _EXTENSIONS
+            files = [f for f in self._by_stem[_key(stem)] if f.lower().endswith(expected)]
+            if extension.lower() in ("", *_JPEG) and len(files) == 1:
+                return files[0], ", ".join([*forms, "another extension"])
         return None
+
+    def several(self, name: str) -> list[str]:
+        """The files of the same name in folders below, or in another case."""
+        return sorted(self._by_last_part[_key(PurePosixPath(name.strip()).name)])
 
 
 def _rewritings(name: str) -> list[tuple[str, list[str]]]:

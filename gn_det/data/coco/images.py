@@ -1,51 +1,45 @@
-"""The pictures of a COCO-format data set: ids, file names, sizes."""
+"""The pictures of a COCO-format data set: ids, file names, sizes where the JSON has none."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from gn_det.data.bad_images import find_bad_images
 from gn_det.data.coco.file_names import can_be_named, find_files, leaves_folder
 from gn_det.data.coco.findings import Findings, shown
 from gn_det.data.coco.values import whole_number
 from gn_det.data.pictures import PictureError, picture_size
 from gn_det.errors import InputError
+from gn_det.utils import some
 
-__all__ = ["merge_same_files", "normalise_images", "other_sizes"]
+__all__ = ["normalise_images"]
 
 _LONGEST_SIDE = 200_000  # pixels; drawing polygons takes memory in proportion
 
 
-def normalise_images(
-    images: list[dict[str, Any]],
-    image_root: str | Path,
-    findings: Findings,
-    file_sizes: Mapping[int, tuple[int, int]] | None = None,
-) -> list[dict[str, Any]]:
+def normalise_images(dataset: dict[str, Any], image_root: str | Path, findings: Findings) -> None:
     """Give pictures whole ids, the names that their files have, and whole sizes, in place.
 
-    Args:
-        images: those of the JSON.
-        image_root: the folder that their file_name is relative to.
-        findings: told of everything that is mended or refused.
-        file_sizes: (width, height) by id that are right where the JSON has others.
+    Each picture is then there once. One whose size is neither in the JSON nor in a file that can be
+    read has None for it.
 
-    Returns:
-        The pictures, each once. One whose size is neither in the JSON nor in a file that can be
-        read has None for it.
+    Args:
+        dataset: what :func:`gn_det.data.coco.read_coco` returned.
+        image_root: the folder that the file_name of its images is relative to.
+        findings: told of everything that is mended or refused.
 
     Raises:
-        InputError: image_root is no folder.
+        InputError: image_root is no folder, or in one line everything that is refused.
     """
     if not Path(image_root).is_dir():
         raise InputError(f"{image_root} is not a folder of images")
     by_id: dict[int, dict[str, Any]] = {}
-    for index, image in enumerate(images):
+    for index, image in enumerate(dataset["images"]):
+        _mend_missing_name(image, findings)
         place = f"image {shown(image['id'])}" if "id" in image else f"images[{index}]"
         number, name = whole_number(image.get("id")), image.get("file_name")
         if number is None:
@@ -65,37 +59,38 @@ def normalise_images(
     findings.check()
     for image in tqdm(kept, desc="sizes of the images", unit="image", delay=2):
         _mend_size(image, image_root, findings)
-        if file_sizes and image["id"] in file_sizes:
-            written = f"{image['width']}x{image['height']}"
-            image["width"], image["height"] = file_sizes[image["id"]]
-            what = "images have another size than the JSON says: that of the file is used"
-            value = f"{image['width']}x{image['height']}, not {written}"
-            findings.add("warned", what, f"image {image['id']}", text=value)
-            findings.changed = True
-    return kept
+    dataset["images"] = kept
+    _merge_same_files(dataset, findings)
 
 
-def merge_same_files(
-    images: list[dict[str, Any]], annotations: list[dict[str, Any]], findings: Findings
-) -> None:
+def _merge_same_files(dataset: dict[str, Any], findings: Findings) -> None:
     """Give a file that is there under several ids one of them, and its objects too, in place.
 
     Else the objects under one id would be background under another.
     """
     first_of: dict[str, int] = {}
     stands_for: dict[int, int] = {}
-    for image in images:
+    for image in dataset["images"]:
         first = first_of.setdefault(os.path.normpath(image["file_name"]), image["id"])
         if first != image["id"]:
             stands_for[image["id"]] = first
             what = "files have two image ids: all their objects are of the first"
             findings.add("mended", what, f"image {image['id']}", image["file_name"], first)
     if stands_for:
-        images[:] = [image for image in images if image["id"] not in stands_for]
-        for annotation in annotations:
+        dataset["images"] = [i for i in dataset["images"] if i["id"] not in stands_for]
+        for annotation in dataset["annotations"]:
             number = whole_number(annotation.get("image_id"))
             if number in stands_for:
                 annotation["image_id"] = stands_for[number]
+
+
+def _mend_missing_name(image: dict[str, Any], findings: Findings) -> None:
+    """Take the name from LVIS's coco_url, with its folder."""
+    url = image.get("coco_url")
+    if image.get("file_name") is None and isinstance(url, str) and url.strip():
+        image["file_name"] = "/".join(urlsplit(url).path.split("/")[-2:])
+        what = "images have no file_name: that of their coco_url"
+        findings.add("mended", what, f"image {shown(image.get('id'))}", image["file_name"])
 
 
 def _repeated(first: dict[str, Any], image: dict[str, Any], place: str, findings: Findings) -> None:
@@ -108,7 +103,7 @@ def _repeated(first: dict[str, Any], image: dict[str, Any], place: str, findings
 
 
 def _mend_names(images: list[dict[str, Any]], root: str | Path, findings: Findings) -> None:
-    found = find_files([image["file_name"] for image in images], root)
+    found, several = find_files([image["file_name"] for image in images], root)
     for image in images:
         name = image["file_name"]
         place = f"image {image['id']}"
@@ -118,6 +113,9 @@ def _mend_names(images: list[dict[str, Any]], root: str | Path, findings: Findin
             findings.add(
                 "mended", what, place, text=f"{shown(name)} is {shown(image['file_name'])}"
             )
+        elif name in several:
+            what = f"file names could be several files below {root}: name a folder that has one"
+            findings.add("refused", what, place, name, some(several[name], 3))
         elif not can_be_named(name):
             findings.add("refused", "file names are none that a file can have", place, name)
         elif leaves_folder(name, root) and (not os.path.isabs(name) or os.path.exists(name)):
@@ -140,27 +138,3 @@ def _mend_size(image: dict[str, Any], root: str | Path, findings: Findings) -> N
     elif not type(written[0]) is type(written[1]) is int:
         findings.add("mended", "widths and heights written as text or 160.0", place, *written)
     image["width"], image["height"] = size
-
-
-def other_sizes(
-    bad: list[tuple[dict[str, Any], str]], root: str | Path, value_range: Sequence[float] = ()
-) -> dict[int, tuple[int, int]]:
-    """Pictures with which nothing is wrong but that their size is another than the JSON says.
-
-    Args:
-        bad: (picture, what is wrong) as :func:`gn_det.data.bad_images.find_bad_images` returned it.
-        root: the folder.
-        value_range: see :func:`gn_det.data.pictures.read_picture`.
-
-    Returns:
-        (width, height) of their files by the id of the picture.
-    """
-    resized = []
-    for image, _ in bad:
-        try:
-            width, height = picture_size(Path(root) / image["file_name"])
-        except PictureError:
-            continue
-        resized.append({**image, "width": width, "height": height})
-    still_bad = {image["id"] for image, _ in find_bad_images(resized, root, value_range)}
-    return {i["id"]: (i["width"], i["height"]) for i in resized if i["id"] not in still_bad}

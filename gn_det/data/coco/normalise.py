@@ -1,20 +1,18 @@
-"""From what a COCO-format file holds to what training and evaluation read."""
+"""From the objects that a COCO-format file holds to what training and evaluation read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gn_det.data.coco.annotations import normalise_annotations
 from gn_det.data.coco.categories import Known, normalise_categories
 from gn_det.data.coco.findings import Findings
-from gn_det.data.coco.images import merge_same_files, normalise_images
 from gn_det.data.coco.keypoints import keypoint_names
 from gn_det.data.coco.read import read_coco
 from gn_det.data.coco.values import whole_number
 
-__all__ = ["declared_categories", "normalise"]
+__all__ = ["declared_categories", "normalise_objects"]
 
 
 def declared_categories(json_file: str | Path) -> list[tuple[int, str]]:
@@ -33,39 +31,34 @@ def _used(dataset: dict[str, Any]) -> set[int | None]:
     return {whole_number(annotation.get("category_id")) for annotation in dataset["annotations"]}
 
 
-def normalise(
+def normalise_objects(
     dataset: dict[str, Any],
-    image_root: str | Path,
     findings: Findings,
     *,
     masks: bool,
     keypoints: bool = False,
     crowds_as_objects: bool = False,
     known: Known = (),
-    file_sizes: Mapping[int, tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """Mend what has one meaning, drop what nothing can be learnt from, refuse what has no meaning.
 
     Args:
-        dataset: what :func:`gn_det.data.coco.read_coco` returned; it is changed.
-        image_root: the folder that the file_name of its images is relative to.
+        dataset: what :func:`gn_det.data.coco.read_coco` returned, with its pictures normalised; it
+            is changed.
         findings: told of everything that was found; ``findings.changed`` says whether the result is
             another than the dataset was.
         masks: whether each annotation needs a mask.
         keypoints: whether each needs the keypoints that its category lists.
         crowds_as_objects: whether iscrowd 1 becomes 0.
         known: (id, name) of the categories that a model or another split has; () for none.
-        file_sizes: (width, height) of images by id that are right where the JSON has others.
 
     Returns:
-        The data set in the form that pycocotools and Detectron2 read. A picture that has no size
-        in the JSON and cannot be read has None for it.
+        The data set in the form that pycocotools and Detectron2 read.
 
     Raises:
         InputError: in one line everything that is refused, with counts, ids and values.
     """
-    images = normalise_images(dataset["images"], image_root, findings, file_sizes)
-    merge_same_files(images, dataset["annotations"], findings)
+    images = dataset["images"]
     used = _used(dataset)
     categories, stands_for = normalise_categories(dataset["categories"], used, known, findings)
     names = keypoint_names(categories)
@@ -83,4 +76,4 @@ def normalise(
         crowds_as_objects=crowds_as_objects,
     )
     findings.check()
-    return {**dataset, "images": images, "categories": categories, "annotations": annotations}
+    return {**dataset, "categories": categories, "annotations": annotations}

@@ -17,6 +17,7 @@ from gn_det.utils import check_regular_file, printable, some
 __all__ = ["SECTIONS", "read_coco"]
 
 SECTIONS = ("images", "annotations", "categories")
+_ARCHIVES = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")
 
 
 def read_coco(
@@ -33,7 +34,9 @@ def read_coco(
         The parsed JSON.
 
     Raises:
-        InputError: no such file, no JSON, no such lists, or NaN or an infinity anywhere.
+        InputError: no such file, no JSON, no such lists, an infinity anywhere, or NaN in a list.
+            NaN as the value of a key, which is what pandas writes for what is missing, becomes
+            null.
     """
     check_regular_file(json_file, "annotation file")
     constants: list[str] = []
@@ -44,13 +47,15 @@ def read_coco(
 
     try:
         content = Path(json_file).read_bytes()
-        if content.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        if content.startswith(_ARCHIVES):
             raise InputError(f"{json_file} is a compressed archive; unpack it")
         encoding = json.detect_encoding(content)
         text = content.decode(encoding, "surrogatepass")
         del content
         with _without_collection():
             dataset = json.loads(text, parse_constant=constant)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{json_file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -73,6 +78,7 @@ def read_coco(
                     f"{type(entry).__name__}, no object"
                 )
     if constants:
+        _take_nan_as_null(dataset, findings)
         _refuse_constants(dataset, json_file)
     if findings is not None and encoding != "utf-8":
         name = "UTF-8 with a byte order mark" if encoding == "utf-8-sig" else encoding.upper()
@@ -92,11 +98,23 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _take_nan_as_null(dataset: dict[str, Any], findings: Findings | None) -> None:
+    for section, entries in dataset.items():
+        for index, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+            for key, value in entry.items() if isinstance(entry, dict) else ():
+                if isinstance(value, float) and math.isnan(value):
+                    entry[key] = None
+                    if findings is not None:
+                        what = "NaN in place of a value: taken as none"
+                        findings.add("mended", what, f"{section}[{index}]", text=key)
+
+
 def _refuse_constants(dataset: dict[str, Any], json_file: str | Path) -> None:
     places = list(_not_finite(dataset))
-    raise InputError(
-        f"{json_file} has {len(places)} numbers that are NaN or infinite: {some(places, 3)}"
-    )
+    if places:
+        raise InputError(
+            f"{json_file} has {len(places)} numbers that are NaN or infinite: {some(places, 3)}"
+        )
 
 
 def _not_finite(dataset: dict[str, Any]) -> Iterator[str]:

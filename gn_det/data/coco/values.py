@@ -18,6 +18,8 @@ def whole_number(value: Any) -> int | None:
     if type(value) is int:
         return value if abs(value) <= _LARGEST else None
     if isinstance(value, str):
+        if "_" in value:  # which Python would skip
+            return None
         try:
             value = int(value)
         except ValueError:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from support.coco import HEIGHT, WIDTH, dataset
 
-from gn_det.data.coco import Findings, normalise
+from gn_det.data.coco import Findings, normalise_images, normalise_objects
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def normalised(images: Path) -> Callable[..., tuple[dict, Findings]]:
         first(data["annotations"][0])
         change(data)
         findings = Findings("x.json", strict=strict)
-        return normalise(data, images, findings, masks=masks, **options), findings
+        normalise_images(data, images, findings)
+        return normalise_objects(data, findings, masks=masks, **options), findings
 
     return run

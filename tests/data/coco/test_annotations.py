@@ -204,11 +204,6 @@ def test_every_kind_of_problem_is_told_at_once_with_counts(normalised: Normalise
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (setting(bbox=[1, 1, 0, 5]), "boxes have no width or height"),
-        (setting(bbox=[1, 1, 5, -5]), "boxes have no width or height"),
-        (setting(bbox=["1", "1", "0", "5"]), "boxes have no width or height"),
-        (setting(bbox=[80, 10, 5, 5]), "boxes lie outside of their picture"),
-        (setting(bbox=[10, -20, 5, 5]), "boxes lie outside of their picture"),
         (setting(segmentation=[[10, 20, 40, 50]]), "polygons have fewer than three points"),
         (setting(segmentation=[[10, 20, 40, 50, 10, 20]]), "polygons have fewer than three points"),
         (setting(segmentation=[[10, 20]]), "polygons have fewer than three points"),

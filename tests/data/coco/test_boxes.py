@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from gn_det import InputError
+
 CORNERS = "boxes look like corners"
 FRACTIONS = "boxes look like fractions"
 REACH_OUT = "boxes reach out of their picture"
@@ -23,8 +25,8 @@ KINDS = {CORNERS, FRACTIONS, REACH_OUT, NOT_OF_MASK}
         ([[60, 10, 30, 30], [0, 0, 5, 5], [0, 0, 5, 5], [0, 0, 5, 5]], False, REACH_OUT, 1),
         ([[-5, 10, 30, 30], [0, 0, 5, 5], [0, 0, 5, 5], [0, 0, 5, 5]], False, REACH_OUT, 1),
         ([[10, 10, 75, 55], *[[10, 10, 30, 30]] * 3], True, REACH_OUT, 1),
-        ([[0.1, 0.2, 0.3, 0.4]] * 4, False, FRACTIONS, 4),
-        ([[0.125, 0.17, 0.375, 0.5]] * 4, True, FRACTIONS, 4),
+        ([[0.1, 0.2, 0.3, 0.4]] * 2 + [[10, 10, 30, 30]] * 2, False, FRACTIONS, 2),
+        ([[0.125, 0.17, 0.375, 0.5]] * 2 + [[10, 10, 30, 30]] * 2, True, FRACTIONS, 2),
         ([[30, 20, 30, 30]] * 4, True, NOT_OF_MASK, 4),
         ([[10, 10, 30, 30]] * 4, True, None, 0),
         ([[9, 8, 32, 33]] * 4, True, None, 0),
@@ -47,9 +49,22 @@ def test_boxes_that_are_probably_not_meant_are_counted(
     assert not count or "annotation 1" in findings.table()
 
 
-def test_masks_of_fractions_go_and_their_boxes_are_warned_of(normalised: Callable) -> None:
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_set_of_fractions_is_refused(normalised: Callable, masks: bool) -> None:
     def to_fractions(annotation: dict) -> None:
         annotation.update(bbox=[0.1, 0.2, 0.3, 0.4], segmentation=[[0.1, 0.2, 0.4, 0.2, 0.4, 0.6]])
 
-    _, findings = normalised(each=to_fractions)
-    assert FRACTIONS in findings.sentence("warned") and findings.count("dropped") == 4
+    with pytest.raises(InputError, match=f"4 {FRACTIONS} of their picture: multiply them"):
+        normalised(each=to_fractions, masks=masks)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[10, 10, 0, 0], [40, 40, -30, -30], [1000, 10, 30, 30], [10, -90, 30, 30], ["1", 1, "0", 5]],
+)
+def test_an_impossible_box_beside_a_mask_is_that_of_the_mask(
+    normalised: Callable, box: list
+) -> None:
+    data, findings = normalised(first=lambda a: a.update(bbox=box))
+    assert data["annotations"][0]["bbox"] == [10, 10, 30, 30]
+    assert "boxes are impossible beside a mask" in findings.table()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -160,3 +161,18 @@ def test_categories_without_a_number_or_a_name_are_refused(
 def test_a_category_that_is_listed_twice_is_one(normalised: Normalised) -> None:
     data, findings = normalised(of_categories((1, "box"), (2, "disc"), (1, "box")))
     assert pairs(data) == KNOWN and findings.count("mended") == 1
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(normalised: Callable) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Bär") for form in ("NFC", "NFD"))
+    data, findings = normalised(lambda d: d["categories"][0].update(name=decomposed))
+    assert data["categories"][0]["name"] == composed
+    assert "another Unicode form" in findings.table()
+    known = [(1, decomposed), (2, "disc")]  # as a run of before has it
+    data, _ = normalised(lambda d: d["categories"][0].update(name=composed), known=known)
+    assert data["categories"][0]["name"] == composed
+
+
+def test_a_class_in_another_case_is_named(normalised: Callable) -> None:
+    with pytest.raises(InputError, match=r"did you mean BOX\?"):
+        normalised(known=[(1, "BOX"), (2, "disc")])

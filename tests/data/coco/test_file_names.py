@@ -43,6 +43,12 @@ def folder(tmp_path: Path) -> Path:
         (f"sub/{unicodedata.normalize('NFD', BAER)}", f"sub/{BAER}", ["another Unicode form"]),
         ("a.jpg\n", "a.jpg", ["spaces or line ends around them"]),
         (" a.jpg ", "a.jpg", ["spaces or line ends around them"]),
+        ("/data/local-files/?d=a.jpg", "a.jpg", ["a URL's query"]),
+        ("a.jpg?raw=1", "a.jpg", ["a URL's query"]),
+        ("a", "a.jpg", ["another extension"]),
+        ("sub/deep/c.jpeg", "sub/deep/c.jpg", ["another extension"]),
+        ("upper.jpeg", "Upper.JPG", ["another extension"]),
+        ("a.png", "a.jpg", None),  # which may be a mask of it
         ("x\\B%C3%A4R%201.JPG", f"sub/{BAER}", None),
     ],
 )
@@ -50,15 +56,15 @@ def test_the_usual_forms_are_tried_alone_and_together(
     folder: Path, written: str, found: str, forms: list[str] | None
 ) -> None:
     if forms is None:  # a folder too many and one too few would be anything
-        assert find_files([written], folder) == {}
+        assert find_files([written], folder).files == {}
     else:
-        assert find_files([written], folder) == {written: (found, ", ".join(forms))}
+        assert find_files([written], folder).files == {written: (found, ", ".join(forms))}
 
 
 def test_names_on_a_disk_in_nfd_are_found_too(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", BAER)
     (tmp_path / decomposed).touch()
-    assert find_files([BAER], tmp_path) == {BAER: (decomposed, "another Unicode form")}
+    assert find_files([BAER], tmp_path).files == {BAER: (decomposed, "another Unicode form")}
 
 
 @pytest.mark.parametrize(
@@ -75,20 +81,30 @@ def test_names_on_a_disk_in_nfd_are_found_too(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_there_or_could_be_several_is_left_alone(folder: Path, names: list[str]) -> None:
-    assert find_files(names, folder) == {}
+    assert find_files(names, folder).files == {}
 
 
 def test_a_name_that_could_be_two_files_is_not_found(folder: Path) -> None:
     (folder / "other").mkdir()
     (folder / "other" / "c.jpg").touch()
-    assert find_files(["c.jpg"], folder) == {}
+    both = {"c.jpg": ["other/c.jpg", "sub/deep/c.jpg"]}
+    assert find_files(["c.jpg", "a.jpg", "z.jpg"], folder) == ({}, both)
     (folder / "A.JPG").touch()
-    assert find_files(["A.jpg"], folder) == {}
+    assert find_files(["A.jpg"], folder) == ({}, {"A.jpg": ["A.JPG", "a.jpg"]})
+
+
+def test_whole_paths_below_the_folder_are_taken_without_a_search(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.walk", None)
+    name = str(folder / "sub/deep/c.jpg")
+    assert find_files([name], folder).files[name][0] == "sub/deep/c.jpg"
+    assert find_files([name], "/").files[name][0] == name[1:]
 
 
 def test_links_that_lead_round_are_no_trouble(folder: Path) -> None:
     (folder / "sub" / "again").symlink_to(folder)
-    assert find_files(["images/a.jpg"], folder)["images/a.jpg"][0] == "a.jpg"
+    assert find_files(["images/a.jpg"], folder).files["images/a.jpg"][0] == "a.jpg"
 
 
 @pytest.mark.parametrize(

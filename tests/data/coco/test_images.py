@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from support.coco import HEIGHT, WIDTH, dataset
 
 from gn_det import InputError
-from gn_det.data.bad_images import find_bad_images
-from gn_det.data.coco import other_sizes
 
 Normalised = Callable[..., tuple[dict, Any]]
 
@@ -112,26 +110,25 @@ def test_a_picture_that_cannot_be_read_has_no_size_then(
     assert len(data["annotations"]) == 4
 
 
-def test_sizes_that_are_not_the_files_are_told_from_other_faults(
+def test_lvis_names_its_pictures_by_their_address(normalised: Normalised) -> None:
+    def change(data: dict) -> None:
+        for image in data["images"]:
+            name = image.pop("file_name")
+            image["coco_url"] = f"http://images.cocodataset.org/train2017/{name}"
+
+    data, findings = normalised(change)
+    assert [image["file_name"] for image in data["images"]] == ["1.png", "2.png"]
+    assert "that of their coco_url" in findings.table()
+
+
+def test_a_name_that_could_be_two_files_is_refused_with_both(
     normalised: Normalised, images: Path
 ) -> None:
-    Image.new("RGB", (100, 90)).save(images / "1.png")
-    (images / "2.png").write_text("no picture")
-    bad = find_bad_images(normalised()[0]["images"], images)
-    assert other_sizes(bad, images) == {1: (100, 90)}
-
-
-def test_the_size_of_the_file_is_used_and_warned_of(normalised: Normalised) -> None:
-    data, findings = normalised(file_sizes={1: (100, 90)})
-    assert (data["images"][0]["width"], data["images"][0]["height"]) == (100, 90)
-    assert findings.count("warned") == 1 and findings.changed
-    assert "100x90, not 80x60" in findings.table()
-
-
-def test_rle_masks_do_not_fit_another_size(normalised: Normalised) -> None:
-    rle = {"size": [HEIGHT, WIDTH], "counts": [100, 100, HEIGHT * WIDTH - 200]}
-    with pytest.raises(InputError, match="2 RLE masks have another size than their picture"):
-        normalised(each=lambda a: a.update(segmentation=rle), file_sizes={1: (100, 90)})
+    for split in ("train", "val"):
+        (images / split).mkdir()
+        shutil.copy(images / "1.png", images / split / "0.png")
+    with pytest.raises(InputError, match=r"could be several files.*'0.png', 'train/0.png, val/0"):
+        normalised(lambda d: d["images"][0].update(file_name="0.png"))
 
 
 def test_a_file_in_place_of_the_folder_is_told(normalised: Normalised, images: Path) -> None:

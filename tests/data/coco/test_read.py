@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,8 @@ def test_unicode_is_read_and_said_if_others_would_not_read_it(
     ("content", "message"),
     [
         (b"", "is not JSON"),
+        (gzip.compress(LISTS.encode()), r"x\.json is a compressed archive; unpack it"),
+        (lzma.compress(LISTS.encode()), "is a compressed archive"),
         (b"{", "is not JSON"),
         (LISTS.encode()[:-3], "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
@@ -66,8 +70,8 @@ def test_what_is_no_coco_file_is_refused(tmp_path: Path, content: bytes, message
             {"annotations": [{"id": 7, "segmentation": [[1, 2, float("nan")]]}]},
             "annotation 7, segmentation: nan",
         ),
-        ({"images": [{"id": 3, "width": float("nan")}]}, "image 3, width: nan"),
-        ({"info": {"version": float("nan")}}, r"info\[0\], version: nan"),
+        ({"images": [{"id": 3, "width": float("inf")}]}, "image 3, width: inf"),
+        ({"info": {"version": [float("nan")]}}, r"info\[0\], version: nan"),
     ],
 )
 def test_a_number_that_is_not_finite_is_refused_wherever_it_is(
@@ -76,6 +80,16 @@ def test_a_number_that_is_not_finite_is_refused_wherever_it_is(
     (tmp_path / "x.json").write_text(json.dumps({**json.loads(LISTS), **change}))
     with pytest.raises(InputError, match=rf"1 numbers that are NaN or infinite: {place}"):
         read_coco(tmp_path / "x.json")
+
+
+def test_nan_is_pandas_word_for_a_value_that_is_not_there(tmp_path: Path) -> None:
+    nan = float("nan")
+    entries = {"annotations": [{"id": 1, "area": nan, "bbox": nan}], "info": {"year": nan}}
+    (tmp_path / "x.json").write_text(json.dumps({**json.loads(LISTS), **entries}))
+    findings = Findings("x.json")
+    data = read_coco(tmp_path / "x.json", findings=findings)
+    assert data["annotations"] == [{"id": 1, "area": None, "bbox": None}]
+    assert data["info"] == {"year": None} and findings.count("mended") == 3
 
 
 def test_a_missing_json_is_named(tmp_path: Path) -> None:
