@@ -590,6 +590,8 @@ def parse_arguments() -> argparse.Namespace:
     add_data_arguments(parser)
     add_overrides(parser)
     args = parser.parse_args()
+    for key in ("recipes", "beside", "ims_per_gpu", "seeds", "lrs", "parts", "steps"):
+        setattr(args, key, [*dict.fromkeys(getattr(args, key))])
     if args.quick:
         args.seeds = args.seeds[:1]
     if args.jobs < 1:

@@ -107,7 +107,13 @@ def read_config(args: argparse.Namespace, file: str) -> CfgNode:
             "MODEL.GN.CHANNELS_PER_GROUP, SOLVER.BASE_LR and MODEL.DEVICE"
         )
     world_size = RunOptions.from_args(args).world_size
-    return resolve_schedule(load_config(file, args.opts), world_size)
+    cfg = resolve_schedule(load_config(file, args.opts), world_size)
+    if cfg.MODEL.GN.HAND_OVER_STEPS:
+        raise InputError(
+            f"{file} hands over from BN by MODEL.GN.HAND_OVER_STEPS, which needs no converted "
+            "weights: train it, or set HAND_OVER_STEPS to 0"
+        )
+    return cfg
 
 
 def steps_of(args: argparse.Namespace) -> dict[str, int]:

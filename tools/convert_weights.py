@@ -4,7 +4,7 @@ It writes Detectron2's names (or, by --layout, those of FAIR's .pkl files or of 
 beside the weights a config fragment with what a detector has to share with them.
 
 With --timm it writes the file of another timm model, for MODEL.TIMM.WEIGHTS, from weights of any
-library whose tensors are in timm's order.
+library whose tensors are in timm's names or in its order.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def convert_for_timm(args: argparse.Namespace) -> None:
     with whole_file(args.output) as stream:
         torch.save(weights, stream)
     print(f"{args.output}: {len(weights)} tensors, all with the shapes of timm's {args.timm}")
+    if left := len(checkpoint["model"]) - len(weights):
+        print(f"Left out: {left} tensors of a classifier with other classes")
     if seen:
         rows = [[name, f"{100 * probability:.1f}"] for name, probability in seen]
         print(f"\n{table(rows, [f'seen in {args.picture.name}', '%'])}\n")

@@ -165,6 +165,11 @@ class Checkpointer(DetectionCheckpointer):
                 "to start from its weights, name it in MODEL.WEIGHTS (train.init_checkpoint for a "
                 "LazyConfig) of a new run"
             )
+        if self._whole and not self.checkpointables and _hands_over(loaded):
+            self.logger.warning(
+                f"{filename} is from the middle of a hand-over: it is evaluated as GN, which its "
+                "norms were in part. Take a checkpoint from after MODEL.GN.HAND_OVER_STEPS"
+            )
         if self._matching_heuristics:
             loaded["matching_heuristics"] = True
         # FAIR's files have BN as a scale and a shift, which GN takes without a trace.
@@ -257,6 +262,13 @@ class Checkpointer(DetectionCheckpointer):
                 "(MODEL.GN.HAND_OVER_STEPS), or convert a trained model "
                 "(tools/convert_bn_to_gn.py); if you go on, set MODEL.BACKBONE.FREEZE_AT to 0"
             )
+
+
+def _hands_over(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint has the state of a hand-over that had not ended."""
+    trainer = checkpoint.get("trainer")
+    hooks = trainer.get("hooks", {}) if isinstance(trainer, dict) else {}
+    return any(isinstance(state, dict) and state.get("bn") for state in hooks.values())
 
 
 @contextmanager

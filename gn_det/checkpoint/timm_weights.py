@@ -16,32 +16,58 @@ from gn_det.errors import InputError
 
 __all__ = ["in_timms_names", "top_classes"]
 
+_COUNTER = "num_batches_tracked"
+
 
 def in_timms_names(model: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights by the names that a timm model has for them.
 
     Args:
         model: of timm, by its name.
-        weights: as many tensors as the model has, in its order.
+        weights: by timm's names, or the tensors of the model in its order, by any. The classifier
+            may be missing or of other classes, and so may BN's counters.
 
     Returns:
-        A state dict of the model.
+        A state dict of the model, without a classifier of other classes.
 
     Raises:
         InputError: another number of tensors, or one has another shape or another kind (the end of
             its name, such as ``running_var``) than the model has in its place.
     """
-    there = _timm_model(model).state_dict()
-    for (name, own), (other, theirs) in zip(there.items(), weights.items(), strict=False):
+    timm_model = _timm_model(model)
+    there = timm_model.state_dict()
+    if not any(key.endswith(_COUNTER) for key in weights):
+        there = {key: value for key, value in there.items() if not key.endswith(_COUNTER)}
+    of_classifier = {key for key in there if key.startswith(_classifiers(timm_model))}
+    names = [*there]
+    if there.keys() - of_classifier <= weights.keys():
+        names = [*weights]
+        named = {key: (key, value) for key, value in weights.items()}
+    else:
+        if len(weights) == len(there) - len(of_classifier):
+            names = [key for key in names if key not in of_classifier]
+        named = dict(zip(names, weights.items(), strict=False))
+    found = {}
+    for name, (other, value) in named.items():
+        own = there.get(name)
         same_kind = name.split(".")[-1] == other.split(".")[-1]
-        if own.shape != theirs.shape or not same_kind:
+        if own is not None and own.shape == value.shape and same_kind:
+            found[name] = value
+        elif name not in of_classifier or not same_kind:
+            place = f"{name} {tuple(own.shape)}" if own is not None else "nothing"
             raise InputError(
-                f"{other} {tuple(theirs.shape)} stands where timm's {model} has {name} "
-                f"{tuple(own.shape)}: the weights are not in its order"
+                f"{other} {tuple(value.shape)} stands where timm's {model} has {place}: the "
+                "weights are not in its order, nor by its names"
             )
-    if len(there) != len(weights):
+    if len(names) != len(weights):
         raise InputError(f"there are {len(weights)} tensors, and timm's {model} has {len(there)}")
-    return dict(zip(there, weights.values(), strict=True))
+    return found
+
+
+def _classifiers(timm_model: Any) -> tuple[str, ...]:
+    """What the names of a timm model's classifiers begin with; nothing has the name of none."""
+    names = timm_model.pretrained_cfg.get("classifier") or ()
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names)) or ("\0",)
 
 
 def top_classes(
@@ -59,12 +85,16 @@ def top_classes(
         (class, probability from 0 to 1), the most probable first.
 
     Raises:
-        InputError: the picture cannot be read, or the model has other classes than ImageNet's.
+        InputError: the picture cannot be read, or the model has no classifier, or other classes
+            than ImageNet's.
     """
     from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 
     classifier = _timm_model(model).eval()
-    classifier.load_state_dict(weights)
+    lacking = classifier.state_dict().keys() - weights.keys()
+    if any(not key.endswith(_COUNTER) for key in lacking):
+        raise InputError(f"a picture needs the classifier of {model}, and the weights have none")
+    classifier.load_state_dict(weights, strict=False)
     pixels = Image.fromarray(read_picture(picture, "RGB"))
     transform = create_transform(**resolve_model_data_config(classifier))
     with torch.no_grad():

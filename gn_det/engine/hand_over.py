@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -76,6 +77,14 @@ class HandOverHook(HookBase):
                     f"MODEL.GN.HAND_OVER_STEPS is set, and the weights have no statistics of BN "
                     f"for {len(of_gn)} of {len(norms)} norms ({some(of_gn, 3)}), like weights "
                     "with GN; name weights with BN, or set HAND_OVER_STEPS to 0"
+                )
+            unknown = [n for n, x in norms.items() if x.lacks_statistics and x.is_of_gn is None]
+            if unknown:
+                logging.getLogger(__name__).warning(
+                    f"the weights have no statistics of BN for {len(unknown)} of {len(norms)} "
+                    f"norms ({some(unknown, 3)}). That is right for FAIR's files with BN, such as "
+                    "MSRA/R-50.pkl, which have it folded. Weights with GN cannot be handed over: "
+                    "set MODEL.GN.HAND_OVER_STEPS to 0 for these"
                 )
             for name, norm in norms.items():
                 norm.begin()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gn_det.errors import InputError
 from gn_det.injection.eval_mode import eval_mode
 from gn_det.injection.report import Report
-from gn_det.utils import check_regular_file, reason_of, table, whole_file
+from gn_det.utils import check_regular_file, reason_of, some, table, whole_file
 
 __all__ = ["Distillation", "distill", "level_errors"]
 
@@ -131,6 +131,13 @@ def distill(
         except BaseException:
             student.load_state_dict(start)
             raise
+    worse = [name for name, error in after.items() if error > before[name]]
+    if worse:
+        logging.getLogger(__name__).warning(
+            f"distillation: the errors of {len(worse)} of {len(after)} levels have grown "
+            f"({some((f'{n} {before[n]:.2f} to {after[n]:.2f}' for n in worse), 3)}): more steps "
+            "or a lower learning rate may help; the network before it was nearer to BN there"
+        )
     return Distillation(before, after, tuple(losses))
 
 

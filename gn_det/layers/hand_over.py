@@ -29,13 +29,14 @@ class HandOver:
         bn_scale, bn_shift: (C,) BN as x · scale + shift, from then on; not in the state dict.
         bn_eps: of BN.
         lacks_statistics: whether weights without them were loaded: of GN, or of BN that is folded.
-        is_of_gn: whether a checkpointer found that they are of GN.
+        is_of_gn: whether gn_det's checkpointer found that they are of GN; None where another one
+            loaded them.
     """
 
     alpha: float
     bn_eps: float
     lacks_statistics = False
-    is_of_gn = False
+    is_of_gn: bool | None = None
 
     def normalize(self, x: Tensor, activation: str | None = None, *fused: Any) -> Tensor:
         if self.training and "running_mean" in self._buffers:

@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from gn_det.errors import InputError
 from gn_det.injection.eval_mode import eval_mode
 from gn_det.modeling.timm_weights import check_gn_of_weights
-from gn_det.modeling.with_gn import gn_options_from_config, with_gn
+from gn_det.modeling.with_gn import (
+    gn_options_from_config,
+    inject_options_from_config,
+    puts_gn_into_the_backbone,
+    with_gn,
+)
 from gn_det.utils import nearest, reason_of, some
 
 __all__ = [
@@ -80,12 +85,13 @@ class TimmBackbone(Backbone):
             Default: those of strides 4, 8, 16 and 32.
         weights: "" for a random start, "timm" for the weights that timm downloads, or a file with
             the state dict of the model, with or without its classifier, or that of ``body``
-            (.pth, .safetensors).
+            (.pth, .safetensors). Of a training with averaged weights (``state_dict_ema``,
+            ``model_ema``) these are taken.
         norm: "FrozenBN" (default), "BN" or "GN": what the model's BN layers become. Frozen layers
             keep their activation. Where GN has no map to normalize, as in gates behind global
             pooling, "GN" freezes BN. Other norms, such as ConvNeXt's, stay.
         freeze_at: stages that do not train, and whose BN is frozen: 1 is the stem (all up to stride
-            2), 2 adds what leads to ``res2``, up to 5 for all. Default: 0.
+            2), 2 adds what leads to ``res2``, up to 5 for all. Default: 0, for none.
         options: those of :func:`gn_det.inject` and ``recompute``, for norm "GN".
 
     Attributes:
@@ -94,9 +100,10 @@ class TimmBackbone(Backbone):
 
     Raises:
         InputError: timm is not installed or knows no such model, there is no such feature map, two
-            have the same stride, weights cannot be read or lack tensors of the model, the model
-            takes pictures of one size alone or gives maps of other sizes than its strides say, or
-            timm does not tell where stage freeze_at ends.
+            have the same stride, weights cannot be read, lack tensors of the model, have others for
+            its parts or were converted for other GN, the model takes pictures of one size alone or
+            gives maps of other sizes than its strides say, or timm does not tell where stage
+            freeze_at ends.
 
     Example::
 
@@ -148,6 +155,10 @@ class TimmBackbone(Backbone):
         if norm == "GN":
             with_gn(self, "backbone", **options)
             _freeze_batch_norms(body, body.modules())
+            if weights:
+                check_gn_of_weights(
+                    weights, body, options, hands_over=bool(options.get("hand_over"))
+                )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name of (N, 3, H, W) pictures, each (N, C, H / stride, W / stride)."""
@@ -172,6 +183,12 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     keys = cfg.MODEL.TIMM
     if not keys.NAME:
         raise InputError(f"{cfg.MODEL.BACKBONE.NAME} needs the name of a model in MODEL.TIMM.NAME")
+    if cfg.MODEL.WEIGHTS.startswith("detectron2://"):
+        raise InputError(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} is of Detectron2's own models, which have no "
+            f"{keys.NAME} of timm, and takes the place of MODEL.TIMM.WEIGHTS {keys.WEIGHTS!r}; set "
+            'MODEL.WEIGHTS to ""'
+        )
     # MODEL.WEIGHTS are those of the whole detector, the backbone included.
     weights = "" if cfg.MODEL.WEIGHTS else keys.WEIGHTS
     there = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD), cfg.INPUT.FORMAT
@@ -184,8 +201,13 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         **gn_options_from_config(cfg),
     )
-    if weights:
-        check_gn_of_weights(cfg, weights, backbone.body)
+    if weights and keys.NORM != "GN":
+        check_gn_of_weights(
+            weights,
+            backbone.body,
+            inject_options_from_config(cfg) if puts_gn_into_the_backbone(cfg) else None,
+            hands_over=cfg.MODEL.GN.HAND_OVER_STEPS > 0,
+        )
     return backbone
 
 
@@ -280,7 +302,9 @@ def timm_input(name: str) -> tuple[list[float], list[float], str]:
 
 
 def check_timm_input(model: nn.Module, *, starts_from_weights: bool) -> None:
-    """Check that a detector gives its timm backbones the pictures that their weights take.
+    """Check that a detector gives its timm backbones what their weights take.
+
+    Weights that were converted for GN, in a backbone without it, are warned of.
 
     Args:
         model: built from a LazyConfig; the builders of YAML configs check by themselves.
@@ -290,6 +314,8 @@ def check_timm_input(model: nn.Module, *, starts_from_weights: bool) -> None:
         InputError: model.pixel_mean, pixel_std or input_format is not that of timm's weights.
     """
     for backbone in [module for module in model.modules() if isinstance(module, TimmBackbone)]:
+        if backbone.weights and not any(isinstance(m, nn.GroupNorm) for m in backbone.modules()):
+            check_gn_of_weights(backbone.weights, backbone.body, None, hands_over=False)
         if hasattr(model, "pixel_mean") and hasattr(model, "pixel_std"):
             mean, std = (  # as they were before they became float32
                 tuple(round(value, 3) for value in x.flatten().tolist())
@@ -313,11 +339,19 @@ def _check_input(name: str, there: Input, *, starts_from_weights: bool) -> None:
     elif there == _DETECTRON2_INPUT and not starts_from_weights:
         log.info(f"{name} starts at random, with Detectron2's colours and means")
     else:
+        advice = (
+            "write timm's values there. Weights that have learnt with others need a folder whose "
+            "config.json has these (MODEL.TIMM.NAME local-dir:FOLDER)"
+        )
+        if len(there[0]) != 3 or len(there[1]) != 3:
+            advice = "a backbone of timm takes pictures of 3 channels here"
+        elif max(there[0]) <= 1:
+            advice = "these are for pixels from 0 to 1, and a detector's go to 255"
         raise InputError(
             f"{name} of timm takes INPUT.FORMAT {colours}, MODEL.PIXEL_MEAN {mean} and "
             f"MODEL.PIXEL_STD {std} (of a LazyConfig: input_format, pixel_mean and pixel_std of "
             f"the model), and the config says {there[2]}, {list(there[0])} and {list(there[1])}; "
-            "write timm's values there"
+            f"{advice}"
         )
 
 
@@ -348,6 +382,9 @@ def _create(name: str, out_indices: tuple[int, ...], weights: str) -> Any:
             body = timm.create_model(name, pretrained=bool(weights), **flags)
         else:
             body = timm.create_model(name, **flags)
+            whole = timm.create_model(name)
+            state = _without_prefix(state, {*body.state_dict(), *whole.state_dict()})
+            _check_none_left(whole, body, state, weights)
             if _fits(body, state):
                 body.load_state_dict(state, strict=False)
             else:  # names of the whole model, or of another version of it, which timm translates
@@ -358,7 +395,8 @@ def _create(name: str, out_indices: tuple[int, ...], weights: str) -> Any:
     except Exception as error:  # of timm's many models, and of the network
         what = f" with the weights {weights}" if weights else ""
         advice = "; MODEL.TIMM.WEIGHTS can name a file" if weights == "timm" else ""
-        raise InputError(f"timm cannot build {name}{what}: {reason_of(error)}{advice}") from error
+        reason = " ".join(str(error).split())[:300] or reason_of(error)
+        raise InputError(f"timm cannot build {name}{what}: {reason}{advice}") from error
     if state is not None:
         _check_all_loaded(body, state, weights)
     source_of = weights or "none, a random start"
@@ -382,6 +420,7 @@ def _of_any_size(name: str) -> tuple[dict[str, bool], Any]:
 def _read_state(file: str) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
+    file = str(Path(file).expanduser())
     if not Path(file).is_file():
         raise InputError(
             f"MODEL.TIMM.WEIGHTS (weights of TimmBackbone) {file}: no such file; name one, or "
@@ -395,7 +434,24 @@ def _read_state(file: str) -> dict[str, Tensor]:
         raise InputError(f"{file} holds no weights that can be read: {reason_of(error)}") from error
     if not tensors:
         raise InputError(f"{file} holds no weights")
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{file}: {len(broken)} of {len(tensors)} tensors have infinite or no numbers "
+            f"({some(broken, 3)})"
+        )
     return tensors
+
+
+def _without_prefix(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    """The weights of a model that others hold under a name of theirs, such as ``backbone.``."""
+    if state.keys() & names:
+        return state
+    for prefix in dict.fromkeys(key.partition(".")[0] + "." for key in state):
+        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if inside.keys() & names:
+            return inside
+    return state
 
 
 def _fits(body: nn.Module, state: Mapping[str, Tensor]) -> bool:
@@ -431,6 +487,20 @@ def _check_all_loaded(body: nn.Module, state: Mapping[str, Tensor], file: str) -
         raise InputError(
             f"{file} does not fit the timm model: it lacks {len(missing)} of {len(own)} tensors "
             f"({some(missing, 3)})"
+        )
+
+
+def _check_none_left(whole: Any, body: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
+    """Check that the parts of a model have no more tensors in a file than they can take."""
+    known = {*whole.state_dict(), *body.state_dict()}
+    classifier = whole.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    parts = {key.partition(".")[0] for key in known} - {head.partition(".")[0] for head in heads}
+    left = [key for key in state if key not in known and key.partition(".")[0] in parts]
+    if left and known & state.keys():  # by the model's names, which timm need not translate
+        raise InputError(
+            f"{file} does not fit the timm model: {len(left)} of its {len(state)} tensors have no "
+            f"place in it ({some(left, 3)}); is it of another model?"
         )
 
 
@@ -490,7 +560,7 @@ def _first_stages(
         freeze_at: the stage; 0 for none.
         features: maps by stride, with the graph that leads to them.
     """
-    if freeze_at == 0:
+    if freeze_at <= 0:
         return []
     modules = [*body.modules()]  # in the order in which they run
     # timm joins the parts of some names by "_", and holds some models in one of its own.

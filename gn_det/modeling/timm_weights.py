@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gn_det.errors import InputError
 from gn_det.injection.inject import has_bns_values
 from gn_det.modeling.bn_weights import warn_once
-from gn_det.modeling.with_gn import inject_options_from_config, puts_gn_into_the_backbone
+from gn_det.modeling.with_gn import inject_options_from_config
 from gn_det.utils import whole_file
 
 __all__ = ["check_gn_of_weights", "write_converted"]
@@ -37,22 +37,24 @@ def write_converted(file: Path, state: Mapping[str, Tensor], cfg: CfgNode) -> No
         torch.save({"state_dict": dict(state), _MADE_FOR: inject_options_from_config(cfg)}, stream)
 
 
-def check_gn_of_weights(cfg: CfgNode, weights: str, body: nn.Module) -> None:
-    """Check that the norms that a config gives a timm backbone are those of its weights.
+def check_gn_of_weights(
+    weights: str, body: nn.Module, gn: Mapping[str, Any] | None, *, hands_over: bool
+) -> None:
+    """Check that the norms that a timm backbone gets are those of its weights.
 
     Args:
-        cfg: of the model.
         weights: "timm", or the file.
         body: timm's model with them.
+        gn: options of :func:`gn_det.inject` with which the backbone gets GN; None where it gets
+            none.
+        hands_over: whether its GN takes over from BN.
 
     Raises:
         InputError: the weights were made for other GN, or for GN where a hand-over begins with BN.
     """
     made_for = _made_for(weights)
-    gn = inject_options_from_config(cfg)
-    hands_over, has_gn = cfg.MODEL.GN.HAND_OVER_STEPS > 0, puts_gn_into_the_backbone(cfg)
     if made_for is None:
-        if has_gn and not hands_over and any(map(_has_values_of_bn, body.modules())):
+        if gn is not None and not hands_over and any(map(_has_values_of_bn, body.modules())):
             warn_once(
                 f"MODEL.TIMM.WEIGHTS, {weights}, has BN: GN takes its γ and β without its "
                 f"statistics. Convert it (tools/convert_bn_to_gn.py --backbone), or {_HAND_OVER}"
@@ -62,16 +64,27 @@ def check_gn_of_weights(cfg: CfgNode, weights: str, body: nn.Module) -> None:
             f"MODEL.TIMM.WEIGHTS {weights} has γ and β of GN, and a hand-over begins with BN: name "
             "the weights that it was converted from, or set MODEL.GN.HAND_OVER_STEPS to 0"
         )
-    elif not has_gn:
+    elif gn is None:
         warn_once(
             f"MODEL.TIMM.WEIGHTS, {weights}, was converted for GN, and the config gives the "
             "backbone none. Unless your code injects it, name the weights with BN"
         )
-    elif made_for != gn:
+    elif _all_options(made_for) != _all_options(gn):
         raise InputError(
-            f"MODEL.TIMM.WEIGHTS {weights} was converted for GN of {made_for}, and MODEL.GN says "
-            f"{gn}; take the same, or convert the weights with BN anew"
+            f"MODEL.TIMM.WEIGHTS {weights} was converted for GN of {_all_options(made_for)}, and "
+            f"MODEL.GN says {_all_options(gn)}; take the same, or convert the weights with BN anew"
         )
+
+
+def _all_options(gn: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of inject that say what the norms are, with their defaults."""
+    size = gn.get("channels_per_group")
+    groups = {"channels_per_group": size} if size else {"num_groups": gn.get("num_groups") or 32}
+    return {
+        **groups,
+        "min_channels_per_group": gn.get("min_channels_per_group") or 1,
+        "weight_standardization": bool(gn.get("weight_standardization")),
+    }
 
 
 def _made_for(weights: str) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicBlock
@@ -242,6 +243,29 @@ def test_weights_with_gn_have_no_bn_to_hand_over_from(tmp_path: Path) -> None:
     torch.save({"model": source.state_dict()}, tmp_path / "gn.pth")
     with pytest.raises(InputError, match=r"no statistics of BN for 3 of 3 norms .*with GN;"):
         train(handed_over(), tmp_path, 1, weights=str(tmp_path / "gn.pth"))
+
+
+def test_a_checkpointer_that_cannot_tell_gn_from_folded_bn_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = with_gn(with_bn(), "default", num_groups=2)
+    torch.save({"model": source.state_dict()}, tmp_path / "gn.pth")
+    model = handed_over()
+    DetectionCheckpointer(model).load(str(tmp_path / "gn.pth"))
+    simple = SimpleTrainer(model, [batches()[0]] * 2, torch.optim.SGD(model.parameters(), lr=0.0))
+    simple.register_hooks([HandOverHook(model, STEPS)])
+    simple.train(0, 1)
+    assert "no statistics of BN for 3 of 3 norms" in caplog.text
+
+
+@pytest.mark.parametrize("stops_after", [1, 3, STEPS])
+def test_a_checkpoint_from_its_middle_is_evaluated_with_a_warning(
+    stops_after: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(handed_over(), tmp_path, stops_after)
+    Checkpointer(handed_over()).load(str(tmp_path / f"model_{stops_after - 1:07d}.pth"))
+    told = "from the middle of a hand-over: it is evaluated as GN" in caplog.text
+    assert told == (stops_after < STEPS)
 
 
 def test_a_run_that_began_without_it_cannot_go_on_with_it(tmp_path: Path) -> None:

@@ -209,6 +209,13 @@ def test_what_a_module_keeps_for_eval_mode_learns_too(deletes: bool, mode: bool)
     torch.testing.assert_close(student(x), student[0](x) + 2 * learnt)
 
 
+def test_a_network_that_was_nearer_before_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    student, teacher = networks()
+    found = gn_det.distill(student, teacher, batches(), steps=1, lr=10.0)
+    worse = [name for name, error in found.after.items() if error > found.before[name]]
+    assert worse and f"the errors of {len(worse)} of {len(found.after)} levels" in caplog.text
+
+
 def test_progress_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         gn_det.distill(*networks(), batches(), steps=20)

@@ -22,6 +22,7 @@ from gn_det.config.constraints import check_complete_config
 from gn_det.engine import trainer as engine
 from gn_det.modeling import TimmBackbone, timm_backbone
 from gn_det.modeling.timm_backbone import FrozenBatchNormAct2d, check_timm_input
+from gn_det.modeling.timm_weights import write_converted
 
 FAMILIES = {
     "ResNet": "resnet10t",
@@ -288,6 +289,66 @@ def test_files_without_the_weights_are_refused(
         TimmBackbone("resnet18", weights=str(file))
 
 
+@pytest.mark.parametrize(
+    ("file_of", "name"),
+    [
+        ("resnet34", "resnet18"),
+        ("seresnet33ts", "resnet33ts"),
+        ("tf_efficientnet_lite1", "tf_efficientnet_lite0"),
+    ],
+)
+def test_weights_of_a_larger_relative_are_refused(file_of: str, name: str, tmp_path: Path) -> None:
+    torch.save(timm.create_model(file_of).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"tensors have no place in it .*of another model\?"):
+        TimmBackbone(name, weights=str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "body.", "module.", "encoder."])
+@pytest.mark.parametrize("name", ["resnet18", "hrnet_w18_small"])
+def test_a_name_before_all_names_is_no_matter(name: str, prefix: str, tmp_path: Path) -> None:
+    state = timm.create_model(name, num_classes=3).state_dict()
+    held = {prefix + key: value for key, value in state.items()}
+    torch.save({"state_dict": {**held, "loss.weight": torch.ones(3)}}, tmp_path / "x.pth")
+    body = TimmBackbone(name, weights=str(tmp_path / "x.pth")).body
+    assert torch.equal(body.conv1.weight, state["conv1.weight"])
+
+
+def test_numbers_that_are_none_are_told(tmp_path: Path) -> None:
+    state = timm.create_model("resnet18").state_dict()
+    state["layer4.1.conv2.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"1 of \d+ tensors have infinite or no .*layer4.1.conv2"):
+        TimmBackbone("resnet18", weights=str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("norm", "options", "message"),
+    [
+        ("GN", {"num_groups": 1}, None),
+        ("GN", {"num_groups": 32}, "was converted for GN of .*'num_groups': 1,.* says .*: 32"),
+        ("GN", {}, "says .*'num_groups': 32"),
+        ("GN", {"channels_per_group": 4}, "says .*'channels_per_group': 4"),
+        ("GN", {"num_groups": 1, "hand_over": True}, "a hand-over begins with BN"),
+        ("FrozenBN", {}, None),
+    ],
+)
+def test_weights_of_a_conversion_are_of_the_gn_that_the_class_is_given(
+    norm: str, options: dict, message: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.pth"
+    cfg = get_cfg()
+    gn_det.add_gn_config(cfg)
+    cfg.MODEL.GN.NUM_GROUPS = 1
+    write_converted(file, timm.create_model("resnet10t").state_dict(), cfg)
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        TimmBackbone("resnet10t", weights=str(file), norm=norm, **options)
+
+
+def test_a_stage_below_the_stem_is_none() -> None:
+    backbone = TimmBackbone("resnet10t", freeze_at=-1)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_transformers_take_pictures_of_other_sizes(name: str) -> None:
     backbone = TimmBackbone(name, out_indices=[3]).eval()
@@ -384,6 +445,28 @@ class TestConfig:
         cfg = config(NAME="resnet18")
         cfg.merge_from_list([key, value])
         with pytest.raises(InputError, match=r"RGB, MODEL.PIXEL_MEAN \[123.675, 116.28, 103.53\]"):
+            build("build_timm_fpn_backbone", cfg)
+
+    @pytest.mark.parametrize(
+        ("mean", "std", "advice"),
+        [
+            ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], "for pixels from 0 to 1"),
+            ([128.0], [64.0], "takes pictures of 3 channels"),
+            ([127.5] * 3, [127.5] * 3, "local-dir:FOLDER"),
+        ],
+    )
+    def test_what_to_do_about_another_input_is_told(
+        self, mean: list[float], std: list[float], advice: str
+    ) -> None:
+        cfg = config(NAME="resnet10t")
+        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = mean, std
+        with pytest.raises(InputError, match=advice):
+            build("build_timm_fpn_backbone", cfg)
+
+    def test_detectron2s_own_weights_do_not_take_the_place_of_timms(self) -> None:
+        cfg = config(NAME="resnet10t", WEIGHTS="mine.pth")
+        cfg.MODEL.WEIGHTS = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+        with pytest.raises(InputError, match=r"takes the place of MODEL.TIMM.WEIGHTS 'mine.pth'"):
             build("build_timm_fpn_backbone", cfg)
 
     def test_a_config_that_says_no_input_gets_timms(self) -> None:

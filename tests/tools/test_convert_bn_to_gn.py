@@ -416,6 +416,7 @@ def test_a_timm_backbone_alone_becomes_weights_of_its_recipe(
     [
         (["--distill", 0], "--distill 0: a backbone alone learns"),
         (["--fine-tune", 1], "--fine-tune: a backbone alone is trained with its detector"),
+        (["MODEL.GN.HAND_OVER_STEPS", 9], "hands over from BN .* needs no converted weights"),
         (["--lr", 0.1], "--lr: a detector's config says it"),
         (["MODEL.TIMM.WEIGHTS", ""], "no weights to convert: set MODEL.TIMM.WEIGHTS"),
         (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "build_resnet_backbone is no backbone"),

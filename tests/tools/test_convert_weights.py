@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -622,7 +623,7 @@ def test_files_are_refused_that_could_not_be_read_or_written(
 
 
 class TestOfTimm:
-    """--timm: weights of another library in timm's order."""
+    """--timm: weights in timm's names, or of another library in timm's order."""
 
     MODEL = "mobilenetv3_small_050"
 
@@ -646,6 +647,29 @@ class TestOfTimm:
         assert all(map(torch.equal, theirs.state_dict().values(), state.values()))
         backbone = TimmBackbone(self.MODEL, weights=str(tmp_path / "o.pth"))
         assert torch.equal(backbone.body.conv_stem.weight, theirs.conv_stem.weight)
+
+    @pytest.mark.parametrize("by_name", [True, False])
+    @pytest.mark.parametrize("counters", [True, False])
+    @pytest.mark.parametrize("classes", [0, 7, 1000])
+    def test_counters_and_the_classifier_are_not_needed(
+        self, call_main: Callable, tmp_path: Path, by_name: bool, counters: bool, classes: int
+    ) -> None:
+        model = randomized(timm.create_model(self.MODEL, num_classes=classes))
+        state = {k: v for k, v in model.state_dict().items() if counters or "num_batch" not in k}
+        if by_name:  # which .safetensors sorts
+            save_file(state, file := tmp_path / "theirs.safetensors")
+        else:
+            state = {f"part{i}.{k.split('.')[-1]}": v for i, (k, v) in enumerate(state.items())}
+            torch.save(state, file := tmp_path / "theirs.pth")
+        call_main(PROGRAM, file, "--output", tmp_path / "o.pth", "--timm", self.MODEL)
+        backbone = TimmBackbone(self.MODEL, weights=str(tmp_path / "o.pth")).eval()
+        ours, theirs = backbone.body.state_dict(), model.state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours if key in theirs)
+        assert len(ours.keys() & theirs.keys()) > 100
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+        arguments = ["--timm", self.MODEL, "--picture", tmp_path / "red.png"]
+        with nullcontext() if classes == 1000 else pytest.raises(InputError, match="classifier"):
+            call_main(PROGRAM, file, "--output", tmp_path / "p.pth", *arguments)
 
     @pytest.mark.parametrize(
         ("change", "message"),
