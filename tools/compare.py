@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from gn_det.engine import trainer
 from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
 from gn_det.engine.folders import study_folder
 from gn_det.engine.run import check_run
@@ -239,7 +240,7 @@ def with_prepared_weights(
 
 
 def check_beginnings(recipes: dict[str, CfgNode]) -> None:
-    """Refuse files of timm weights that are not there, before anything is trained."""
+    """Refuse weights that are not there and recipes that cannot be built, before any trains."""
     for name, recipe in recipes.items():
         weights, _ = source_of(recipe.MODEL.TIMM.WEIGHTS)
         if weights not in ("", "timm") and not Path(weights).is_file():
@@ -247,6 +248,10 @@ def check_beginnings(recipes: dict[str, CfgNode]) -> None:
                 f"{name}: MODEL.TIMM.WEIGHTS {weights} does not exist; `make {weights}` makes "
                 "weights/lite0.pth, and tools/convert_weights.py --timm others"
             )
+        try:
+            trainer.build_model(recipe, weights_follow=True)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
 
 
 def forget(data: RunData) -> None:
@@ -590,7 +595,7 @@ def parse_arguments() -> argparse.Namespace:
     add_data_arguments(parser)
     add_overrides(parser)
     args = parser.parse_args()
-    for key in ("recipes", "beside", "ims_per_gpu", "seeds", "lrs", "parts", "steps"):
+    for key in ("lrs", "parts", "steps"):
         setattr(args, key, [*dict.fromkeys(getattr(args, key))])
     if args.quick:
         args.seeds = args.seeds[:1]

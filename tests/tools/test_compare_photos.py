@@ -134,6 +134,18 @@ def test_weights_that_are_not_there_are_named_before_anything_is_trained(
     assert not (in_folder / "output").exists()
 
 
+def test_a_key_that_one_recipe_cannot_take_is_told_before_anything_is_trained(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    recipes = [RECIPES / f"{name}.yaml" for name in ("gn_handed_over", "frozenbn")]
+    with pytest.raises(InputError, match=r"frozenbn: MODEL.GN.HAND_OVER_STEPS changes nothing"):
+        call_main(
+            PROGRAM, "--recipes", *recipes, "--output", tmp_path / "out", *folder_flags(shapes),
+            "MODEL.TIMM.WEIGHTS", "timm", "MODEL.GN.HAND_OVER_STEPS", 9,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
 def test_make_asks_for_a_folder_and_passes_its_variables_on() -> None:
     def make(*variables: str) -> subprocess.CompletedProcess[str]:
         command = ["make", "compare-photos", *variables]
