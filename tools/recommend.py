@@ -151,6 +151,8 @@ def recommendation(
         f"{row.steps} steps of {images} at a learning rate of {row.lr:g}: {row.ap:.1f} AP (mean of "
         f"box and mask) on {row.data}, the highest of the longest trainings that fit.",
     ]
+    if not masks and row.mask_ap is not None:
+        lines.append("That was measured with masks. Your data have none, and the command no masks.")
     if row.seeds == 1:
         lines.append("It rests on one seed, so that a difference of a few AP says nothing.")
     others = [o for o in near if o != row and o.images == row.images]

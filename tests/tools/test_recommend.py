@@ -123,7 +123,9 @@ def test_the_command_is_that_of_the_row_and_of_the_data(
     )  # fmt: skip
     table.write_text(rows_text([measured]))
     call_main(PROGRAM, data, "--measured", table)
-    *_, first, _, second = capsys.readouterr().out.strip().splitlines()
+    printed = capsys.readouterr().out
+    assert "measured with masks. Your data have none" in printed
+    *_, first, _, second = printed.strip().splitlines()
     words = shlex.split(second)
     train = words[words.index("--train") + 1 :][:2]
     assert train == [f"{data}/train.json", f"{data}/images"]
