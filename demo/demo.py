@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gn_det.checkpoint import check_weights_exist
+from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.config import load_config
 from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
@@ -67,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--config-file", type=Path, required=True, help="config.yaml of a run, or another config")
-    add("--weights", help="default: model_final.pth beside the config file, else MODEL.WEIGHTS")
+    add("--weights", help="default: the last checkpoint beside the config file, else MODEL.WEIGHTS")
     add("--input", nargs="+", required=True, help="files, folders, globs and videos")
     add("--output", type=Path, required=True, help="folder for the overlaid images and videos")
     add("--json", type=Path, metavar="FILE", help="also write the detections as COCO results")
@@ -82,14 +83,14 @@ def parse_arguments() -> argparse.Namespace:
 def load_demo_config(args: argparse.Namespace) -> Any:
     """The config with weights and threshold set; InputError where there are no weights."""
     cfg = load_config(args.config_file, args.opts)
-    beside = args.config_file.with_name("model_final.pth")
     if args.weights:
         cfg.MODEL.WEIGHTS = args.weights
-    elif beside.is_file() and "MODEL.WEIGHTS" not in args.opts:
-        cfg.MODEL.WEIGHTS = str(beside)
+    elif "MODEL.WEIGHTS" not in args.opts and (last := last_checkpoint(args.config_file.parent)):
+        cfg.MODEL.WEIGHTS = str(last)
     elif not cfg.MODEL.WEIGHTS:
         raise InputError(f"{args.config_file} names no weights; give them with --weights")
     check_weights_exist(cfg.MODEL.WEIGHTS)
+    print(f"weights: {cfg.MODEL.WEIGHTS}")
     check_device(cfg.MODEL.DEVICE, "--opts MODEL.DEVICE cpu")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
@@ -201,7 +202,12 @@ class Demo:
 
     def _draw(self, image: np.ndarray, where: dict[str, Any]) -> np.ndarray:
         """BGR in, BGR out."""
-        instances = self.predictor(image)["instances"].to("cpu")
+        predicted = self.predictor(image)
+        if "instances" not in predicted:
+            raise InputError(
+                f"the demo draws instances, and this model predicts {', '.join(predicted)} alone"
+            )
+        instances = predicted["instances"].to("cpu")
         results = instances_to_coco_json(instances, where["image_id"])
         for result in results:
             result.update(where, category_id=self.categories[result["category_id"]][0])

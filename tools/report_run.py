@@ -34,11 +34,12 @@ def main() -> None:
     }
     plot_curves(output_dir / "metrics.json", output_dir / "curves.png")
     folders = {name: paths for name, *paths in cfg.DATASETS.COCO_FOLDERS}
-    if cfg.DATASETS.TEST[0] in folders:
+    predictions = output_dir / "inference" / "coco_instances_results.json"
+    if cfg.DATASETS.TEST[0] in folders and predictions.exists():
         places["predictions beside ground truth"] = output_dir / "contact_sheet.png"
         contact_sheet(
             *folders[cfg.DATASETS.TEST[0]],
-            output_dir / "inference" / "coco_instances_results.json",
+            predictions,
             output_dir / "contact_sheet.png",
             value_range=cfg.INPUT.VALUE_RANGE,
         )

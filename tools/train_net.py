@@ -15,9 +15,10 @@ from gn_det.engine.process import set_up_process
 from gn_det.engine.resume import begin_or_resume
 from gn_det.engine.run import check_run
 from gn_det.engine.schedule import resolve_schedule, schedule_table
-from gn_det.engine.trainer import build_model, evaluate, train
+from gn_det.engine.trainer import build_model, evaluate, evaluate_augmented, train
 
 from detectron2.config import CfgNode
+from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
 
 from gn_det.checkpoint import Checkpointer
@@ -78,6 +79,8 @@ def evaluate_weights(cfg: CfgNode, options: RunOptions) -> None:
     cfg.defrost()
     cfg.OUTPUT_DIR = str(written_folder(cfg.OUTPUT_DIR, options))
     evaluate(cfg, model)
+    if augmented := evaluate_augmented(cfg, model):
+        print_csv_format(augmented)
 
 
 if __name__ == "__main__":

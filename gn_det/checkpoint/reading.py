@@ -72,6 +72,13 @@ def read_weights(
                 f"{file} is refused: {name!r} is {tuple(value.shape)}, more than the file "
                 "holds of it"
             )
+        is_small_float = value.is_floating_point() and value.dtype.itemsize < 2
+        if value.is_meta or value.is_complex() or is_small_float:
+            what = "without values" if value.is_meta else f"of {value.dtype}"
+            raise InputError(
+                f"{file} is refused: {name!r} is {what}; save weights of float32, float16 or "
+                "bfloat16"
+            )
         if value.is_floating_point() and value.layout == torch.strided:
             broken = value.numel() - int(value.isfinite().sum())
             if broken:

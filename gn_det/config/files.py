@@ -73,6 +73,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT = [], [], ""  # what is not said
     if path is not None:
         check_regular_file(path, "config file")
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        if Path(path).suffix == ".py" or re.search(r"^ *_target_:", text, re.MULTILINE):
+            raise InputError(
+                f"{path} is no YAML config, but a LazyConfig, which tools/lazyconfig_train_net.py "
+                "takes; elsewhere take the YAML recipe of the same model, with the weights of the "
+                "run in MODEL.WEIGHTS"
+            )
         with _one_line_errors(cfg, str(path)):
             cfg.merge_from_file(str(path))
     with _one_line_errors(cfg, "the overrides"):

@@ -23,16 +23,21 @@ __all__ = ["build_evaluator", "check_evaluator"]
 _KINDS = ("coco", "coco_panoptic_seg", "lvis", "pascal_voc", "sem_seg")
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+def build_evaluator(cfg: CfgNode, dataset_name: str, name: str = "inference") -> DatasetEvaluator:
     """Detectron2's evaluator for a registered data set.
 
     COCO's AP counts the best TEST.DETECTIONS_PER_IMAGE detections of an image: COCO's own 100 by
     default, more where crowded images need it.
 
+    Args:
+        cfg: of the model.
+        dataset_name: of the set.
+        name: of the folder for predictions, in OUTPUT_DIR.
+
     Raises:
         InputError: a kind of data set that Detectron2 has no evaluator for.
     """
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    folder = os.path.join(cfg.OUTPUT_DIR, name)
     if len(cfg.DATASETS.TEST) > 1:
         folder = os.path.join(folder, dataset_name)
 

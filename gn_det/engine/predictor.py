@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
@@ -38,16 +40,24 @@ class Predictor(DefaultPredictor):
 def model_categories(cfg: CfgNode) -> list[tuple[int, str]]:
     """(category id of the data set, name) by class index, for what a config predicts.
 
-    From DATASETS.CATEGORIES, else from a data set of DATASETS.TEST that Detectron2 knows; else
-    ids from 1, with the id as the name.
+    From DATASETS.CATEGORIES, else from a data set of DATASETS.TEST that Detectron2 knows, if it has
+    as many as the model; else ids from 1, with the id as the name.
     """
     if cfg.DATASETS.CATEGORIES:
         return [(number, name) for number, name in cfg.DATASETS.CATEGORIES]
+    dense = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
+    number = cfg.MODEL.RETINANET.NUM_CLASSES if dense else cfg.MODEL.ROI_HEADS.NUM_CLASSES
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else Metadata()
     names = metadata.get("thing_classes")
-    if names is None:
-        names = [str(i + 1) for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
     index_of = metadata.get("thing_dataset_id_to_contiguous_id")
+    if names is not None and len(names) != number:
+        logging.getLogger(__name__).warning(
+            f"the model has {number} classes, and {cfg.DATASETS.TEST[0]} of DATASETS.TEST "
+            f"{len(names)}: numbers stand for names, which DATASETS.CATEGORIES can give"
+        )
+        names = index_of = None
+    if names is None:
+        names = [str(i + 1) for i in range(number)]
     if index_of is None:
         index_of = {i + 1: i for i in range(len(names))}
     return sorted(

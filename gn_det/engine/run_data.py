@@ -197,6 +197,8 @@ def check_config_data(cfg: CfgNode | DictConfig, options: RunOptions) -> RunData
         )
         if data.folders and loaders.train.mapper.get("use_keypoint", False):
             raise InputError("--train and --val have no keypoints for a LazyConfig; use a YAML one")
+        target = wrapped_model(cfg.model).get("_target_", "")
+        _check_has_instances(getattr(target, "__name__", str(target).rpartition(".")[2]), data)
         for loader in (loaders.test,) if options.eval_only else (loaders.train, loaders.test):
             check_proposals(loader.dataset.get("proposal_files") or [])
         return data
@@ -211,11 +213,7 @@ def check_config_data(cfg: CfgNode | DictConfig, options: RunOptions) -> RunData
         value_range=cfg.INPUT.VALUE_RANGE,
     )
     _check_sigmas(cfg, data)
-    if data.folders and cfg.MODEL.META_ARCHITECTURE in ("SemanticSegmentor", "PanopticFPN"):
-        raise InputError(
-            f"{cfg.MODEL.META_ARCHITECTURE} learns semantic segmentation, which --train and --val "
-            "do not have; register a data set of your own, as Detectron2 describes"
-        )
+    _check_has_instances(cfg.MODEL.META_ARCHITECTURE, data)
     if not options.eval_only:
         check_config_proposals(cfg, "TRAIN", data.train)
     check_config_proposals(cfg, "TEST", data.test)
@@ -274,6 +272,14 @@ def _settle_keypoints(data: RunData, dataset: dict[str, Any], folder: CocoFolder
         pairs = some((f"{left} and {right}" for left, right in flip_pairs(names)), 9) or "none"
         print(f"Keypoints that change places in a mirrored image: {printable(pairs)}.")
     data.keypoints = names
+
+
+def _check_has_instances(architecture: str, data: RunData) -> None:
+    if data.folders and architecture.removeprefix("GN") in ("SemanticSegmentor", "PanopticFPN"):
+        raise InputError(
+            f"{architecture} learns semantic segmentation, which --train and --val do not have; "
+            "register a data set of your own, as Detectron2 describes"
+        )
 
 
 def _check_sigmas(cfg: CfgNode, data: RunData) -> None:

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.evaluation import verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
@@ -40,7 +41,15 @@ from gn_det.layers.hand_over import HandOver, hand_overs
 from gn_det.layers.recomputation import recomputes_in
 from gn_det.utils import writing
 
-__all__ = ["build_model", "describe_model", "evaluate", "prepare_model", "train", "wrap_ddp"]
+__all__ = [
+    "build_model",
+    "describe_model",
+    "evaluate",
+    "evaluate_augmented",
+    "prepare_model",
+    "train",
+    "wrap_ddp",
+]
 
 
 def train(
@@ -96,6 +105,9 @@ def train(
         more_hooks=[*_hand_over(cfg, model), *_precise_bn(cfg, model), *more_hooks],
         on_start=on_start,
     )
+    augmented = evaluate_augmented(cfg, model)
+    if main:
+        results |= augmented
     if cfg.TEST.EXPECTED_RESULTS and main:
         verify_results(cfg, results)
     return model, results
@@ -114,6 +126,25 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     evaluators = [build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
     with writing(cfg.OUTPUT_DIR):
         return _Evaluation.test(cfg, model, evaluators)
+
+
+def evaluate_augmented(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Evaluate with TEST.AUG, Detectron2's augmentation in testing, where that is enabled.
+
+    Returns:
+        Metrics by task with ``_TTA`` behind its name, as Detectron2's train_net.py has them.
+
+    Raises:
+        InputError: Detectron2 has none for the model, such as one with keypoints.
+    """
+    if not cfg.TEST.AUG.ENABLED:
+        return {}
+    with building("the augmentation in testing"):
+        augmented = GeneralizedRCNNWithTTA(cfg, model)
+    evaluators = [build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
+    with writing(cfg.OUTPUT_DIR):
+        results = _Evaluation.test(cfg, augmented, evaluators)
+    return {f"{task}_TTA": metrics for task, metrics in results.items()}
 
 
 class _Evaluation(DefaultTrainer):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
+from gn_det.injection.batches import running_on
 from gn_det.injection.kinds import Layer
 from gn_det.injection.least_squares import ChannelFit, sums_of_gn
 from gn_det.injection.regions import Regions
@@ -136,7 +137,7 @@ def _pass(pair: Pair, batches: Iterable[Any], before: Inputs | None = None) -> I
 
     for batch in batches:
         wanted.clear()
-        with _inputs(pair.bns, record), regions.recorded(pair.model):
+        with _inputs(pair.bns, record), regions.recorded(pair.model), running_on(batch):
             pair.call(pair.model, batch)
         with _inputs(pair.norms, compare), regions.compared(pair.converted):
             pair.call(pair.converted, batch)

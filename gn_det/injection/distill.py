@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
+from gn_det.injection.batches import running_on
 from gn_det.injection.eval_mode import eval_mode
 from gn_det.injection.report import Report
 from gn_det.utils import check_regular_file, reason_of, some, table, whole_file
@@ -97,9 +98,9 @@ def distill(
 
     Raises:
         InputError: steps is below 1 or lr not above 0, student and teacher are one, the batches
-            are none or end, feature maps differ in number, names or shapes or have one value for
-            each channel, the loss is not finite, or the checkpoint is of other networks, steps or
-            lr.
+            are none or end, the teacher fails on one, feature maps differ in number, names or
+            shapes or have one value for each channel, the loss is not finite, or the checkpoint is
+            of other networks, steps or lr.
 
     Example::
 
@@ -276,7 +277,7 @@ def _by_channel(feature: Tensor) -> Tensor:
 def _levels(
     student: nn.Module, teacher: nn.Module, batch: Any, call: Call
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    with torch.no_grad():
+    with torch.no_grad(), running_on(batch):
         theirs = _named(call(teacher, batch))
     ours = _named(call(student, batch))
     shapes = [{name: tuple(y.shape) for name, y in each.items()} for each in (ours, theirs)]

@@ -434,7 +434,8 @@ def _read_state(file: str) -> dict[str, Tensor]:
         raise InputError(f"{file} holds no weights that can be read: {reason_of(error)}") from error
     if not tensors:
         raise InputError(f"{file} holds no weights")
-    broken = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    floats = {k: v.float() for k, v in tensors.items() if v.is_floating_point()}
+    broken = [key for key, value in floats.items() if not value.isfinite().all()]
     if broken:
         raise InputError(
             f"{file}: {len(broken)} of {len(tensors)} tensors have infinite or no numbers "

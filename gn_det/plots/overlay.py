@@ -21,13 +21,14 @@ def draw_objects(
     names: Mapping[int, str],
     short_side: int = 480,
 ) -> np.ndarray:
-    """Draw masks (boxes where there is none) with labels, a colour for each class.
+    """Draw masks (boxes where there is none), keypoints and labels, a colour for each class.
 
     Where there is one class, each object has its own colour and the label is the score alone.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        objects: with category_id, segmentation or bbox, and score or iscrowd, as in COCO.
+        objects: with category_id, segmentation or bbox, perhaps keypoints, and score or iscrowd,
+            as in COCO.
         names: by category id.
         short_side: pixels that a smaller image is enlarged to, so that labels can be read; a long
             and thin one only until its long side has four times as many.
@@ -47,10 +48,12 @@ def draw_objects(
         # From yellow on: pure red, green and blue are what images often have of their own.
         hues = [(order.index(o["category_id"]) / len(order) + 1 / 6) % 1 for o in objects]
     has_masks = all(o.get("segmentation") for o in objects)
+    points = [o.get("keypoints") for o in objects]
     drawn = visualizer.overlay_instances(
         masks=[o["segmentation"] for o in objects] if has_masks else None,
         boxes=None if has_masks else np.array([_corners(o["bbox"]) for o in objects]),
         labels=[_label(o, names) for o in objects],
+        keypoints=np.array(points).reshape(len(points), -1, 3) if all(points) else None,
         assigned_colors=[colorsys.hsv_to_rgb(hue, 0.9, 1.0) for hue in hues],
         alpha=0.45,
     )

@@ -18,6 +18,8 @@ from pycocotools.coco import COCO
 from support.programs import ROOT, load_program, run_program
 
 from gn_det import InputError, get_config
+from gn_det.config import load_config
+from gn_det.engine.predictor import model_categories
 
 DEMO = "demo/demo.py"
 
@@ -173,6 +175,70 @@ def test_weights_that_are_missing_or_do_not_fit_are_an_error(
     with pytest.raises(InputError, match="does not fit the model.*of another shape"):
         demo(*rest, "--opts", "MODEL.ROI_HEADS.NUM_CLASSES", 5)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_run_is_drawn_with_its_last_checkpoint(
+    run: Path, pictures: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    cfg = (run / "config.yaml").read_text()
+    (unfinished / "config.yaml").write_text(
+        cfg.replace("WEIGHTS: ''", f"WEIGHTS: {run}/model_final.pth", 1)
+    )
+    for name in ("model_0000001.pth", "model_0000003.pth"):
+        shutil.copy(run / "model_final.pth", unfinished / name)
+    (unfinished / "last_checkpoint").write_text("model_0000003.pth")
+    config = ["--config-file", unfinished / "config.yaml"]
+    call_main(DEMO, *config, "--input", pictures, "--output", tmp_path / "out")
+    assert f"weights: {unfinished}/model_0000003.pth" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "number", "first"),
+    [
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 80], 80, "person"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 3], 3, "1"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 500], 500, "1"),
+        (["MODEL.META_ARCHITECTURE", "GNRetinaNet", "MODEL.RETINANET.NUM_CLASSES", 30], 30, "1"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 7, "DATASETS.TEST", ()], 7, "1"),
+    ],
+)
+def test_names_are_of_as_many_classes_as_the_model_has(
+    options: list, number: int, first: str
+) -> None:
+    cfg = get_config("small/quickstart.yaml")
+    cfg.DATASETS.TEST = ("coco_2017_val",)
+    cfg.merge_from_list(options)
+    categories = model_categories(cfg)
+    assert len(categories) == number and categories[0] == (1, first)
+
+
+def test_a_model_that_predicts_no_instances_is_told(
+    run: Path, pictures: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    cfg = load_config(run / "config.yaml", ["MODEL.META_ARCHITECTURE", "GNProposalNetwork"])
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "rpn.pth")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    arguments = [
+        "--input",
+        pictures,
+        "--output",
+        tmp_path / "out",
+        "--weights",
+        tmp_path / "rpn.pth",
+    ]
+    assert call_main(DEMO, "--config-file", tmp_path / "config.yaml", *arguments) == 1
+    assert "draws instances, and this model predicts proposals alone" in capsys.readouterr().err
+
+
+def test_a_lazy_config_is_told_from_a_yaml_one(
+    pictures: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    (tmp_path / "config.yaml").write_text("model:\n  _target_: detectron2.modeling.RetinaNet\n")
+    for config in (tmp_path / "config.yaml", ROOT / "configs/small/quickstart.py"):
+        with pytest.raises(InputError, match="is no YAML config, but a LazyConfig"):
+            call_main(DEMO, "--config-file", config, "--input", pictures, "--output", tmp_path)
 
 
 def test_weights_of_the_overrides_come_before_those_beside_the_config(

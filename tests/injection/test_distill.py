@@ -216,6 +216,26 @@ def test_a_network_that_was_nearer_before_is_told_of(caplog: pytest.LogCaptureFi
     assert worse and f"the errors of {len(worse)} of {len(found.after)} levels" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            [(torch.rand(2, 3, 12, 12), 1)],
+            r"fails on a batch, a tuple: .* call=lambda model, batch",
+        ),
+        ([{"pixels": torch.rand(2, 3, 12, 12)}], "a batch, a dict"),
+        (torch.rand(2, 3, 12, 12), r"a batch, a \(3, 12, 12\) tensor of float32: "),
+        ([torch.zeros(2, 3, 12, 12, dtype=torch.uint8)], "tensor of uint8"),
+    ],
+)
+def test_a_batch_that_is_no_input_is_told(given: object, message: str) -> None:
+    student, teacher = networks()
+    with pytest.raises(InputError, match=message):
+        gn_det.distill(student, teacher, given, steps=1)
+    with pytest.raises(InputError, match=message):
+        gn_det.convert_bn(teacher, given)
+
+
 def test_progress_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         gn_det.distill(*networks(), batches(), steps=20)

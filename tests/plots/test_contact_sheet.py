@@ -17,6 +17,17 @@ from gn_det.plots.overlay import draw_objects
 NAMES = {1: "circle", 2: "triangle"}
 
 
+def test_keypoints_are_drawn() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    person = {"category_id": 1, "bbox": [10, 10, 60, 60], "score": 0.9}
+    points = {"keypoints": [20, 20, 2, 50, 50, 2, 0, 0, 0]}
+    without, drawn = (draw_objects(image, [o], NAMES) for o in (person, {**person, **points}))
+    changed = np.argwhere((without != drawn).any(-1)) * 100 / drawn.shape[0]
+    assert len(changed)
+    near = np.abs(changed[:, None] - np.array([[20, 20], [50, 50]])).max(-1).min(-1)
+    assert near.max() < 4  # and none at the corner, where the one is that is not visible
+
+
 @pytest.mark.parametrize("num_images", [1, 3, 50])
 def test_the_sheet_has_truth_and_predictions_of_as_many_images_as_there_are(
     shapes: Path, tmp_path: Path, num_images: int, figures: list[Figure]

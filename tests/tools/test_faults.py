@@ -91,6 +91,8 @@ FAULTS = [
     ("TRAIN OUTPUT_DIR {out} DATASETS.TRAIN \"('coco_2017_train',)\"", "needs datasets"),
     # Data.
     ("DATA MODEL.META_ARCHITECTURE PanopticFPN", "learns semantic segmentation, which --train"),
+    ("DATA MODEL.META_ARCHITECTURE GNPanopticFPN", "GNPanopticFPN learns semantic segmentation"),
+    ("DATA MODEL.META_ARCHITECTURE GNSemanticSegmentor", "learns semantic segmentation, which"),
     ("TRAIN --train gone.json {images} OUTPUT_DIR {out}", "annotation file gone.json does not"),
     ("TRAIN --train {train} {folder}/gone OUTPUT_DIR {out}", "folder/gone is not a folder of"),
     ("TRAIN --train {folder} {images} OUTPUT_DIR {out}", "annotation file folder is no file,"),

@@ -98,6 +98,34 @@ def test_evaluating_again_gives_the_same_results_and_leaves_the_run_alone(
     )
 
 
+def test_augmentation_in_testing_has_metrics_of_its_own(
+    finished: tuple, call_main: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = ["MODEL.WEIGHTS", finished[0] / "model_final.pth", "DATALOADER.NUM_WORKERS", 0]
+    options = [*weights, "OUTPUT_DIR", tmp_path, "TEST.AUG.ENABLED", True]
+    config = ["--config-file", finished[0] / "config.yaml", "--eval-only"]
+    call_main(TRAIN_NET, *config, *options, "TEST.AUG.MIN_SIZES", "(64, 128)")
+    printed = capsys.readouterr().out
+    assert "copypaste: Task: bbox_TTA" in printed and "Task: segm_TTA" in printed
+    plain, augmented = (
+        json.loads((tmp_path / f"evaluation/{name}/coco_instances_results.json").read_text())
+        for name in ("inference", "inference_TTA")
+    )
+    assert augmented and plain != augmented
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_augmentation_in_testing(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    augmented = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)"]
+    call_main(
+        TRAIN_NET, *CONFIG, *folder_flags(shapes), *TINY, *augmented, "OUTPUT_DIR", tmp_path / "r"
+    )
+    results = json.loads((tmp_path / "r/results.json").read_text())
+    assert {"bbox", "segm", "bbox_TTA", "segm_TTA"} == results.keys()
+
+
 def test_a_finished_run_is_not_overwritten(finished: tuple, call_main: Callable) -> None:
     config = ["--config-file", finished[0] / "config.yaml"]
     with pytest.raises(InputError, match="holds a run already; --resume"):
