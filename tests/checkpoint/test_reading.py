@@ -215,3 +215,19 @@ def test_records_beside_the_weights_are_no_hindrance(kind: str, tmp_path: Path) 
         loaded = read_weights(tmp_path / "theirs.pth", wrapped=wrapped)
         assert loaded["model"].keys() == {"a.weight"}
         assert torch.equal(loaded["model"]["a.weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(2).to(torch.float8_e4m3fn), "'w' is of torch.float8_e4m3fn; save weights of"),
+        (torch.ones(2, dtype=torch.complex64), "'w' is of torch.complex64"),
+        (torch.ones(2, device="meta"), "'w' is without values"),
+    ],
+)
+def test_values_that_no_model_takes_are_refused(
+    value: torch.Tensor, message: str, tmp_path: Path
+) -> None:
+    torch.save({"model": {"w": value}}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=message):
+        read_weights(tmp_path / "x.pth")
