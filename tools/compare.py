@@ -248,8 +248,10 @@ def check_beginnings(recipes: dict[str, CfgNode]) -> None:
                 f"{name}: MODEL.TIMM.WEIGHTS {weights} does not exist; `make {weights}` makes "
                 "weights/lite0.pth, and tools/convert_weights.py --timm others"
             )
+        on_cpu = recipe.clone()
+        on_cpu.MODEL.DEVICE = "cpu"
         try:
-            trainer.build_model(recipe, weights_follow=True)
+            trainer.build_model(on_cpu, weights_follow=True)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
 

@@ -152,7 +152,9 @@ def recommendation(
         f"box and mask) on {row.data}, the highest of the longest trainings that fit.",
     ]
     if not masks and row.mask_ap is not None:
-        lines.append("That was measured with masks. Your data have none, and the command no masks.")
+        lines.append(
+            "That was measured with masks. Your data have none, and the command trains none."
+        )
     if row.seeds == 1:
         lines.append("It rests on one seed, so that a difference of a few AP says nothing.")
     others = [o for o in near if o != row and o.images == row.images]

@@ -15,10 +15,15 @@ from gn_det.engine.process import set_up_process
 from gn_det.engine.resume import begin_or_resume
 from gn_det.engine.run import check_run
 from gn_det.engine.schedule import resolve_schedule, schedule_table
-from gn_det.engine.trainer import build_model, evaluate, evaluate_augmented, train
+from gn_det.engine.trainer import (
+    build_model,
+    evaluate,
+    evaluate_augmented,
+    train,
+    with_augmentation,
+)
 
 from detectron2.config import CfgNode
-from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
 
 from gn_det.checkpoint import Checkpointer
@@ -78,9 +83,9 @@ def evaluate_weights(cfg: CfgNode, options: RunOptions) -> None:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(written_folder(cfg.OUTPUT_DIR, options))
+    augmented = with_augmentation(cfg, model)
     evaluate(cfg, model)
-    if augmented := evaluate_augmented(cfg, model):
-        print_csv_format(augmented)
+    evaluate_augmented(cfg, augmented)
 
 
 if __name__ == "__main__":

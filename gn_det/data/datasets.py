@@ -22,10 +22,10 @@ from gn_det.data.coco import (
     normalise_images,
     normalise_objects,
     read_coco,
+    scale_objects,
     settle_sizes,
 )
 from gn_det.data.coco.categories import Known
-from gn_det.data.coco.scale import scale_objects
 from gn_det.errors import InputError
 from gn_det.utils import nearest, whole_file, write_atomically
 
@@ -61,6 +61,7 @@ class CheckedFolder:
         bad_images: (image, what is wrong) for each that cannot be used.
         as_stored: whether objects were drawn on stored pictures, which a tag turns; None where no
             object tells.
+        undecided: whether there are such pictures, and nothing tells.
     """
 
     folder: CocoFolder
@@ -68,6 +69,7 @@ class CheckedFolder:
     findings: Findings
     bad_images: BadImages
     as_stored: bool | None
+    undecided: bool
 
     @property
     def needs_copy(self) -> bool:
@@ -149,7 +151,6 @@ def read_folder(
         InputError: see :func:`gn_det.data.coco.read_coco`, ``normalise_images`` and
             ``normalise_objects``; or there are no images.
     """
-
     findings = Findings(folder.json_file, strict=strict)
     dataset = read_coco(folder.json_file, findings=findings)
     normalise_images(dataset, folder.image_root, findings)
@@ -165,7 +166,7 @@ def read_folder(
         crowds_as_objects=crowds_as_objects,
         known=known,
     )
-    scale_objects(dataset, settled.file_sizes, findings)
+    scale_objects(dataset, settled.file_sizes, findings, masks=masks)
     if not value_range:
         bad_ids = {image["id"] for image, _ in bad}
         sound = [image for image in dataset["images"] if image["id"] not in bad_ids]
@@ -174,7 +175,7 @@ def read_folder(
                 "images of more than 8 bits are nearly black: set INPUT.VALUE_RANGE, as (0, 4095)"
             )
             findings.add("warned", what, f"image {image['id']}", image["file_name"])
-    return CheckedFolder(folder, dataset, findings, bad, settled.as_stored)
+    return CheckedFolder(folder, dataset, findings, bad, settled.as_stored, settled.undecided)
 
 
 def check_objects(checked: CheckedFolder, *, training: bool, keypoints: bool) -> None:

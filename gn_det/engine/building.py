@@ -53,8 +53,8 @@ def building(what: str, cfg: CfgNode | None = None) -> Iterator[None]:
 
 
 def _keys_with(error: Exception, cfg: CfgNode | None) -> str:
-    if cfg is None or not isinstance(error, KeyError):
+    name = next(iter(error.args), None)
+    if cfg is None or not isinstance(error, KeyError) or not isinstance(name, str):
         return ""
-    name = error.args[0]
     keys = [key for key, value in settings(cfg) if isinstance(value, list) and name in value]
     return f"; {name} is in {', '.join(keys)}" if keys else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,14 @@ def check_data(
     )
     if options.train and options.eval_only:  # the model has the classes of what it was trained on
         data.categories = declared_categories(by_name[_CUSTOM["train"]].json_file)
-    as_stored: bool | None = None
+    read = partial(
+        read_folder,
+        masks=masks,
+        keypoints=keypoints,
+        crowds_as_objects=options.crowds_as_objects,
+        strict=options.refuse_bad_annotations,
+        value_range=value_range,
+    )
     for name in [*([] if options.eval_only else train), *test]:
         if name not in by_name:
             dataset = _check_registered_images(name, value_range)
@@ -153,17 +162,11 @@ def check_data(
             if name in test:
                 check_evaluator(name)
             continue
-        checked = read_folder(
-            by_name[name],
-            masks=masks,
-            keypoints=keypoints,
-            known=data.categories,
-            crowds_as_objects=options.crowds_as_objects,
-            strict=options.refuse_bad_annotations,
-            value_range=value_range,
-            as_stored=as_stored,
-        )
-        as_stored = checked.as_stored if as_stored is None else as_stored
+        checked = read(by_name[name], known=data.categories)
+        if checked.undecided:
+            others = [by_name[other] for other in [*train, *test] if other in by_name]
+            as_stored = _drawn_as_stored(read, [f for f in others if f.name != name])
+            checked = read(by_name[name], known=data.categories, as_stored=as_stored)
         check_objects(checked, training=name in train, keypoints=keypoints)
         dataset = checked.dataset
         data.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
@@ -272,6 +275,18 @@ def _settle_keypoints(data: RunData, dataset: dict[str, Any], folder: CocoFolder
         pairs = some((f"{left} and {right}" for left, right in flip_pairs(names)), 9) or "none"
         print(f"Keypoints that change places in a mirrored image: {printable(pairs)}.")
     data.keypoints = names
+
+
+def _drawn_as_stored(
+    read: Callable[[CocoFolder], CheckedFolder], folders: Sequence[CocoFolder]
+) -> bool | None:
+    """What the first of other splits says whose objects tell how turned pictures were drawn."""
+    for folder in folders:
+        with suppress(InputError):  # which is told when its turn comes
+            told = read(folder).as_stored
+            if told is not None:
+                return told
+    return None
 
 
 def _check_has_instances(architecture: str, data: RunData) -> None:

@@ -48,6 +48,7 @@ __all__ = [
     "evaluate_augmented",
     "prepare_model",
     "train",
+    "with_augmentation",
     "wrap_ddp",
 ]
 
@@ -76,6 +77,7 @@ def train(
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     goes_on = resume and last_checkpoint(Path(cfg.OUTPUT_DIR)) is not None
     model = build_model(cfg, weights_follow=goes_on)
+    augmented = with_augmentation(cfg, model)
     with building("the optimizer"):
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)
@@ -105,16 +107,21 @@ def train(
         more_hooks=[*_hand_over(cfg, model), *_precise_bn(cfg, model), *more_hooks],
         on_start=on_start,
     )
-    augmented = evaluate_augmented(cfg, model)
+    of_augmented = evaluate_augmented(cfg, augmented)
     if main:
-        results |= augmented
+        results |= of_augmented
     if cfg.TEST.EXPECTED_RESULTS and main:
         verify_results(cfg, results)
     return model, results
 
 
-def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+def evaluate(cfg: CfgNode, model: nn.Module, folder: str = "inference") -> dict[str, Any]:
     """Evaluate a model on DATASETS.TEST, as Detectron2's DefaultTrainer does.
+
+    Args:
+        cfg: of the model.
+        model: it.
+        folder: name of that for predictions, in OUTPUT_DIR.
 
     Returns:
         Metrics by task; where there are several sets, those by the name of the set.
@@ -123,28 +130,35 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         InputError: a set that cannot be evaluated, or its proposals are missing or unsafe to read.
     """
     check_config_proposals(cfg, "TEST", cfg.DATASETS.TEST)
-    evaluators = [build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+    evaluators = [build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
     with writing(cfg.OUTPUT_DIR):
         return _Evaluation.test(cfg, model, evaluators)
 
 
-def evaluate_augmented(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """Evaluate with TEST.AUG, Detectron2's augmentation in testing, where that is enabled.
-
-    Returns:
-        Metrics by task with ``_TTA`` behind its name, as Detectron2's train_net.py has them.
+def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module | None:
+    """The model with TEST.AUG, Detectron2's augmentation in testing; None where it is not enabled.
 
     Raises:
         InputError: Detectron2 has none for the model, such as one with keypoints.
     """
-    if not cfg.TEST.AUG.ENABLED:
-        return {}
+    if not cfg.TEST.AUG.ENABLED or not cfg.DATASETS.TEST:
+        return None
     with building("the augmentation in testing"):
-        augmented = GeneralizedRCNNWithTTA(cfg, model)
-    evaluators = [build_evaluator(cfg, name, "inference_TTA") for name in cfg.DATASETS.TEST]
-    with writing(cfg.OUTPUT_DIR):
-        results = _Evaluation.test(cfg, augmented, evaluators)
-    return {f"{task}_TTA": metrics for task, metrics in results.items()}
+        return GeneralizedRCNNWithTTA(cfg, model)
+
+
+def evaluate_augmented(cfg: CfgNode, augmented: nn.Module | None) -> dict[str, Any]:
+    """Evaluate :func:`with_augmentation` on DATASETS.TEST.
+
+    Returns:
+        What :func:`evaluate` does, with ``_TTA`` behind each name, as Detectron2's train_net.py has
+        it; empty without augmentation.
+    """
+    if augmented is None:
+        return {}
+    logging.getLogger(__name__).info("with TEST.AUG, the augmentation in testing:")
+    results = evaluate(cfg, augmented, "inference_TTA")
+    return {f"{name}_TTA": metrics for name, metrics in results.items()}
 
 
 class _Evaluation(DefaultTrainer):

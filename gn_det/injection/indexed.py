@@ -17,6 +17,9 @@ from gn_det.injection.kinds import own_methods
 __all__ = ["takes_by_number"]
 
 Place = tuple[str, int]  # an attribute of self, and how many indices are behind it
+Names = dict[str, set[Place]]  # local ones
+
+_LONGEST_CHAIN = 2  # of names that stand for others
 
 _AT_THE_START = re.compile(r"__init__|\w*(init|reset)\w*")  # which runs before a norm comes
 
@@ -39,7 +42,7 @@ def takes_by_number(owner: type[nn.Module], path: list[str]) -> bool:
 @functools.cache
 def _indexed(owner: type[nn.Module]) -> frozenset[tuple[str, int]]:
     """(attribute, how many indices) of each index in the methods that run with a model's input."""
-    found = set()
+    found: set[Place] = set()
     for method in _methods(owner):
         local = _local_names(method)
         for each in ast.walk(method):
@@ -49,50 +52,53 @@ def _indexed(owner: type[nn.Module]) -> frozenset[tuple[str, int]]:
                     | ast.Call(func=ast.Name(id="enumerate"), args=[holder, *_])
                     | ast.Assign(targets=[ast.Tuple() | ast.List()], value=holder)
                 ):
-                    if place := _one_of(holder, local):
-                        found.add(place)
+                    found |= _one_of(holder, local)
     return frozenset(found)
 
 
-def _place(node: ast.AST, local: dict[str, Place]) -> Place | None:
-    """What of self an expression is."""
+def _places(node: ast.AST, local: Names) -> set[Place]:
+    """What of self an expression may be."""
     match node:
         case ast.Attribute(value=ast.Name(id="self"), attr=name):
-            return name, 0
+            return {(name, 0)}
         case ast.Name(id=name):
-            return local.get(name)
+            return local.get(name, set())
         case ast.Subscript(value=holder):
             return _one_of(holder, local)
-        case ast.Call(func=ast.Name(id="list" | "tuple" | "iter" | "reversed"), args=[holder]):
-            return _place(holder, local)
         case (
-            ast.Call(func=ast.Attribute(value=holder, attr="children" | "values"))
+            ast.Call(func=ast.Name(id="list" | "tuple" | "iter" | "reversed"), args=[holder])
+            | ast.Call(func=ast.Attribute(value=holder, attr="children" | "values"))
             | ast.Attribute(value=holder, attr="_modules")
+            | ast.NamedExpr(value=holder)
         ):
-            return _place(holder, local)
-    return None
+            return _places(holder, local)
+    return set()
 
 
-def _one_of(holder: ast.AST, local: dict[str, Place]) -> Place | None:
-    place = _place(holder, local)
-    return (place[0], place[1] + 1) if place else None
+def _one_of(holder: ast.AST, local: Names) -> set[Place]:
+    return {(name, indices + 1) for name, indices in _places(holder, local)}
 
 
-def _local_names(method: ast.AST) -> dict[str, Place]:
-    """What of self the names in a method stand for, where a line says it."""
-    local: dict[str, Place] = {}
-    for each in ast.walk(method):
-        place = None
-        match each:
-            case ast.Assign(targets=[ast.Name(id=name), *_], value=value):
-                place = _place(value, local)
-            case (
-                ast.For(target=ast.Name(id=name), iter=holder)
-                | ast.comprehension(target=ast.Name(id=name), iter=holder)
-            ):
-                place = _one_of(holder, local)
-        if place:
-            local[name] = place
+def _local_names(method: ast.AST) -> Names:
+    """What of self the names in a method stand for, on any of its lines."""
+    local: Names = {}
+    for _ in range(_LONGEST_CHAIN):
+        for each in ast.walk(method):
+            match each:
+                case (
+                    ast.Assign(targets=[ast.Name(id=name), *_], value=value)
+                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+                    | ast.NamedExpr(target=ast.Name(id=name), value=value)
+                ):
+                    found = _places(value, local)
+                case (
+                    ast.For(target=ast.Name(id=name), iter=holder)
+                    | ast.comprehension(target=ast.Name(id=name), iter=holder)
+                ):
+                    found = _one_of(holder, local)
+                case _:
+                    continue
+            local[name] = local.get(name, set()) | found
     return local
 
 

@@ -382,10 +382,12 @@ def _create(name: str, out_indices: tuple[int, ...], weights: str) -> Any:
             body = timm.create_model(name, pretrained=bool(weights), **flags)
         else:
             body = timm.create_model(name, **flags)
-            whole = timm.create_model(name)
+            with torch.random.fork_rng(devices=[]):
+                whole = timm.create_model(name)
             state = _without_prefix(state, {*body.state_dict(), *whole.state_dict()})
-            _check_none_left(whole, body, state, weights)
-            if _fits(body, state):
+            fits = _fits(body, state)
+            _check_none_left(whole, body, state, weights, by_name=fits)
+            if fits:
                 body.load_state_dict(state, strict=False)
             else:  # names of the whole model, or of another version of it, which timm translates
                 source = {"pretrained_cfg_overlay": {"state_dict": state}}
@@ -491,14 +493,23 @@ def _check_all_loaded(body: nn.Module, state: Mapping[str, Tensor], file: str) -
         )
 
 
-def _check_none_left(whole: Any, body: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
-    """Check that the parts of a model have no more tensors in a file than they can take."""
-    known = {*whole.state_dict(), *body.state_dict()}
+def _check_none_left(
+    whole: Any, body: nn.Module, state: Mapping[str, Tensor], file: str, *, by_name: bool
+) -> None:
+    """Check that the parts of a model have no more tensors in a file than they can take.
+
+    Files by other names than timm's now, which it translates, are not checked.
+    """
     classifier = whole.pretrained_cfg.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    parts = {key.partition(".")[0] for key in known} - {head.partition(".")[0] for head in heads}
+    heads = {classifier} if isinstance(classifier, str) else {*classifier}
+    heads = {head.partition(".")[0] for head in heads}
+    own = {key for key in _tensors(whole) if key.partition(".")[0] not in heads}
+    if not by_name and not own <= state.keys():
+        return
+    known = {*whole.state_dict(), *body.state_dict()}
+    parts = {key.partition(".")[0] for key in known} - heads
     left = [key for key in state if key not in known and key.partition(".")[0] in parts]
-    if left and known & state.keys():  # by the model's names, which timm need not translate
+    if left:
         raise InputError(
             f"{file} does not fit the timm model: {len(left)} of its {len(state)} tensors have no "
             f"place in it ({some(left, 3)}); is it of another model?"

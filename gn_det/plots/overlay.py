@@ -48,16 +48,24 @@ def draw_objects(
         # From yellow on: pure red, green and blue are what images often have of their own.
         hues = [(order.index(o["category_id"]) / len(order) + 1 / 6) % 1 for o in objects]
     has_masks = all(o.get("segmentation") for o in objects)
-    points = [o.get("keypoints") for o in objects]
+    points = [o.get("keypoints") or [] for o in objects]
     drawn = visualizer.overlay_instances(
         masks=[o["segmentation"] for o in objects] if has_masks else None,
         boxes=None if has_masks else np.array([_corners(o["bbox"]) for o in objects]),
         labels=[_label(o, names) for o in objects],
-        keypoints=np.array(points).reshape(len(points), -1, 3) if all(points) else None,
+        keypoints=_as_many(points) if any(points) else None,
         assigned_colors=[colorsys.hsv_to_rgb(hue, 0.9, 1.0) for hue in hues],
         alpha=0.45,
     )
     return drawn.get_image()
+
+
+def _as_many(keypoints: Sequence[Sequence[float]]) -> np.ndarray:
+    """(objects, keypoints, 3), with invisible ones for those that an object lacks."""
+    padded = np.zeros((len(keypoints), max(map(len, keypoints)) // 3, 3))
+    for row, points in zip(padded, keypoints, strict=True):
+        row[: len(points) // 3] = np.reshape(points, (-1, 3))
+    return padded
 
 
 def _label(entry: Mapping[str, Any], names: Mapping[int, str]) -> str:

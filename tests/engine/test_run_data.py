@@ -177,6 +177,12 @@ def test_turned_pictures_of_both_splits_are_read_alike(tmp_path: Path) -> None:
     data = check(tmp_path)
     widths = {i["width"] for c in data.checked.values() for i in c.dataset["images"]}
     assert len(data.checked) == 2 and widths == {HEIGHT}
+    again = check(tmp_path, eval_only=True)
+    assert again.checked["custom_val"].dataset["images"][0]["width"] == HEIGHT
+    (tmp_path / "train.json").write_text(json.dumps(dataset()))  # now val alone tells
+    (tmp_path / "val.json").write_text(json.dumps(train))
+    other = check(tmp_path)
+    assert {i["width"] for c in other.checked.values() for i in c.dataset["images"]} == {HEIGHT}
 
 
 def test_missing_and_truncated_images_are_named_and_can_be_left_out(

@@ -70,6 +70,19 @@ class ListOfItsChildren(Whole):
         return layers[4](x)
 
 
+class OneNameForSeveral(Whole):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Sequential(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers: nn.Sequential = self.tower
+        for n in range(5):
+            x = layers[n](x)
+        layers = self.other
+        return layers[0](x)
+
+
 class Unpacked(Whole):
     def forward(self, x: Tensor) -> Tensor:
         first, relu, second, _, third = self.tower
@@ -131,6 +144,7 @@ class Model(nn.Module):
         (ByALocalName, 5),
         (ListOfItsChildren, 5),
         (Unpacked, 5),
+        (OneNameForSeveral, 5),
         (OneByOne, 7),
     ],
 )
@@ -138,7 +152,7 @@ def test_every_norm_of_a_tower_runs_however_code_takes_its_layers(
     head: type[nn.Module], layers: int
 ) -> None:
     model = inject(Model(head()))
-    (found,) = [m for m in model.head.modules() if isinstance(m, nn.Sequential)]
+    found, *_ = [m for m in model.head.modules() if isinstance(m, nn.Sequential)]
     assert len(found) == layers
     norms = [m for m in model.head.modules() if isinstance(m, FusedGroupNorm)]
     ran: set[nn.Module] = set()

@@ -28,6 +28,13 @@ def test_keypoints_are_drawn() -> None:
     assert near.max() < 4  # and none at the corner, where the one is that is not visible
 
 
+def test_objects_may_have_other_numbers_of_keypoints_or_none() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    entry = {"category_id": 1, "bbox": [10, 10, 60, 60], "score": 0.9}
+    objects = [entry, {**entry, "keypoints": [20, 20, 2]}, {**entry, "keypoints": [30, 30, 2] * 4}]
+    assert draw_objects(image, objects, NAMES).any()
+
+
 @pytest.mark.parametrize("num_images", [1, 3, 50])
 def test_the_sheet_has_truth_and_predictions_of_as_many_images_as_there_are(
     shapes: Path, tmp_path: Path, num_images: int, figures: list[Figure]

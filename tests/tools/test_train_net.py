@@ -106,12 +106,23 @@ def test_augmentation_in_testing_has_metrics_of_its_own(
     config = ["--config-file", finished[0] / "config.yaml", "--eval-only"]
     call_main(TRAIN_NET, *config, *options, "TEST.AUG.MIN_SIZES", "(64, 128)")
     printed = capsys.readouterr().out
-    assert "copypaste: Task: bbox_TTA" in printed and "Task: segm_TTA" in printed
+    plain, _, augmented = printed.partition("with TEST.AUG")
+    assert "copypaste: Task: segm" in plain and "copypaste: Task: segm" in augmented
     plain, augmented = (
         json.loads((tmp_path / f"evaluation/{name}/coco_instances_results.json").read_text())
         for name in ("inference", "inference_TTA")
     )
     assert augmented and plain != augmented
+
+
+def test_augmentation_that_a_model_cannot_have_is_refused_before_it_trains(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    dense = ["MODEL.META_ARCHITECTURE", "GNProposalNetwork", "TEST.AUG.ENABLED", True]
+    arguments = [*CONFIG, *folder_flags(shapes), *TINY, *dense, "OUTPUT_DIR", tmp_path / "r"]
+    with pytest.raises(InputError, match="the augmentation in testing cannot be built"):
+        call_main(TRAIN_NET, *arguments)
+    assert not [*(tmp_path / "r").rglob("*.pth")]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from gn_det.data.coco.boxes import BoxSuspicions, normalise_box
 from gn_det.data.coco.findings import DroppedError, Findings, RefusedError, shown
 from gn_det.data.coco.keypoints import normalise_keypoints
-from gn_det.data.coco.segmentation import Mask, normalise_segmentation
+from gn_det.data.coco.segmentation import SCRAPS, Mask, normalise_segmentation
 from gn_det.data.coco.values import finite_numbers, flag, whole_number
 
 __all__ = ["normalise_annotations"]
@@ -139,8 +139,8 @@ def _mend_mask(
     written = annotation.get("segmentation")
     try:
         mask = normalise_segmentation(written, size)
-    except (DroppedError, RefusedError):
-        if masks:
+    except (DroppedError, RefusedError) as error:
+        if masks or (isinstance(error, RefusedError) and not annotation.get("bbox")):
             raise
         mask = None
     if mask is None:
@@ -153,7 +153,7 @@ def _mend_mask(
     for what in dict.fromkeys(mask.mended):
         findings.add("mended", what, place, written)
     for scrap in mask.scraps:
-        findings.add("dropped", "polygons that are scraps beside a good one", place, scrap)
+        findings.add("dropped", SCRAPS, place, scrap)
     annotation["segmentation"] = mask.segmentation
     return mask
 

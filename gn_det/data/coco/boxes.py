@@ -12,8 +12,8 @@ __all__ = ["BoxSuspicions", "normalise_box"]
 Corners = tuple[float, float, float, float]
 _CORNERS = "boxes look like corners (x1, y1, x2, y2), not (x, y, width, height)"
 _FRACTIONS = (
-    "boxes look like fractions of their picture: multiply them, and the points of masks, by its "
-    "width and height"
+    "boxes look like fractions of their picture: multiply what lies in x by its width and what "
+    "lies in y by its height, in masks too"
 )
 _REACH_OUT = "boxes reach out of their picture"
 _NOT_OF_MASK = "boxes are not those of their masks"

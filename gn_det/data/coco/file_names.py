@@ -59,8 +59,8 @@ def find_files(names: Iterable[str], root: str | Path) -> Found:
     """Find files whose names are not as the folder has them.
 
     Tried are other slashes, URL-quoting, leading folders too many or too few, another case and
-    another Unicode form, and what these give together; then no extension, or another one of JPEG.
-    Two names that would be one file are not found.
+    another Unicode form, and what these give together. Then names without an extension are tried,
+    and those with another one of JPEG. Two names that would be one file are not found.
 
     Args:
         names: of all files, as a JSON has them.
@@ -78,12 +78,13 @@ def find_files(names: Iterable[str], root: str | Path) -> Found:
         return Found(found, {})
     depth = max(name.count("/") + name.count("\\") for name in missing) + 3
     folder = _Folder(_files_below(str(root), depth))
-    found |= {name: match for name in missing if (match := folder.find(name))}
-    there = [os.path.normpath(name) for name in names if name not in found]
-    taken = Counter([*there, *(match for match, _ in found.values())])
-    found = {name: match for name, match in found.items() if taken[match[0]] == 1}
-    several = {name: files for name in missing if len(files := folder.several(name)) > 1}
-    return Found(found, {name: files for name, files in several.items() if name not in found})
+    elsewhere = {name: match for name in missing if (match := folder.find(name))}
+    there = [os.path.normpath(name) for name in names if name not in elsewhere]
+    taken = Counter([*there, *(match for match, _ in elsewhere.values())])
+    found |= {name: match for name, match in elsewhere.items() if taken[match[0]] == 1}
+    several = {name: folder.several(name) for name in missing if name not in found}
+    free = {name: [f for f in files if f not in taken] for name, files in several.items()}
+    return Found(found, {name: files for name, files in free.items() if len(files) > 1})
 
 
 def _is_there(name: str, root: str | Path) -> bool:
@@ -163,8 +164,10 @@ class _Folder:
         return None
 
     def several(self, name: str) -> list[str]:
-        """The files of the same name in folders below, or in another case."""
-        return sorted(self._by_last_part[_key(PurePosixPath(name.strip()).name)])
+        """The files of this name in folders below, or in another case."""
+        wanted = name.strip().replace("\\", "/")
+        files = self._by_last_part[_key(PurePosixPath(wanted).name)]
+        return sorted(f for f in files if _ends(f, wanted) or _key(f) == _key(wanted))
 
 
 def _rewritings(name: str) -> list[tuple[str, list[str]]]:

@@ -14,7 +14,7 @@ __all__ = ["drawn_as_stored", "drawn_at_another_scale"]
 
 Size = tuple[int, int]  # width, height
 Sizes = Mapping[int, Size]  # by the id of the picture
-_FEW = 0.05  # of the objects, which may reach out of their picture by mistake
+_SHARE = 0.1  # of the objects that are expected there; fewer are there by mistake
 
 
 def drawn_as_stored(stored: Sizes, upright: Sizes, annotations: Sequence[Any]) -> bool | None:
@@ -39,8 +39,8 @@ def drawn_as_stored(stored: Sizes, upright: Sizes, annotations: Sequence[Any]) -
 def drawn_at_another_scale(written: Sizes, files: Sizes, annotations: Sequence[Any]) -> set[int]:
     """The pictures that were resized after their objects were drawn, with the size in the JSON.
 
-    Both sizes have the same proportions. Objects of the larger one reach out of the smaller one.
-    Where none does, the smaller one is theirs.
+    Both sizes have the same proportions. Some objects of the larger one reach out of the smaller
+    one. Where hardly one does, the smaller one is theirs.
 
     Args:
         written: sizes in the JSON that are not those of the files.
@@ -50,10 +50,16 @@ def drawn_at_another_scale(written: Sizes, files: Sizes, annotations: Sequence[A
     alike = {n for n, size in written.items() if _is_scaled(size, files[n])}
     larger = {n for n in alike if written[n] > files[n]}
     found: set[int] = set()
-    for pictures, smaller, is_json in ((larger, files, False), (alike - larger, written, True)):
-        fits = [o.fits(smaller[n]) for n, o in _objects(annotations, pictures)]
-        within = fits.count(True) >= (1 - _FEW) * len(fits)
-        if fits and within == is_json:
+    for pictures, small, large in (
+        (larger, files, written),
+        (alike - larger, written, files),
+    ):
+        objects = [*_objects(annotations, pictures)]
+        only_large = sum(o.fits(large[n]) and not o.fits(small[n]) for n, o in objects)
+        # As many as would reach beyond the small one if they lay anywhere in the large one.
+        expected = sum(1 - (small[n][0] / large[n][0]) ** 2 for n, _ in objects)
+        are_of_large = only_large > _SHARE * expected
+        if objects and are_of_large == (large is written):
             found |= pictures
     return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -88,7 +87,7 @@ def _mend_missing_name(image: dict[str, Any], findings: Findings) -> None:
     """Take the name from LVIS's coco_url, with its folder."""
     url = image.get("coco_url")
     if image.get("file_name") is None and isinstance(url, str) and url.strip():
-        image["file_name"] = "/".join(urlsplit(url).path.split("/")[-2:])
+        image["file_name"] = "/".join(url.partition("?")[0].split("/")[-2:])
         what = "images have no file_name: that of their coco_url"
         findings.add("mended", what, f"image {shown(image.get('id'))}", image["file_name"])
 

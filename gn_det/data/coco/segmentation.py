@@ -13,7 +13,9 @@ import pycocotools.mask as mask_util
 from gn_det.data.coco.findings import DroppedError, RefusedError, shown
 from gn_det.data.coco.values import finite_numbers, parsed, whole_number
 
-__all__ = ["Mask", "normalise_segmentation"]
+__all__ = ["SCRAPS", "Mask", "normalise_segmentation"]
+
+SCRAPS = "polygons that are scraps beside a good one"
 
 Size = tuple[int, int]
 

@@ -24,11 +24,13 @@ class Settled(NamedTuple):
         bad_images: (picture, what is wrong) for each that cannot be used.
         as_stored: whether objects were drawn on stored pictures, which a tag turns, or on turned
             ones; None where no object tells.
+        undecided: whether there are such pictures, and nothing tells.
         file_sizes: sizes that pictures get when their objects are scaled to them.
     """
 
     bad_images: BadImages
     as_stored: bool | None
+    undecided: bool
     file_sizes: Sizes
 
 
@@ -67,14 +69,16 @@ def settle_sizes(
     scaled = drawn_at_another_scale(
         {n: size for n, size in written.items() if n in sizes}, sizes, dataset["annotations"]
     )
+    of_files = sizes.keys() - scaled
     for image in images:
-        if image["id"] in sizes.keys() - scaled:
+        if image["id"] in of_files:
             image["width"], image["height"] = size = sizes[image["id"]]
             what = "images have another size than the JSON says: that of the file is used"
             value = f"{size[0]}x{size[1]}, not {'x'.join(map(str, written[image['id']]))}"
             findings.add("warned", what, f"image {image['id']}", text=value)
             findings.changed = True
-    return Settled(bad, told, {number: sizes[number] for number in scaled})
+    undecided = bool(turned) and keeps is None
+    return Settled(bad, told, undecided, {number: sizes[number] for number in scaled})
 
 
 def _other_sizes(

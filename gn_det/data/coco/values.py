@@ -18,10 +18,8 @@ def whole_number(value: Any) -> int | None:
     if type(value) is int:
         return value if abs(value) <= _LARGEST else None
     if isinstance(value, str):
-        if "_" in value:  # which Python would skip
-            return None
         try:
-            value = int(value)
+            value = int(value.replace("_", "?"))  # which Python would skip
         except ValueError:
             value = _float(value)
     if isinstance(value, float) and value.is_integer():
@@ -63,7 +61,7 @@ def parsed(value: Any) -> Any:
 
 def _float(text: str) -> float | None:
     try:
-        number = float(text)
+        number = float(text.replace("_", "?"))
     except ValueError:
         return None
     return number if math.isfinite(number) else None

@@ -54,8 +54,37 @@ def test_a_set_of_fractions_is_refused(normalised: Callable, masks: bool) -> Non
     def to_fractions(annotation: dict) -> None:
         annotation.update(bbox=[0.1, 0.2, 0.3, 0.4], segmentation=[[0.1, 0.2, 0.4, 0.2, 0.4, 0.6]])
 
-    with pytest.raises(InputError, match=f"4 {FRACTIONS} of their picture: multiply them"):
+    with pytest.raises(InputError, match=f"4 {FRACTIONS} of their picture: multiply what"):
         normalised(each=to_fractions, masks=masks)
+
+
+@pytest.mark.parametrize(
+    ("box", "what"),
+    [
+        ([1, 1, 0, 5], "boxes have no width or height"),
+        ([1, 1, 5, -5], "boxes have no width or height"),
+        (["1", "1", "0", "5"], "boxes have no width or height"),
+        ([80, 10, 5, 5], "boxes lie outside of their picture"),
+        ([10, -20, 5, 5], "boxes lie outside of their picture"),
+    ],
+)
+def test_an_impossible_box_without_a_mask_is_dropped(
+    normalised: Callable, box: list, what: str
+) -> None:
+    def change(annotation: dict) -> None:
+        annotation.update(bbox=box, segmentation=[])
+
+    data, findings = normalised(first=change, masks=False)
+    assert [a["id"] for a in data["annotations"]] == [2, 3, 4]
+    assert what in findings.sentence("dropped")
+
+
+def test_a_mask_without_meaning_is_no_box(normalised: Callable) -> None:
+    meaningless = {"segmentation": [[1, 2, 3, 4, 5]]}
+    data, _ = normalised(first=lambda a: a.update(meaningless), masks=False)
+    assert data["annotations"][0]["bbox"] == [10, 10, 30, 30]
+    with pytest.raises(InputError, match="odd number of coordinates"):
+        normalised(first=lambda a: a.update(meaningless, bbox=None), masks=False)
 
 
 @pytest.mark.parametrize(

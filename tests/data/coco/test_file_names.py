@@ -89,6 +89,8 @@ def test_a_name_that_could_be_two_files_is_not_found(folder: Path) -> None:
     (folder / "other" / "c.jpg").touch()
     both = {"c.jpg": ["other/c.jpg", "sub/deep/c.jpg"]}
     assert find_files(["c.jpg", "a.jpg", "z.jpg"], folder) == ({}, both)
+    # One that lost its file is no other one's.
+    assert find_files(["third/c.jpg", "other/c.jpg", "sub/deep/c.jpg"], folder) == ({}, {})
     (folder / "A.JPG").touch()
     assert find_files(["A.jpg"], folder) == ({}, {"A.jpg": ["A.JPG", "a.jpg"]})
 

@@ -59,6 +59,8 @@ def test_objects_that_fit_one_of_both_alone_tell_how_they_were_drawn(
         ((80, 60), (160, 120), [rle(60, 80)], True),
         ((80, 60), (160, 120), [rle(120, 160)], False),
         ((320, 240), (160, 120), [rle(240, 320)], True),
+        ((1000, 800), (950, 760), [polygon(940, 750)] * 80 + [polygon(999, 30)], True),
+        ((1000, 800), (950, 760), [polygon(940, 750)] * 80 + [polygon(1999, 30)], False),
         ((1, 1), (160, 160), [polygon(79, 59)], False),  # a size in place of none
     ],
 )

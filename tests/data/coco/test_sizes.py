@@ -84,6 +84,9 @@ def test_objects_that_have_no_pixel_in_a_smaller_file_are_dropped(
     checked = read(change)
     assert len(checked.dataset["annotations"]) == 3
     assert "without a pixel" in checked.findings.sentence("dropped")
+    boxes = read(change, masks=False)
+    assert len(boxes.dataset["annotations"]) == 4
+    assert boxes.dataset["annotations"][0]["bbox"] == [17.5, 12.5, 0.25, 0.25]
 
 
 @pytest.mark.parametrize(
