@@ -154,8 +154,6 @@ def read_folder(
     findings = Findings(folder.json_file, strict=strict)
     dataset = read_coco(folder.json_file, findings=findings)
     normalise_images(dataset, folder.image_root, findings)
-    if not dataset["images"]:
-        raise InputError(f"{folder.json_file} has no images")
     settled = settle_sizes(dataset, folder.image_root, findings, value_range, as_stored)
     bad = settled.bad_images
     dataset = normalise_objects(
@@ -166,6 +164,8 @@ def read_folder(
         crowds_as_objects=crowds_as_objects,
         known=known,
     )
+    if not dataset["images"]:
+        raise InputError(f"{folder.json_file} has no images")
     scale_objects(dataset, settled.file_sizes, findings, masks=masks)
     if not value_range:
         bad_ids = {image["id"] for image, _ in bad}
