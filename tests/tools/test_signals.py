@@ -235,7 +235,8 @@ def test_two_processes_end_with_the_one_that_started_them(
     assert process.exitcode == STATUS.get(number, -number), said.read_text()
     # One that still imports its modules ends when it has done so.
     wait_for(lambda: not group_of(process), SECONDS if moment == "starting" else 10)
-    assert "Traceback" not in said.read_text()
+    # Threads with which PyTorch hands batches over may find a killed process gone.
+    assert number == KILL or "Traceback" not in said.read_text()
     assert bool([*output.glob("model_*.pth")]) == (moment != "starting")
 
 
