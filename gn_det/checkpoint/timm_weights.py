@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
+from gn_det.modeling.timm_weights import classifiers_of
 
 __all__ = ["in_timms_names", "top_classes"]
 
@@ -38,7 +39,7 @@ def in_timms_names(model: str, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     there = timm_model.state_dict()
     if not any(key.endswith(_COUNTER) for key in weights):
         there = {key: value for key, value in there.items() if not key.endswith(_COUNTER)}
-    of_classifier = {key for key in there if key.startswith(_classifiers(timm_model))}
+    of_classifier = {key for key in there if key.startswith(classifiers_of(timm_model))}
     names = [*there]
     if there.keys() - of_classifier <= weights.keys():
         names = [*weights]
@@ -62,12 +63,6 @@ def in_timms_names(model: str, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     if len(names) != len(weights):
         raise InputError(f"there are {len(weights)} tensors, and timm's {model} has {len(there)}")
     return found
-
-
-def _classifiers(timm_model: Any) -> tuple[str, ...]:
-    """What the names of a timm model's classifiers begin with; nothing has the name of none."""
-    names = timm_model.pretrained_cfg.get("classifier") or ()
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names)) or ("\0",)
 
 
 def top_classes(

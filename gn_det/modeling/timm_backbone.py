@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 from gn_det.injection.eval_mode import eval_mode
-from gn_det.modeling.timm_weights import check_gn_of_weights
+from gn_det.modeling.timm_weights import check_gn_of_weights, classifiers_of
 from gn_det.modeling.with_gn import (
     gn_options_from_config,
     inject_options_from_config,
@@ -500,9 +500,7 @@ def _check_none_left(
 
     Files by other names than timm's now, which it translates, are not checked.
     """
-    classifier = whole.pretrained_cfg.get("classifier") or ()
-    heads = {classifier} if isinstance(classifier, str) else {*classifier}
-    heads = {head.partition(".")[0] for head in heads}
+    heads = {name.partition(".")[0] for name in classifiers_of(whole)}
     own = {key for key in _tensors(whole) if key.partition(".")[0] not in heads}
     if not by_name and not own <= state.keys():
         return

@@ -235,8 +235,9 @@ def test_two_processes_end_with_the_one_that_started_them(
     assert process.exitcode == STATUS.get(number, -number), said.read_text()
     # One that still imports its modules ends when it has done so.
     wait_for(lambda: not group_of(process), SECONDS if moment == "starting" else 10)
-    # Threads with which PyTorch hands batches over may find a killed process gone.
-    assert number == KILL or "Traceback" not in said.read_text()
+    traces = said.read_text().split("Traceback")[1:]
+    # A thread of multiprocessing that hands batches over may find a killed process gone.
+    assert all(number == KILL and "resource_sharer.py" in trace for trace in traces), traces
     assert bool([*output.glob("model_*.pth")]) == (moment != "starting")
 
 
