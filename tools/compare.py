@@ -23,7 +23,6 @@ from gn_det.engine.run import check_run
 from gn_det.engine.run_data import RunData
 from gn_det.engine.schedule import resolve_schedule, stretched
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -39,33 +38,15 @@ from gn_det.errors import InputError
 from gn_det.plots.curves import read_metrics
 from gn_det.plots.figures import deviation
 from gn_det.studies.comparison.cost import saved_bytes, step_seconds
-from gn_det.studies.comparison.matrix import (
-    Run,
-    check_comparable,
-    check_folders,
-    differences,
-    run_all,
-)
+from gn_det.studies.comparison.matrix import Run, check_comparable, check_folders, run_all
 from gn_det.studies.comparison.outcome import Comparison, Outcome
 from gn_det.studies.comparison.parts import hold_out_a_quarter, write_part
-from gn_det.studies.comparison.rates import Scores, best_rates, rates_table, scores_of
-from gn_det.studies.comparison.report import (
-    TASKS,
-    Cost,
-    RunResult,
-    ap_table,
-    cost_table,
-    groups_table,
-    plot_ap,
-    plot_cost,
-    plot_curves_of,
-    plot_groups,
-    results_csv,
-)
+from gn_det.studies.comparison.rates import Scores, best_rates, scores_of
+from gn_det.studies.comparison.report import write_report, write_summary
+from gn_det.studies.comparison.results import TASKS, Cost, RunResult, results_of
 from gn_det.studies.conversion.backbone import convert_backbone, settings_of, source_of
 from gn_det.studies.recommendation.measured import Row, read_rows, rows_text
-from gn_det.utils import markdown, write_atomically
-from gn_det.version import __version__
+from gn_det.utils import write_atomically
 
 
 def main() -> int:
@@ -94,7 +75,7 @@ def main() -> int:
         if args.train:
             write_measured(args, recipes, outcomes)
         if len(outcomes) > 1:
-            summarize(args.output, outcomes)
+            write_summary(args.output, outcomes)
     return 1 if any(result.failure for o in outcomes for result in o.results) else 0
 
 
@@ -155,7 +136,7 @@ def compare(
     results, failures = trained(runs, args)
     costs = measure(runs)
     compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
-    report(folder, compared, recipes, held_out(data), results, costs, scores)
+    write_report(folder, compared, recipes, held_out(data), results, costs, scores)
     forget(data)
     if failures:
         print(f"{len(failures)} runs failed")
@@ -191,11 +172,10 @@ def rates(
     train, val = folder / "data" / "train.json", folder / "data" / "val.json"
     hold_out_a_quarter(json_file, train, val)
     options = replace(comparison.options, train=(str(train), images), val=(str(val), images))
-    first_seed = argparse.Namespace(**{**vars(args), "seeds": args.seeds[:1]})
     runs = {}
     for lr in args.lrs:
         at_lr = {(name, n): lr for name in recipes for n in args.ims_per_gpu}
-        runs[lr] = matrix(recipes, first_seed, folder, at_lr)
+        runs[lr] = matrix(recipes, args, folder, at_lr, args.seeds[:1])
     every = [run for at_lr in runs.values() for run in at_lr]
     for run in every:
         run.cfg.TEST.EVAL_PERIOD = 0
@@ -282,6 +262,7 @@ def matrix(
     args: argparse.Namespace,
     folder: Path,
     lrs: Mapping[tuple[str, int], float] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Run]:
     """Every run, those of one seed beside each other.
 
@@ -290,9 +271,10 @@ def matrix(
         args: of the command line.
         folder: the runs are below its ``runs/``.
         lrs: learning rates for the reference, by recipe and images per GPU, where there are such.
+        seeds: in place of those of the command line.
     """
     runs = []
-    for seed in args.seeds:
+    for seed in seeds or args.seeds:
         for ims_per_gpu in args.ims_per_gpu:
             for name, recipe in recipes.items():
                 cfg = recipe.clone()
@@ -360,133 +342,6 @@ def measure(runs: Sequence[Run]) -> list[Cost]:
     return costs
 
 
-def report(
-    output: Path,
-    compared: dict[str, CfgNode],
-    recipes: dict[str, CfgNode],
-    held_out: str,
-    results: Sequence[RunResult],
-    costs: Sequence[Cost],
-    scores: Scores,
-) -> None:
-    """Write report.md, report.json, runs.csv and the plots, and print the tables."""
-    beside = [name for name in recipes if name not in compared]
-    plot_ap(results, output / "ap.png", beside)
-    plot_curves_of(results, output / "curves.png", beside)
-    plot_cost(costs, output / "cost.png")
-    write_atomically(output / "runs.csv", results_csv(results))
-    content = {
-        "gn_det": __version__,
-        "differences": differences(recipes),
-        "runs": [asdict(result) for result in results],
-        "costs": [asdict(cost) for cost in costs],
-        "rates": [
-            {"recipe": recipe, "ims_per_gpu": n, "ap": by_rate}
-            for (recipe, n), by_rate in scores.items()
-        ],
-    }
-    write_atomically(output / "report.json", json.dumps(content, indent=1) + "\n")
-    text = report_text(compared, recipes, held_out, results, costs, scores)
-    write_atomically(output / "report.md", text)
-    print(f"\n{ap_table(results, 'simple')}\n\n{cost_table(costs, 'simple')}\n")
-    print(f"The report is {output / 'report.md'}.")
-
-
-def report_text(
-    compared: dict[str, CfgNode],
-    recipes: dict[str, CfgNode],
-    held_out: str,
-    results: Sequence[RunResult],
-    costs: Sequence[Cost],
-    scores: Scores,
-) -> str:
-    """The report in Markdown."""
-    names = markdown(", ".join(compared))
-    beside = markdown(", ".join(name for name in recipes if name not in compared))
-    seeds = sorted({o.seed for o in results})
-    first = next(iter(compared.values()))
-    differing = "\n".join(
-        f"- `{key}`: "
-        + ", ".join(markdown(f"{value!r} in {name}") for name, value in values.items())
-        for key, values in differences(recipes).items()
-    )
-    failed = "".join(
-        f"- {markdown(o.recipe)}, {o.ims_per_gpu} at a time, seed {o.seed}: {markdown(o.failure)}\n"
-        for o in results
-        if o.failure
-    )
-    rate = f"a learning rate of {first.SOLVER.BASE_LR:g}" if not scores else "rates as below"
-    return f"""# Comparison of {names}
-
-COCO AP on {markdown(held_out)} after training, mean ± sample standard deviation over
-{len(seeds)} seed{"s" * (len(seeds) > 1)} ({", ".join(map(str, seeds))}), by images on a GPU.
-
-{ap_table(results)}
-
-![AP](ap.png)
-
-![Curves](curves.png)
-
-Cost of a step on the {device_name(first)}, of the trained models on the same images: what the
-forward pass keeps for the backward pass, and the median time of both.
-
-{cost_table(costs)}
-
-![Cost](cost.png)
-
-## What was held equal
-
-Every setting of {names} but those below: model, heads, data, augmentation, optimizer
-and schedule ({first.SOLVER.MAX_ITER} iterations of {first.SOLVER.IMS_PER_BATCH} images at
-{rate}; for other numbers of images the learning rate follows in
-proportion, and all see as many images). Runs of one seed see the same images in the same order.
-{f"Shown beside, and not equal: {beside}." if beside else ""}
-
-{differing}
-{rates_text(scores, seeds[0]) if scores else ""}
-{chr(10) + "## What did not finish" + chr(10) * 2 + failed if failed else ""}"""
-
-
-def rates_text(scores: Scores, seed: int) -> str:
-    """The part of the report on learning rates."""
-    return f"""
-## Learning rates
-
-Each recipe has the rate with the highest AP (mean of box and mask) on a quarter of the training
-pictures, after training on the others (seed {seed}). Rates are for a step of the reference.
-
-{rates_table(scores)}
-"""
-
-
-def summarize(output: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write the table and the figure of all comparisons, by pictures and steps."""
-    groups = {name_of(outcome): outcome.results for outcome in outcomes}
-    links = "\n".join(
-        f"- [{name_of(outcome)}]({outcome.comparison.folder.relative_to(output)}/report.md)"
-        for outcome in outcomes
-    )
-    plot_groups(groups, output / "parts.png")
-    text = f"""# AP by training pictures and steps
-
-Mean of box and mask AP, mean ± sample standard deviation over the seeds.
-
-{groups_table(groups)}
-
-![AP](parts.png)
-
-{links}
-"""
-    write_atomically(output / "report.md", text)
-    print(f"\n{groups_table(groups, 'simple')}\n\nThe report is {output / 'report.md'}.")
-
-
-def name_of(outcome: Outcome) -> str:
-    cfg, pictures = outcome.runs[0].cfg, outcome.comparison.pictures
-    images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
-    return f"{pictures or 'all'} pictures, {images} images seen"
-
-
 def write_measured(
     args: argparse.Namespace, recipes: dict[str, CfgNode], outcomes: Sequence[Outcome]
 ) -> None:
@@ -496,7 +351,7 @@ def write_measured(
     for outcome in outcomes:
         first = {(run.recipe, run.ims_per_gpu): run.cfg for run in reversed(outcome.runs)}
         for (recipe, n), cfg in first.items():
-            runs = [r for r in outcome.results if (r.recipe, r.ims_per_gpu) == (recipe, n)]
+            runs = results_of(outcome.results, recipe, n)
             box, mask = ([ap for run in runs if (ap := run.ap(task)) is not None] for task in TASKS)
             if box:
                 weights = recipes[recipe].MODEL.WEIGHTS or recipes[recipe].MODEL.TIMM.WEIGHTS
@@ -536,13 +391,6 @@ def held_out(data: RunData) -> str:
     """What was evaluated on: the JSON files of folders, names of other sets."""
     files = {folder.name: folder.json_file for folder in data.folders}
     return ", ".join(files.get(name, name) for name in data.test)
-
-
-def device_name(cfg: CfgNode) -> str:
-    """What the runs trained on, in words."""
-    if torch.device(cfg.MODEL.DEVICE).type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU ({torch.get_num_threads()} threads)"
 
 
 def parse_arguments() -> argparse.Namespace:

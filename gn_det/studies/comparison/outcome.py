@@ -9,7 +9,7 @@ from pathlib import Path
 from gn_det.data.facts import DataFacts
 from gn_det.engine.command import RunOptions
 from gn_det.studies.comparison.matrix import Run
-from gn_det.studies.comparison.report import RunResult
+from gn_det.studies.comparison.results import RunResult
 
 __all__ = ["Comparison", "Outcome"]
 

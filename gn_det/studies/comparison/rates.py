@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 
-from gn_det.studies.comparison.report import TASKS, RunResult
+from gn_det.studies.comparison.results import RunResult
 from gn_det.utils import table
 
 __all__ = ["Scores", "best_rates", "rates_table", "scores_of"]
@@ -23,9 +22,7 @@ def scores_of(results: Mapping[float, Sequence[RunResult]]) -> Scores:
     scores: Scores = {}
     for lr, at_that_rate in sorted(results.items()):
         for result in at_that_rate:
-            aps = [ap for task in TASKS if (ap := result.ap(task)) is not None]
-            mean = statistics.mean(aps) if aps else None
-            scores.setdefault((result.recipe, result.ims_per_gpu), {})[lr] = mean
+            scores.setdefault((result.recipe, result.ims_per_gpu), {})[lr] = result.mean_ap
     return scores
 
 

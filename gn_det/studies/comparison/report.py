@@ -1,288 +1,166 @@
-"""The report of a comparison: tables of AP and cost, and their plots."""
+"""The report of a comparison, and that of several on parts of the data or numbers of steps."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from gn_det.plots.figures import (
-    csv_text,
-    deviation,
-    mean_and_deviation,
-    new_figure,
-    plot_mean,
-    save_figure,
-    set_log2_places,
-)
-from gn_det.utils import printable, table
+import torch
+from detectron2.config import CfgNode
 
-__all__ = [
-    "TASKS",
-    "Cost",
-    "RunResult",
-    "ap_table",
-    "cost_table",
-    "groups_table",
-    "plot_ap",
-    "plot_cost",
-    "plot_curves_of",
-    "plot_groups",
-    "results_csv",
-]
+from gn_det.config.differences import differences
+from gn_det.studies.comparison.outcome import Outcome
+from gn_det.studies.comparison.plots import plot_ap, plot_cost, plot_curves_of, plot_groups
+from gn_det.studies.comparison.rates import Scores, rates_table
+from gn_det.studies.comparison.results import Cost, RunResult
+from gn_det.studies.comparison.tables import ap_table, cost_table, groups_table, results_csv
+from gn_det.utils import markdown, write_atomically
+from gn_det.version import __version__
 
-TASKS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
+__all__ = ["write_report", "write_summary"]
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What a run reached.
-
-    Attributes:
-        recipe, ims_per_gpu, seed: which run.
-        ims_per_step: images of a step.
-        failure: why it did not finish; empty where it did.
-        curves: by metric, its values by the images seen; the last AP is that of the run.
-    """
-
-    recipe: str
-    ims_per_gpu: int
-    seed: int
-    ims_per_step: int
-    failure: str = ""
-    curves: dict[str, dict[int, float]] = field(default_factory=dict)
-
-    def ap(self, metric: str) -> float | None:
-        """The last value of bbox/AP or segm/AP; None for a run that did not finish.
-
-        Detectron2 has NaN where nothing was detected, which is an AP of 0.
-        """
-        curve = self.curves.get(metric)
-        if not curve or self.failure:
-            return None
-        last = curve[max(curve)]
-        return 0.0 if math.isnan(last) else last
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a training step of a recipe costs, per image.
-
-    Attributes:
-        recipe, ims_per_gpu: which.
-        activation_mb: MiB kept for the backward pass.
-        seconds: of a forward and backward pass.
-    """
-
-    recipe: str
-    ims_per_gpu: int
-    activation_mb: float
-    seconds: float
-
-
-def ap_table(results: Sequence[RunResult], tablefmt: str = "github") -> str:
-    """Mean ± sample standard deviation over the seeds, a row for each recipe."""
-    numbers = sorted({o.ims_per_gpu for o in results})
-    metrics = _metrics(results)
-    headers = ["", *(f"{TASKS[m]}, {n} image{'s' * (n > 1)}" for m in metrics for n in numbers)]
-    rows = [
-        [recipe] + [_cell(_of(results, recipe, n), metric) for metric in metrics for n in numbers]
-        for recipe in _recipes(results)
-    ]
-    return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
-
-
-def groups_table(groups: Mapping[str, Sequence[RunResult]], tablefmt: str = "github") -> str:
-    """Mean of box and mask AP, a row for each recipe and images per GPU, a column for each group.
+def write_report(
+    output: Path,
+    compared: dict[str, CfgNode],
+    recipes: dict[str, CfgNode],
+    held_out: str,
+    results: Sequence[RunResult],
+    costs: Sequence[Cost],
+    scores: Scores,
+) -> None:
+    """Write report.md, report.json, runs.csv and the plots, and print the tables.
 
     Args:
-        groups: results by the title of their column.
-        tablefmt: of tabulate.
+        output: folder of the report.
+        compared: recipes that are equal in all but the norm, by name.
+        recipes: these, and those that are shown beside them.
+        held_out: what was evaluated on, in words.
+        results: of every run.
+        costs: of a step of every recipe.
+        scores: of learning rates; empty where there was one.
     """
-    rows = []
-    for recipe, n in _kinds(groups):
-        cells = []
-        for results in groups.values():
-            runs = _of(results, recipe, n)
-            values = [value for run in runs if (value := _mean_ap(run)) is not None]
-            cells.append(mean_and_deviation(values, len(runs)))
-        rows.append([recipe, n, *cells])
-    headers = ["", "images at a time", *groups]
-    return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
-
-
-def plot_groups(groups: Mapping[str, Sequence[RunResult]], png: Path) -> None:
-    """Mean of box and mask AP by group, a line for each recipe, a plot for each images per GPU."""
-    numbers = sorted({n for _, n in _kinds(groups)})
-    figure = new_figure(5.5 * len(numbers), 4)
-    for axes, n in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
-        for recipe in [recipe for recipe, its_n in _kinds(groups) if its_n == n]:
-            points = {}
-            for place, results in enumerate(groups.values()):
-                values = [_mean_ap(run) for run in _of(results, recipe, n)]
-                if found := [value for value in values if value is not None]:
-                    points[place] = found
-            axes.errorbar(
-                [*points],
-                [statistics.mean(values) for values in points.values()],
-                [deviation(values) for values in points.values()],
-                marker="o",
-                capsize=3,
-                label=recipe,
-            )
-        axes.set_xticks(range(len(groups)), [*groups], rotation=15, ha="right")
-        title = f"{n} image{'s' * (n > 1)} per GPU"
-        axes.set(ylabel="mean of box and mask AP", title=title, ylim=(0, None))
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    save_figure(figure, png)
-
-
-def cost_table(costs: Sequence[Cost], tablefmt: str = "github") -> str:
-    """MiB and milliseconds for each image, a row for each recipe."""
-    numbers = sorted({cost.ims_per_gpu for cost in costs})
-    titles = ("MiB saved an image", "ms an image")
-    by = {(c.recipe, c.ims_per_gpu): (c.activation_mb, 1000 * c.seconds) for c in costs}
-    headers = ["", *(f"{title}, {n} at a time" for title in titles for n in numbers)]
-    rows = [
-        [recipe]
-        + [
-            f"{by[recipe, n][column]:.1f}" if (recipe, n) in by else ""
-            for column in range(len(titles))
-            for n in numbers
-        ]
-        for recipe in dict.fromkeys(cost.recipe for cost in costs)
-    ]
-    return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
-
-
-def results_csv(results: Sequence[RunResult]) -> str:
-    """A line for each run."""
-    metrics = _metrics(results)
-    return csv_text(
-        ["recipe", "ims_per_gpu", "seed", "ims_per_step", *metrics, "failure"],
-        [
-            [
-                *(o.recipe, o.ims_per_gpu, o.seed, o.ims_per_step),
-                *("" if o.ap(m) is None else f"{o.ap(m):.4f}" for m in metrics),
-                o.failure,
-            ]
-            for o in results
+    beside = [name for name in recipes if name not in compared]
+    plot_ap(results, output / "ap.png", beside)
+    plot_curves_of(results, output / "curves.png", beside)
+    plot_cost(costs, output / "cost.png")
+    write_atomically(output / "runs.csv", results_csv(results))
+    content = {
+        "gn_det": __version__,
+        "differences": differences(recipes),
+        "runs": [asdict(result) for result in results],
+        "costs": [asdict(cost) for cost in costs],
+        "rates": [
+            {"recipe": recipe, "ims_per_gpu": n, "ap": by_rate}
+            for (recipe, n), by_rate in scores.items()
         ],
+    }
+    write_atomically(output / "report.json", json.dumps(content, indent=1) + "\n")
+    text = _report_text(compared, recipes, held_out, results, costs, scores)
+    write_atomically(output / "report.md", text)
+    print(f"\n{ap_table(results, 'simple')}\n\n{cost_table(costs, 'simple')}\n")
+    print(f"The report is {output / 'report.md'}.")
+
+
+def _report_text(
+    compared: dict[str, CfgNode],
+    recipes: dict[str, CfgNode],
+    held_out: str,
+    results: Sequence[RunResult],
+    costs: Sequence[Cost],
+    scores: Scores,
+) -> str:
+    """The report in Markdown."""
+    names = markdown(", ".join(compared))
+    beside = markdown(", ".join(name for name in recipes if name not in compared))
+    seeds = sorted({o.seed for o in results})
+    first = next(iter(compared.values()))
+    differing = "\n".join(
+        f"- `{key}`: "
+        + ", ".join(markdown(f"{value!r} in {name}") for name, value in values.items())
+        for key, values in differences(recipes).items()
     )
+    failed = "".join(
+        f"- {markdown(o.recipe)}, {o.ims_per_gpu} at a time, seed {o.seed}: {markdown(o.failure)}\n"
+        for o in results
+        if o.failure
+    )
+    rate = f"a learning rate of {first.SOLVER.BASE_LR:g}" if not scores else "rates as below"
+    return f"""# Comparison of {names}
+
+COCO AP on {markdown(held_out)} after training, mean ± sample standard deviation over
+{len(seeds)} seed{"s" * (len(seeds) > 1)} ({", ".join(map(str, seeds))}), by images on a GPU.
+
+{ap_table(results)}
+
+![AP](ap.png)
+
+![Curves](curves.png)
+
+Cost of a step on the {_device_name(first)}, of the trained models on the same images: what the
+forward pass keeps for the backward pass, and the median time of both.
+
+{cost_table(costs)}
+
+![Cost](cost.png)
+
+## What was held equal
+
+Every setting of {names} but those below: model, heads, data, augmentation, optimizer
+and schedule ({first.SOLVER.MAX_ITER} iterations of {first.SOLVER.IMS_PER_BATCH} images at
+{rate}; for other numbers of images the learning rate follows in
+proportion, and all see as many images). Runs of one seed see the same images in the same order.
+{f"Shown beside, and not equal: {beside}." if beside else ""}
+
+{differing}
+{_rates_text(scores, seeds[0]) if scores else ""}
+{chr(10) + "## What did not finish" + chr(10) * 2 + failed if failed else ""}"""
 
 
-def plot_ap(results: Sequence[RunResult], png: Path, beside: Sequence[str] = ()) -> None:
-    """AP against the images of a step, a line for each recipe, a bar for the spread over seeds.
+def _rates_text(scores: Scores, seed: int) -> str:
+    """The part of the report on learning rates."""
+    return f"""
+## Learning rates
 
-    Recipes that are shown beside the comparison are dashed.
-    """
-    metrics = _metrics(results)
-    figure = new_figure(5.5 * len(metrics), 4)
-    for axes, metric in zip(
-        figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
-    ):
-        for number, recipe in enumerate(_recipes(results)):
-            points: dict[int, list[float]] = {}
-            for result in results:
-                if result.recipe == recipe and result.ap(metric) is not None:
-                    points.setdefault(result.ims_per_step, []).append(result.ap(metric))
-            places = sorted(points)
-            axes.errorbar(
-                [place * (1 + 0.012 * number) for place in places],  # bars beside each other
-                [statistics.mean(points[place]) for place in places],
-                [deviation(points[place]) for place in places],
-                marker="o",
-                linestyle="--" if recipe in beside else "-",
-                capsize=3,
-                label=recipe,
-            )
-        steps = sorted({result.ims_per_step for result in results})
-        set_log2_places(axes, steps)
-        axes.set(xlabel="images per step", ylabel=TASKS[metric], ylim=(0, None))
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    save_figure(figure, png)
+Each recipe has the rate with the highest AP (mean of box and mask) on a quarter of the training
+pictures, after training on the others (seed {seed}). Rates are for a step of the reference.
+
+{rates_table(scores)}
+"""
 
 
-def plot_curves_of(results: Sequence[RunResult], png: Path, beside: Sequence[str] = ()) -> None:
-    """AP and training loss against the images seen, a row for each number of images per GPU.
+def write_summary(output: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write report.md and parts.png of several comparisons, by training pictures and steps."""
+    groups = {_name_of(outcome): outcome.results for outcome in outcomes}
+    links = "\n".join(
+        f"- [{_name_of(outcome)}]({outcome.comparison.folder.relative_to(output)}/report.md)"
+        for outcome in outcomes
+    )
+    plot_groups(groups, output / "parts.png")
+    text = f"""# AP by training pictures and steps
 
-    Means over the seeds, their spread in a lighter tone; recipes beside the comparison are dashed.
-    """
-    numbers = sorted({o.ims_per_gpu for o in results})
-    metrics = [*_metrics(results), "total_loss"]
-    figure = new_figure(4.5 * len(metrics), 3.4 * len(numbers))
-    grid = figure.subplots(len(numbers), len(metrics), squeeze=False)
-    for row, n in zip(grid, numbers, strict=True):
-        for axes, metric in zip(row, metrics, strict=True):
-            for recipe in _recipes(results):
-                curves = [o.curves.get(metric, {}) for o in _of(results, recipe, n)]
-                plot_mean(axes, curves, recipe, "--" if recipe in beside else "-")
-            title = TASKS.get(metric, "training loss")
-            axes.set(xlabel="images seen", ylabel=title, title=f"{n} image{'s' * (n > 1)} per GPU")
-            axes.grid(alpha=0.3)
-    grid[0, -1].legend(fontsize=8)
-    save_figure(figure, png)
+Mean of box and mask AP, mean ± sample standard deviation over the seeds.
 
+{groups_table(groups)}
 
-def plot_cost(costs: Sequence[Cost], png: Path) -> None:
-    """Bars of activation memory and time for each image."""
-    figure = new_figure(11, 4)
-    numbers = sorted({cost.ims_per_gpu for cost in costs})
-    recipes = list(dict.fromkeys(cost.recipe for cost in costs))
-    width = 0.8 / max(1, len(numbers))
-    for axes, (key, scale, title) in zip(
-        figure.subplots(1, 2),
-        (
-            ("activation_mb", 1, "MiB saved for backward, an image"),
-            ("seconds", 1000, "ms an image"),
-        ),
-        strict=True,
-    ):
-        for place, n in enumerate(numbers):
-            by = {c.recipe: getattr(c, key) * scale for c in costs if c.ims_per_gpu == n}
-            bars = axes.bar(
-                [i + (place - (len(numbers) - 1) / 2) * width for i in range(len(recipes))],
-                [by.get(recipe, 0.0) for recipe in recipes],
-                width,
-                label=f"{n} at a time",
-            )
-            axes.bar_label(bars, fmt="%.0f", fontsize=8)
-        axes.set_xticks(range(len(recipes)), list(map(printable, recipes)), rotation=20, ha="right")
-        axes.set(ylabel=title)
-        axes.grid(alpha=0.3, axis="y")
-    if costs:
-        axes.legend(fontsize=8)
-    save_figure(figure, png)
+![AP](parts.png)
+
+{links}
+"""
+    write_atomically(output / "report.md", text)
+    print(f"\n{groups_table(groups, 'simple')}\n\nThe report is {output / 'report.md'}.")
 
 
-def _metrics(results: Sequence[RunResult]) -> list[str]:
-    found = [metric for metric in TASKS if any(metric in o.curves for o in results)]
-    return found or ["bbox/AP"]  # where nothing finished
+def _name_of(outcome: Outcome) -> str:
+    cfg, pictures = outcome.runs[0].cfg, outcome.comparison.pictures
+    images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
+    return f"{pictures or 'all'} pictures, {images} images seen"
 
 
-def _recipes(results: Sequence[RunResult]) -> list[str]:
-    return list(dict.fromkeys(o.recipe for o in results))
-
-
-def _of(results: Sequence[RunResult], recipe: str, ims_per_gpu: int) -> list[RunResult]:
-    return [o for o in results if (o.recipe, o.ims_per_gpu) == (recipe, ims_per_gpu)]
-
-
-def _kinds(groups: Mapping[str, Sequence[RunResult]]) -> list[tuple[str, int]]:
-    """Recipe and images per GPU of every result."""
-    results = [result for group in groups.values() for result in group]
-    return list(dict.fromkeys((result.recipe, result.ims_per_gpu) for result in results))
-
-
-def _mean_ap(result: RunResult) -> float | None:
-    values = [value for task in TASKS if (value := result.ap(task)) is not None]
-    return statistics.mean(values) if values else None
-
-
-def _cell(results: Sequence[RunResult], metric: str) -> str:
-    values = [value for o in results if (value := o.ap(metric)) is not None]
-    return mean_and_deviation(values, len(results))
+def _device_name(cfg: CfgNode) -> str:
+    """What the runs trained on, in words."""
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU ({torch.get_num_threads()} threads)"

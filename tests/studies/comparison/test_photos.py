@@ -15,7 +15,8 @@ from gn_det.config import load_config
 from gn_det.studies.comparison.matrix import check_comparable
 from gn_det.studies.comparison.parts import hold_out_a_quarter, write_part
 from gn_det.studies.comparison.rates import best_rates, rates_table, scores_of
-from gn_det.studies.comparison.report import RunResult, groups_table
+from gn_det.studies.comparison.results import RunResult
+from gn_det.studies.comparison.tables import groups_table
 from gn_det.studies.conversion.backbone import settings_of, source_of
 
 RECIPES = ROOT / "configs" / "compare" / "photos"
