@@ -297,7 +297,6 @@ def read_classifier(folder: Path) -> tuple[ClassifierRecipe, Classifier]:
     try:
         settings = json.loads((folder / _RECIPE).read_text())
         results = json.loads((folder / _RESULTS).read_text())
-        settings.setdefault("max_objects", None)  # of classifiers that are older than it
         recipe = ClassifierRecipe(**{f.name: settings[f.name] for f in fields(ClassifierRecipe)})
     except (OSError, ValueError, KeyError) as error:
         raise InputError(

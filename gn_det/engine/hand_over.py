@@ -60,33 +60,8 @@ class HandOverHook(HookBase):
             self._finish()
             return
         if not self._began:
-            if self.trainer.iter > 0:
-                raise InputError(
-                    "the checkpoint has no frozen BN to hand over from: the run began without "
-                    "MODEL.GN.HAND_OVER_STEPS"
-                )
-            norms = dict(hand_overs(self.model))
-            if not any(norm.has_values_of_bn() for norm in norms.values()):
-                raise InputError(
-                    "MODEL.GN.HAND_OVER_STEPS is set, and the norms have no values of a trained "
-                    "BN to begin with: set MODEL.WEIGHTS or MODEL.TIMM.WEIGHTS"
-                )
-            of_gn = [name for name, norm in norms.items() if norm.is_of_gn]
-            if of_gn:
-                raise InputError(
-                    f"MODEL.GN.HAND_OVER_STEPS is set, and the weights have no statistics of BN "
-                    f"for {len(of_gn)} of {len(norms)} norms ({some(of_gn, 3)}), like weights "
-                    "with GN; name weights with BN, or set HAND_OVER_STEPS to 0"
-                )
-            unknown = [n for n, x in norms.items() if x.lacks_statistics and x.is_of_gn is None]
-            if unknown:
-                logging.getLogger(__name__).warning(
-                    f"the weights have no statistics of BN for {len(unknown)} of {len(norms)} "
-                    f"norms ({some(unknown, 3)}). That is right for FAIR's files with BN, such as "
-                    "MSRA/R-50.pkl, which have it folded. Weights with GN cannot be handed over: "
-                    "set MODEL.GN.HAND_OVER_STEPS to 0 for these"
-                )
-            for name, norm in norms.items():
+            self._check_start()
+            for name, norm in hand_overs(self.model):
                 norm.begin()
                 self._sums[name] = torch.zeros(
                     6, norm.num_channels, dtype=torch.float64, device=norm.weight.device
@@ -114,6 +89,35 @@ class HandOverHook(HookBase):
 
     def after_train(self) -> None:
         self._stop_watching()
+
+    def _check_start(self) -> None:
+        """Refuse what has no values of a trained BN, and warn of what may have none."""
+        if self.trainer.iter > 0:
+            raise InputError(
+                "the checkpoint has no frozen BN to hand over from: the run began without "
+                "MODEL.GN.HAND_OVER_STEPS"
+            )
+        norms = dict(hand_overs(self.model))
+        if not any(norm.has_values_of_bn() for norm in norms.values()):
+            raise InputError(
+                "MODEL.GN.HAND_OVER_STEPS is set, and the norms have no values of a trained "
+                "BN to begin with: set MODEL.WEIGHTS or MODEL.TIMM.WEIGHTS"
+            )
+        of_gn = [name for name, norm in norms.items() if norm.is_of_gn]
+        if of_gn:
+            raise InputError(
+                f"MODEL.GN.HAND_OVER_STEPS is set, and the weights have no statistics of BN "
+                f"for {len(of_gn)} of {len(norms)} norms ({some(of_gn, 3)}), like weights "
+                "with GN; name weights with BN, or set HAND_OVER_STEPS to 0"
+            )
+        unknown = [n for n, x in norms.items() if x.lacks_statistics and x.is_of_gn is None]
+        if unknown:
+            logging.getLogger(__name__).warning(
+                f"the weights have no statistics of BN for {len(unknown)} of {len(norms)} "
+                f"norms ({some(unknown, 3)}). That is right for FAIR's files with BN, such as "
+                "MSRA/R-50.pkl, which have it folded. Weights with GN cannot be handed over: "
+                "set MODEL.GN.HAND_OVER_STEPS to 0 for these"
+            )
 
     @torch.no_grad()
     def _watch(self, name: str, norm: HandOver, args: tuple[Tensor, ...]) -> None:

@@ -37,6 +37,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             f"SOLVER.BACKBONE_MULTIPLIER is {multiplier:g}, and {type(model).__name__} has no "
             "backbone that trains: set it to 1, or MODEL.BACKBONE.FREEZE_AT lower"
         )
+    # lr_factor_func of get_default_optimizer_params does not reach biases with a rate of their own.
     groups = []
     for group in optimizer.param_groups:
         inside = [parameter for parameter in group["params"] if parameter in of_body]

@@ -453,8 +453,8 @@ def unfused_kind(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "unfused_kind", type(module))
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a FusedGroupNorm that computes nothing else yet."""
+def is_unfused_norm(module: nn.Module) -> bool:
+    """Whether a module is a FusedGroupNorm that computes no ReLU and no addition."""
     if type(module) is FusedGroupNormAct:
         return module.activation is None and type(module.drop) is type(module.act) is nn.Identity
     return type(module) is FusedGroupNorm and module.activation is None

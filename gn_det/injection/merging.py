@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from gn_det.injection.dataflow import is_norm, path_of
+from gn_det.injection.dataflow import is_unfused_norm, path_of
 from gn_det.injection.source import expression
 from gn_det.layers import FusedGroupNorm
 from gn_det.layers.recomputation import recomputed
@@ -78,7 +78,8 @@ class Merging:
 
     def _is_norm_call(self, node: Any) -> bool:
         part = self._part(node)
-        return part is not None and is_norm(part) and len(node.args) == 1 and not node.kwargs
+        is_norm = part is not None and is_unfused_norm(part)
+        return is_norm and len(node.args) == 1 and not node.kwargs
 
     def _is_relu(self, node: fx.Node) -> bool:
         part = self._part(node)
@@ -242,7 +243,7 @@ class Merging:
             part = self._part(node)
             if part is not None:
                 self.passed[node.target] = part
-                for name, child in part.named_children() if is_norm(part) else ():
+                for name, child in part.named_children() if is_unfused_norm(part) else ():
                     self.passed[path_of(node.target, name)] = child
             self._graph.erase_node(node)
 

@@ -26,7 +26,7 @@ from torch import fx, nn
 from gn_det.injection.dataflow import (
     Record,
     UntraceableError,
-    is_norm,
+    is_unfused_norm,
     path_of,
     record,
     unfused_kind,
@@ -127,7 +127,7 @@ class _Planner:
         # The norm whose result is a module's, by module.
         self._ends: dict[nn.Module, nn.Module | None] = {}
         for module in reversed([*model.modules()]):  # parts before those who hold them
-            if is_norm(module):
+            if is_unfused_norm(module):
                 self._ends[module] = module
                 self.plan.reasons.setdefault(module, _UNKNOWN)
             elif _is_conv_norm(module):
@@ -409,7 +409,7 @@ def _is_conv_norm(module: nn.Module) -> bool:
     """Whether a module is a convolution of a known class that ends in a norm."""
     blocks = loaded_blocks()
     known = type(module) in CONV_NORMS or (blocks is not None and blocks.is_fused_conv(module))
-    return known and is_norm(getattr(module, "norm", None))
+    return known and is_unfused_norm(getattr(module, "norm", None))
 
 
 def _has_no_forward(module: nn.Module) -> bool:

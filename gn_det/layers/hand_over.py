@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 class HandOver:
-    """Makes (1 − α) · BN(x) + α · GN(x) of a FusedGroupNorm that stands behind it among the bases.
+    """Mixin for FusedGroupNorm, first among the bases: the layer is (1 − α) · BN(x) + α · GN(x).
 
     BN is frozen. Before :meth:`begin`, its statistics can be loaded under its own names, and the
     norm is a plain GN that refuses to train. Afterwards the state dict has γ and β of the GN alone.
@@ -123,12 +124,21 @@ def statistics_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
 
 
 def eps_of(bn: Any) -> float:
-    """Of a BN of any kind; classes without that attribute have it in their code, or none."""
+    """Of a BN of any kind; measured where its class has eps in the code of its forward alone."""
     if isinstance(bn, HandOver):
         return bn.bn_eps
-    code = getattr(type(bn).forward, "__code__", None)
-    in_code = 1e-5 if code is not None and 1e-5 in code.co_consts else 0.0
-    return getattr(bn, "eps", in_code)
+    return bn.eps if hasattr(bn, "eps") else _measured_eps(bn)
+
+
+@torch.no_grad()
+def _measured_eps(bn: nn.Module) -> float:
+    """With a variance of 0, BN multiplies by 1 / √eps."""
+    bn = copy.deepcopy(bn).cpu().double().eval()
+    for tensor, value in ((bn.weight, 1), (bn.bias, 0), (bn.running_mean, 0), (bn.running_var, 0)):
+        if tensor is not None:
+            tensor.fill_(value)
+    ones = torch.ones(1, len(bn.running_var), 1, 1, dtype=torch.float64)
+    return float(bn(ones).max()) ** -2
 
 
 def hand_over_from(model: nn.Module, bns: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:

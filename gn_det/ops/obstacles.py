@@ -67,14 +67,14 @@ def obstacle_of(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.filename and error.filename == os.environ.get("CC"):
         return f"CC names a C compiler that cannot be run; install it, or unset CC ({short})"
     if isinstance(error, CalledProcessError):
-        return f"{_of_c_compiler(error)} ({short})"
+        return f"{_of_c_compiler()} ({short})"
     for pattern, meaning in _MEANINGS.items():
         if re.search(pattern, said):
             return f"{meaning} ({short})"
     return short
 
 
-def _of_c_compiler(error: CalledProcessError) -> str:
+def _of_c_compiler() -> str:
     """Why building Triton's launcher failed: the compiler's own words went to stderr."""
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does
     header = Path(sysconfig.get_paths(scheme=scheme)["include"]) / "Python.h"

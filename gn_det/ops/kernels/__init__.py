@@ -1,8 +1,7 @@
-"""Triton kernels: the only files that import triton.
+"""Triton kernels. Only these files and studies/kernels import triton.
 
 Read tile.py (what one program sees), then forward.py, then backward.py. plan.py, one folder up,
-says how many programs there are, launch.py runs them. machine_code.py and traffic.py look at the
-kernels without a GPU.
+says how many programs there are, and launch.py runs them.
 """
 
 from triton import __version__ as TRITON_VERSION

@@ -48,7 +48,7 @@ def gaps_of(kernels: Iterable[tuple[float, float]], calls: int) -> dict[str, flo
     ordered = sorted(kernels)
     if not ordered:
         raise RuntimeError("the profiler's trace has no kernels; may it read the GPU's counters?")
-    busy = idle = 0.0
+    busy = 0.0
     gaps = []
     last = ordered[0][0]
     for start, end in ordered:

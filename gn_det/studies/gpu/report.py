@@ -46,7 +46,7 @@ def write_report(
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """A Markdown table; a cell that a row does not have stays empty."""
+    """A Markdown table, without tabulate, which may be missing; a cell that is missing is empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     header = [markdown(column) for column in columns]

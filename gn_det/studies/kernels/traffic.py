@@ -40,14 +40,8 @@ class Access:
 class Traffic:
     """Loads and stores by argument name, of the programs that ran."""
 
-    num_programs: int = 0
     loads: dict[str, Access] = field(default_factory=dict)
     stores: dict[str, Access] = field(default_factory=dict)
-
-    def bytes_of(self, names: Sequence[str]) -> int:
-        """Bytes loaded from and stored to arguments."""
-        accesses = (a.get(name, Access()) for a in (self.loads, self.stores) for name in names)
-        return sum(access.bytes for access in accesses)
 
 
 def count_traffic(launch: Launch, programs: Sequence[int] | None = None) -> Traffic:
@@ -66,7 +60,7 @@ def count_traffic(launch: Launch, programs: Sequence[int] | None = None) -> Traf
         for name, argument in zip(launch.kernel.arg_names, launch.arguments, strict=False)
         if isinstance(argument, Tensor)
     }
-    traffic = Traffic(num_programs=len(programs))
+    traffic = Traffic()
     touched: dict[tuple[str, str], set[int]] = {}
 
     def record(direction: str, addresses: np.ndarray, mask: np.ndarray) -> None:

@@ -39,11 +39,6 @@ from gn_det.utils import make_folder
 __all__ = ["add_sweep_arguments", "run_sweep"]
 
 
-def no_hooks(folder: Path) -> tuple[HookBase, ...]:
-    """None besides the usual."""
-    return ()
-
-
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --output, --seeds and --jobs."""
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
@@ -60,7 +55,7 @@ def run_sweep(
     device: str = "cpu",
     jobs: int = 1,
     num_workers: int = 0,
-    hooks_of: Callable[[Path], Sequence[HookBase]] = no_hooks,
+    hooks_of: Callable[[Path], Sequence[HookBase]] = lambda folder: (),
 ) -> list[ClassifierResult]:
     """Train classifiers, each in a folder of ``output/runs``; finished ones are not trained again.
 
