@@ -145,7 +145,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def with_null(value: Any) -> Any:
-    """Results for JSON, which has no NaN: what is undefined is None."""
+    """Results with None in place of NaN, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: with_null(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -154,7 +154,7 @@ def with_null(value: Any) -> Any:
 
 
 def unwritable(path: str | Path, error: OSError) -> str:
-    """That a file cannot be written, why, and how much space is left where that is the reason."""
+    """The text of an error: the file cannot be written, why, and the space left on a full disk."""
     text = f"{path} cannot be written: {reason_of(error)}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with suppress(OSError):

@@ -172,7 +172,7 @@ def _resnet(depth: int, norm: Norm, num_classes: int) -> ResNet:
         stem = BasicStem(norm=norm)
         bottleneck = {"stride_in_1x1": False} if depth >= 50 else {}
         stages = ResNet.make_default_stages(depth, norm=norm, **bottleneck)
-    # By the former Detectron2 knows how many stages to keep.
+    # Detectron2 drops the stages behind the last res of out_features.
     resnet = ResNet(stem, stages, num_classes, out_features=["res5", "linear"])
     for block in resnet.modules():
         if isinstance(block, (BasicBlock, BottleneckBlock)):

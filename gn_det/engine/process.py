@@ -88,7 +88,7 @@ def _run_seed(output_dir: Path, seed: int, resume: bool) -> int:
     if 0 <= seed != begun_with:
         raise InputError(
             f"{output_dir} began with the seed {begun_with} and cannot go on with {seed}; "
-            "leave the seed as it was"
+            f"set it to {begun_with}, or to -1 for that of the run"
         )
     return begun_with
 

@@ -120,7 +120,7 @@ _INTERNAL = vars(nn.Module()).keys() - {"training"}
 _AUTOGRAD_FUNCTION = "calls an autograd.Function"
 _CALL_OF_MODULES = nn.Module._call_impl.__code__
 
-# What a record would not show: where these are called, by whom nobody of PyTorch's own is.
+# A record does not show calls of these. A forward that calls one is refused, PyTorch's own apart.
 _UNSEEN = {
     "asks torch.is_grad_enabled": (torch, "is_grad_enabled"),
     "asks torch.is_autocast_enabled": (torch, "is_autocast_enabled"),

@@ -14,7 +14,7 @@ __all__ = ["eval_mode"]
 def eval_mode(*models: nn.Module) -> Iterator[None]:
     """Put models into eval mode, and afterwards each of their modules into the mode it had.
 
-    What modules keep for eval mode alone, as position biases that are computed once, is dropped.
+    What modules cache in eval mode is dropped, such as position biases that are computed once.
     """
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:

@@ -1,7 +1,7 @@
 """The regions of interest that two models look at: whether they are the same.
 
-What stands behind a RoI pooling gets a row for each box. Two models that find their own boxes pair
-rows of different ones, and may do so without any sign where both find as many.
+Layers behind a RoI pooling get a row for each box. Two models that find their own boxes pair rows
+of different boxes, which nothing shows where both find as many.
 """
 
 from __future__ import annotations

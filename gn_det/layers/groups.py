@@ -58,15 +58,15 @@ class Groups:
     min_channels_per_group: int = 1
 
     def __post_init__(self) -> None:
-        numbers = [n for n in (self.num_groups, self.channels_per_group) if n is not None]
-        given = f"num_groups {self.num_groups} and channels_per_group {self.channels_per_group}"
-        if len(numbers) > 1:
-            raise InputError(f"{given} are two ways to say the same; give one")
-        if any(number < 1 for number in numbers):
-            raise InputError(f"{given}: at least 1")
+        if self.num_groups is not None and self.channels_per_group is not None:
+            raise InputError(
+                f"num_groups {self.num_groups} and channels_per_group {self.channels_per_group} "
+                "are two ways to say the same; give one"
+            )
+        for name, number in vars(self).items():
+            if number is not None and number < 1:
+                raise InputError(f"{name} is {number}, and has to be at least 1")
         least = self.min_channels_per_group
-        if least < 1:
-            raise InputError(f"min_channels_per_group {least}: at least 1")
         if self.channels_per_group is not None and self.channels_per_group < least:
             raise InputError(
                 f"channels_per_group {self.channels_per_group} is below min_channels_per_group "

@@ -1,4 +1,4 @@
-"""The kernels where they work, and ATen's operators where that shows itself not to be so.
+"""Run the kernels, and ATen's operators where the kernels do not run or give wrong results.
 
 The first call in a dtype on a device holds the kernels to the reference; a later one may still find
 that a kernel does not compile, or does not fit on the card. Either way training goes on.

@@ -1,1 +1,1 @@
-"""One report of everything that a GPU shows: what was checked on it, and figures that stand."""
+"""One report of everything that a GPU shows: the checks, and the figures of those that passed."""
