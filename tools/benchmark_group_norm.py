@@ -16,13 +16,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from gn_det.engine.command import run_command
+from gn_det.engine.command import at_least, run_command
 
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from gn_det.errors import InputError
 from gn_det.ops.form import FORMS
 from gn_det.studies.kernels import report as kernel_report
 from gn_det.studies.kernels.estimate import ASSUMPTIONS, CARDS, estimate_rows
@@ -36,8 +35,6 @@ SECTIONS = ("traffic", "code", "accuracy", "peers", "memory", "step", "host", "e
 
 def main() -> None:
     args = parse_arguments()
-    if min(args.ims_per_gpu) < 1:
-        raise InputError(f"--ims-per-gpu {min(args.ims_per_gpu)}: a GPU holds at least 1 image")
     variants = list(itertools.product(kernel_report.DTYPES, kernel_report.LAYOUTS))
     sections = {
         "traffic": lambda: traffic(args, variants),
@@ -60,7 +57,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--form", choices=FORMS, default="GN+ReLU")
-    parser.add_argument("--ims-per-gpu", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--ims-per-gpu", type=at_least(1), nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     return parser.parse_args()
 

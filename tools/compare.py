@@ -17,7 +17,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from gn_det.engine import trainer
-from gn_det.engine.command import RunOptions, add_data_arguments, add_overrides, run_command
+from gn_det.engine.command import (
+    RunOptions,
+    above_zero,
+    add_data_arguments,
+    add_overrides,
+    at_least,
+    run_command,
+)
 from gn_det.engine.folders import study_folder
 from gn_det.engine.run import check_run
 from gn_det.engine.run_data import RunData
@@ -51,10 +58,6 @@ from gn_det.utils import write_atomically
 
 def main() -> int:
     args = parse_arguments()
-    if min(args.ims_per_gpu) < 1:
-        raise InputError(f"--ims-per-gpu {min(args.ims_per_gpu)}: a GPU holds at least 1 image")
-    if min(args.seeds) < 0:
-        raise InputError(f"--seeds {min(args.seeds)}: at least 0, so that a run can be repeated")
     recipes = read_recipes(args.recipes, args.beside, args.opts)
     for recipe in recipes.values():
         if len(args.lrs) == 1:  # nothing to choose
@@ -402,15 +405,15 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         help="config files to show that differ in more",
     )
-    parser.add_argument("--ims-per-gpu", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ims-per-gpu", nargs="+", type=at_least(1), default=[1, 2])
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2])
     parser.add_argument(
         "--quick", action="store_true", help="the first seed alone, and a quarter of the iterations"
     )
     parser.add_argument(
         "--lrs",
         nargs="+",
-        type=float,
+        type=above_zero,
         default=[],
         metavar="LR",
         help="learning rates for the reference; each recipe has the one that is best on a quarter "
@@ -419,6 +422,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--parts",
         nargs="+",
+        type=part_of,
         default=[],
         metavar="N",
         help="numbers of training pictures, a comparison in a folder of its own for each; all for "
@@ -427,21 +431,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--steps",
         nargs="+",
-        type=int,
+        type=at_least(1),
         default=[],
         metavar="N",
         help="iterations of the reference, a comparison for each (default: those of the recipe)",
     )
     parser.add_argument(
         "--distill",
-        type=int,
+        type=at_least(1),
         default=400,
         metavar="N",
         help="steps for recipes whose MODEL.TIMM.WEIGHTS end in _distilled; default: %(default)s",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each run")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time")
+    parser.add_argument("--num-gpus", type=at_least(1), default=1, help="GPUs of each run")
     add_data_arguments(parser)
     add_overrides(parser)
     args = parser.parse_args()
@@ -449,14 +453,14 @@ def parse_arguments() -> argparse.Namespace:
         setattr(args, key, [*dict.fromkeys(getattr(args, key))])
     if args.quick:
         args.seeds = args.seeds[:1]
-    if args.jobs < 1:
-        parser.error(f"--jobs {args.jobs}: at least 1")
-    if min([*args.lrs, *args.steps, args.distill]) <= 0:
-        parser.error("--lrs, --steps and --distill are above 0")
-    for part in args.parts:
-        if part != "all" and not (part.isdecimal() and int(part)):
-            parser.error(f"--parts {part}: a number of pictures, or all")
     return args
+
+
+def part_of(text: str) -> str:
+    """An argparse type: a number of pictures, or all."""
+    if text != "all" and not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is neither a number of pictures nor all")
+    return text
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from gn_det.engine.command import (
     RunOptions,
+    above_zero,
     add_data_arguments,
     add_overrides,
+    at_least,
     reads_data,
     run_command,
 )
@@ -164,12 +166,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to create")
     parser.add_argument(
         "--calibration-images",
-        type=int,
+        type=at_least(1),
         help=f"to fit γ, β on; default: 64, of --backbone {CALIBRATION_IMAGES}",
     )
     parser.add_argument(
         "--distill",
-        type=int,
+        type=at_least(0),
         default=400,
         metavar="N",
         help="steps in which the backbone learns the features of that with BN, 0 for none; "
@@ -177,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--fine-tune",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="then train for N iterations (a detector) or epochs (a classifier)",
@@ -187,7 +189,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--channels-per-group", type=int, help="in place of --num-groups")
     parser.add_argument(
         "--lr",
-        type=float,
+        type=above_zero,
         help="of fine-tuning at 32 images per step, for --classifier (default: 0.01)",
     )
     parser.add_argument("--device", help="for --classifier (default: a GPU if there is one)")
@@ -195,11 +197,6 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.calibration_images is None:
         args.calibration_images = CALIBRATION_IMAGES if args.backbone else 64
-    below = args.calibration_images < 1 or args.distill < 0 or args.fine_tune < 0
-    if below or (args.lr is not None and args.lr <= 0):
-        parser.error(
-            "--calibration-images is at least 1, --distill and --fine-tune at least 0, --lr above 0"
-        )
     return args
 
 

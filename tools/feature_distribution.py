@@ -15,6 +15,7 @@ from gn_det.engine.command import (
     RunOptions,
     add_data_arguments,
     add_overrides,
+    at_least,
     reads_data,
     run_command,
 )
@@ -48,8 +49,6 @@ HooksOf = Callable[[Path], Sequence[HookBase]]
 
 def main() -> int:
     args = parse_arguments()
-    if args.records < 1:
-        raise InputError(f"--records {args.records}: at least 1")
     hooks_of = partial(feature_recorders, module=args.module, records=args.records)
     train_all = train_detectors if args.recipes else train_classifiers
     failures = train_all(args, hooks_of)
@@ -130,9 +129,9 @@ def parse_arguments() -> argparse.Namespace:
         default="backbone.features.conv5_3",
         help="whose output is recorded (default: %(default)s)",
     )
-    parser.add_argument("--records", type=int, default=100, help="over the training")
+    parser.add_argument("--records", type=at_least(1), default=100, help="over the training")
     add_data_arguments(parser)
-    parser.add_argument("--jobs", type=int, default=1, help="classifiers at a time")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="classifiers at a time")
     add_recipe_arguments(parser, varied=["norm"], required=False, network="vgg16")
     add_overrides(parser)
     return parser.parse_args()

@@ -246,7 +246,8 @@ def step(name, python, arguments):
 
 
 def fail(message):
-    sys.exit("error: " + message)
+    sys.stderr.write("error: %s\n" % message)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

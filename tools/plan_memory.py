@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gn_det.engine.command import add_overrides, run_command
+from gn_det.engine.command import add_overrides, at_least, run_command
 
 import torch
 from detectron2.config import CfgNode
@@ -43,8 +43,6 @@ def main() -> None:
     card = Card.parse(args.gpu_memory)
     cfg = load_config(args.config_file, args.opts)
     sizes = [parse_size(text) for text in args.sizes] if args.sizes else default_sizes(cfg)
-    if min(args.ims_per_gpu) < 1:
-        raise InputError(f"--ims-per-gpu {min(args.ims_per_gpu)}: a GPU holds at least 1 image")
     check_new_png(args.output)
     steps = plan(cfg, sorted(set(args.ims_per_gpu)), sorted(set(sizes)))
     print(report(cfg, steps, card, sizes))
@@ -116,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, help="a YAML config")
     parser.add_argument("--gpu-memory", required=True, help="of the card, such as 8GiB")
-    parser.add_argument("--ims-per-gpu", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--ims-per-gpu", type=at_least(1), nargs="+", default=[1, 2, 4])
     parser.add_argument("--sizes", nargs="+", metavar="HxW", help="default: from INPUT.*_TRAIN")
     parser.add_argument(
         "--output",

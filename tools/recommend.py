@@ -10,7 +10,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from gn_det.engine.command import run_command
+from gn_det.engine.command import at_least, run_command
 from gn_det.engine.schedule import stretched
 
 import torch
@@ -237,7 +237,11 @@ def parse_arguments() -> argparse.Namespace:
         "--gpu-memory", help="of the card, such as 8GiB (default: that of this machine's GPU)"
     )
     parser.add_argument(
-        "--num-gpus", "--gpus", type=int, default=1, help="GPUs to train on, default: %(default)s"
+        "--num-gpus",
+        "--gpus",
+        type=at_least(1),
+        default=1,
+        help="GPUs to train on, default: %(default)s",
     )
     parser.add_argument(
         "--measured",
@@ -247,10 +251,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="CSV",
         help="more rows: measured.csv of comparisons",
     )
-    args = parser.parse_args()
-    if args.num_gpus < 1:
-        parser.error(f"--num-gpus {args.num_gpus}: at least 1")
-    return args
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gn_det.engine.command import run_command
+from gn_det.engine.command import at_least, run_command
 from gn_det.engine.folders import new_folder
 from gn_det.engine.launch import check_device
 
@@ -26,8 +26,6 @@ from gn_det.utils import write_atomically
 
 def main() -> None:
     args = parse_arguments()
-    if min(args.batch_sizes) < 1:
-        raise InputError(f"--batch-sizes {args.batch_sizes}: at least 1")
     device = check_device(args.device, CPU)
     with new_folder(args.output):
         errors = errors_of(args.classifiers, args.batch_sizes, device)
@@ -65,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
         "classifiers", nargs="+", type=Path, help="folders of train_classifier.py, or of a sweep"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of table and image")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--batch-sizes", nargs="+", type=at_least(1), default=[1, 2, 4, 8, 16, 32])
     add_device_argument(parser)
     return parser.parse_args()
 

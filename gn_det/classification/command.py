@@ -11,6 +11,7 @@ import torch
 
 from gn_det.classification.networks import NETWORKS, NORMS
 from gn_det.classification.training import SCHEDULES, ClassifierRecipe
+from gn_det.engine.command import at_least
 
 __all__ = ["CPU", "add_device_argument", "add_recipe_arguments", "default_device", "recipe_of"]
 
@@ -70,7 +71,7 @@ def add_recipe_arguments(
             options["help"] = f"{options.get('help', '')} (default: {default})".lstrip()
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
     add_device_argument(parser)
-    parser.add_argument("--num-workers", type=int, default=0, help="loading processes")
+    parser.add_argument("--num-workers", type=at_least(0), default=0, help="loading processes")
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

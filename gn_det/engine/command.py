@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from gn_det.errors import InputError
 
 __all__ = [
     "RunOptions",
+    "above_zero",
     "add_data_arguments",
     "add_overrides",
+    "at_least",
     "reads_data",
     "run_command",
     "training_parser",
@@ -122,6 +125,28 @@ def add_data_arguments(
         action="store_true",
         help="learn annotations with iscrowd 1, as some tools write every mask",
     )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: whole numbers of at least so much."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+
+    number.__name__ = "int"  # for argparse's error
+    return number
+
+
+def above_zero(text: str) -> float:
+    """An argparse type: finite numbers above 0."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return float(text)
+
+
+above_zero.__name__ = "float"
 
 
 def reads_data(args: argparse.Namespace) -> bool:

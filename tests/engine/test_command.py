@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from gn_det import InputError
-from gn_det.engine.command import run_command
+from gn_det.engine.command import above_zero, at_least, run_command
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +51,28 @@ def test_an_interruption_is_status_130(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_defect_keeps_its_trace() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "result"),
+    [
+        (at_least(1), "1", 1), (at_least(0), "0", 0), (at_least(1), "0", "0 is below 1"),
+        (at_least(0), "-1", "-1 is below 0"), (at_least(1), "1.5", "invalid int value: '1.5'"),
+        (at_least(1), "two", "invalid int value: 'two'"), (above_zero, "0.02", 0.02),
+        (above_zero, "0", "0 is not a finite number above 0"), (above_zero, "-1e-3", "above 0"),
+        (above_zero, "nan", "nan is not a finite number"), (above_zero, "inf", "above 0"),
+        (above_zero, "1e999", "above 0"), (above_zero, "fast", "invalid float value: 'fast'"),
+    ],
+)  # fmt: skip
+def test_numbers_of_flags_have_their_least_value(
+    kind: Callable, text: str, result: float | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--number", type=kind)
+    if not isinstance(result, str):
+        assert parser.parse_args([f"--number={text}"]).number == result
+        return
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args([f"--number={text}"])
+    said = capsys.readouterr().err
+    assert "error: argument --number: " in said and result in said

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from gn_det.classification.command import CPU
 from gn_det.classification.datasets import load_images
 from gn_det.classification.training import ClassifierRecipe, finished_results, train_classifier
+from gn_det.engine.command import at_least
 from gn_det.engine.faults import fault_of
 from gn_det.engine.folders import clear_half_written, study_folder
 from gn_det.engine.launch import check_device
@@ -42,9 +43,9 @@ __all__ = ["add_sweep_arguments", "run_sweep"]
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --output, --seeds and --jobs."""
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2])
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, which share PyTorch's threads"
+        "--jobs", type=at_least(1), default=1, help="runs at a time, which share PyTorch's threads"
     )
 
 
@@ -74,8 +75,6 @@ def run_sweep(
         InputError: bad data or recipes, another sweep is at work in the folder, or a process was
             killed.
     """
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs}: at least 1")
     check_device(device, CPU)
     first = next(iter(recipes.values()))
     print(json.dumps(asdict(first), indent=2))
