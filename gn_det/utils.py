@@ -14,10 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from gn_det.errors import InputError
 
 __all__ = [
     "PARTIAL",
+    "amp_dtype",
     "check_regular_file",
     "make_folder",
     "markdown",
@@ -203,3 +206,11 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text in UTF-8 as a :func:`whole_file`, with its errors."""
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+def amp_dtype(enabled: bool) -> torch.dtype | None:
+    """The dtype of mixed precision on this GPU: bfloat16 where it has it, else float16."""
+    if not enabled:
+        return None
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16

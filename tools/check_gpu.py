@@ -272,13 +272,13 @@ def step_rows(
 ) -> None:
     """Time and memory of a training step of each variant, once their features agree."""
     need("detectron2")
-    from gn_det.engine.step import amp_dtype
     from gn_det.engine.stopwatch import seconds_of_step
 
     from gn_det.config import get_config
     from gn_det.studies.comparison.cost import step_seconds
     from gn_det.studies.kernels.training_step import made_up_batch
     from gn_det.studies.memory.step import VARIANTS, build_variant, count_step, measure_step
+    from gn_det.utils import amp_dtype
 
     cfg = get_config(extent.config)
     cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED = str(device), amp

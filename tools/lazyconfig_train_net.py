@@ -23,7 +23,7 @@ from gn_det.engine.resume import begin_or_resume
 from gn_det.engine.run import check_run
 from gn_det.engine.run_data import RunData, set_data
 from gn_det.engine.schedule import resolve_lazy_schedule, schedule_table
-from gn_det.engine.step import AccumulatingTrainer, amp_dtype
+from gn_det.engine.step import AccumulatingTrainer
 from gn_det.engine.trainer import describe_model, prepare_model, wrap_ddp
 from gn_det.engine.writers import build_writers
 
@@ -42,6 +42,7 @@ from gn_det.data.datasets import register_folders
 from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader, set_up_worker
 from gn_det.modeling.timm_backbone import check_timm_input
+from gn_det.utils import amp_dtype
 
 
 def main() -> None:

@@ -102,9 +102,9 @@ def top_classes(
 
 
 def _timm_model(name: str) -> Any:
-    from gn_det.modeling.timm_backbone import check_timm_name
+    from gn_det.modeling.timm_backbone import timm_name_problem
 
-    wrong = check_timm_name(name)
+    wrong = timm_name_problem(name)
     if wrong:
         raise InputError(f"{name!r} has to be {wrong}")
     import timm

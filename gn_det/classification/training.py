@@ -39,12 +39,12 @@ from gn_det.classification.networks import (
 )
 from gn_det.data.train_loader import TrainLoader, set_up_worker
 from gn_det.engine.loop import fit
-from gn_det.engine.step import AccumulatingTrainer, amp_dtype
+from gn_det.engine.step import AccumulatingTrainer
 from gn_det.engine.termination import TerminationHook
 from gn_det.engine.trainer import wrap_ddp
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
-from gn_det.utils import write_atomically
+from gn_det.utils import amp_dtype, write_atomically
 
 __all__ = [
     "SCHEDULES",

@@ -108,9 +108,9 @@ def _registered(registry: str, *others: str) -> Rule:
 
 
 def _timm_name(value: Any) -> str:
-    from gn_det.modeling.timm_backbone import check_timm_name
+    from gn_det.modeling.timm_backbone import timm_name_problem
 
-    return check_timm_name(value) if value else ""
+    return timm_name_problem(value) if value else ""
 
 
 _STAGES = each(one_of("stem", "res2", "res3", "res4", "res5", "linear"))

@@ -100,9 +100,9 @@ def _set_input(cfg: CfgNode, defaults: CfgNode) -> None:
     """
     mean, std, colours = defaults.MODEL.PIXEL_MEAN, defaults.MODEL.PIXEL_STD, defaults.INPUT.FORMAT
     if name := cfg.MODEL.TIMM.NAME:
-        from gn_det.modeling.timm_backbone import check_timm_name, timm_input
+        from gn_det.modeling.timm_backbone import timm_input, timm_name_problem
 
-        if not check_timm_name(name):  # else check_config says what is wrong
+        if not timm_name_problem(name):  # else check_config says what is wrong
             mean, std, colours = timm_input(name)
     cfg.MODEL.PIXEL_MEAN = cfg.MODEL.PIXEL_MEAN or mean
     cfg.MODEL.PIXEL_STD = cfg.MODEL.PIXEL_STD or std

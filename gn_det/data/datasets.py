@@ -26,6 +26,7 @@ from gn_det.data.coco import (
     settle_sizes,
 )
 from gn_det.data.coco.categories import Known
+from gn_det.data.coco.sizes import BadImages
 from gn_det.errors import InputError
 from gn_det.utils import nearest, whole_file, write_atomically
 
@@ -37,8 +38,6 @@ __all__ = [
     "read_folder",
     "register_folders",
 ]
-
-BadImages = list[tuple[dict[str, Any], str]]
 
 
 @dataclass(frozen=True)
@@ -250,7 +249,11 @@ def check_registered(
 
 
 def register_folders(folders: Sequence[CocoFolder]) -> None:
-    """Register folders with Detectron2; one that is registered already must be the same."""
+    """Register folders with Detectron2; one that is registered already stays.
+
+    Raises:
+        InputError: its name stands for another JSON.
+    """
     for folder in folders:
         if folder.name not in DatasetCatalog:
             DatasetCatalog.register(folder.name, partial(_load, folder))

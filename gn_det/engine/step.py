@@ -22,7 +22,7 @@ from gn_det.engine.stopwatch import Stopwatch, peak_memory_mb
 from gn_det.errors import InputError
 from gn_det.utils import some
 
-__all__ = ["AccumulatingTrainer", "amp_dtype", "largest_norms"]
+__all__ = ["AccumulatingTrainer", "largest_norms"]
 
 
 class AccumulatingTrainer(SimpleTrainer):
@@ -168,14 +168,6 @@ class AccumulatingTrainer(SimpleTrainer):
             group.update(own, initial_lr=own.get("initial_lr", own["lr"]))
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-
-
-def amp_dtype(enabled: bool) -> torch.dtype | None:
-    """The dtype of mixed precision on this GPU: bfloat16 where it has it, else float16."""
-    if not enabled:
-        return None
-    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
 def largest_norms(tensors: Mapping[str, torch.Tensor], most: int = 5) -> list[tuple[str, float]]:

@@ -31,7 +31,7 @@ from gn_det.engine.evaluation import build_evaluator
 from gn_det.engine.hand_over import HandOverHook
 from gn_det.engine.loop import fit
 from gn_det.engine.optimizer import build_optimizer
-from gn_det.engine.step import AccumulatingTrainer, amp_dtype
+from gn_det.engine.step import AccumulatingTrainer
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
 from gn_det.injection import audit, recompute
@@ -39,7 +39,7 @@ from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2.roi_align import align_exactly
 from gn_det.layers.hand_over import HandOver, hand_overs
 from gn_det.layers.recomputation import recomputes_in
-from gn_det.utils import writing
+from gn_det.utils import amp_dtype, writing
 
 __all__ = [
     "build_model",

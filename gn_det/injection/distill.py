@@ -23,7 +23,7 @@ from gn_det.errors import InputError
 from gn_det.injection.batches import running_on
 from gn_det.injection.eval_mode import eval_mode
 from gn_det.injection.report import Report
-from gn_det.utils import check_regular_file, reason_of, some, table, whole_file
+from gn_det.utils import amp_dtype, check_regular_file, reason_of, some, table, whole_file
 
 __all__ = ["Distillation", "distill", "level_errors"]
 
@@ -146,7 +146,16 @@ def distill(
 def level_errors(
     student: nn.Module, teacher: nn.Module, batches: Iterable[Any], call: Call
 ) -> dict[str, float]:
-    """The relative error of each level, see :class:`Distillation`; both in eval mode."""
+    """The relative error of each level, in eval mode.
+
+    Args:
+        student, teacher: networks that give the same feature maps.
+        batches: of both, each run once.
+        call: runs a network on a batch, and returns its feature maps.
+
+    Returns:
+        By name of the level, the error that :class:`Distillation` describes.
+    """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = defaultdict(int)
     with eval_mode(student, teacher):
@@ -179,7 +188,7 @@ def _learn(
     """Errors before the first step, and the loss of each."""
     parameters = [*student.parameters()]
     device = parameters[0].device.type
-    dtype = _amp_dtype(device)
+    dtype = amp_dtype(device == "cuda")
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     parts: dict[str, Any] = {"student": student, "optimizer": optimizer, "scaler": scaler}
@@ -324,13 +333,6 @@ def _endless(batches: Iterable[Any], first: int) -> Iterator[Any]:
                 yield batch
         if not seen:
             raise InputError("there are no batches to distill on")
-
-
-def _amp_dtype(device: str) -> torch.dtype | None:
-    if device != "cuda":
-        return None
-    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
 @contextmanager

@@ -37,8 +37,8 @@ __all__ = [
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
     "check_timm_input",
-    "check_timm_name",
     "timm_input",
+    "timm_name_problem",
 ]
 
 _STRIDES = (4, 8, 16, 32)  # of the levels that FPN takes
@@ -251,7 +251,7 @@ def _fpn(cfg: CfgNode, bottom_up: TimmBackbone, top_block: nn.Module) -> FPN:
     return fpn
 
 
-def check_timm_name(name: str) -> str:
+def timm_name_problem(name: str) -> str:
     """What is wrong with the name of a timm model, and the nearest names; empty where nothing is.
 
     Names of files and of repositories (``local-dir:``, ``hf-hub:``) are left to timm.
@@ -283,7 +283,7 @@ def timm_input(name: str) -> tuple[list[float], list[float], str]:
     Raises:
         InputError: timm does not know the name, or cannot reach the repository that it names.
     """
-    wrong = check_timm_name(name)
+    wrong = timm_name_problem(name)
     if wrong:
         raise InputError(f"MODEL.TIMM.NAME is {name!r}, and has to be {wrong}")
     import timm
@@ -357,7 +357,7 @@ def _check_input(name: str, there: Input, *, starts_from_weights: bool) -> None:
 
 def _create(name: str, out_indices: tuple[int, ...], weights: str) -> Any:
     """timm's model with its features, on the CPU."""
-    wrong = check_timm_name(name)
+    wrong = timm_name_problem(name)
     if wrong:
         raise InputError(f"timm backbone {name!r}: it has to be {wrong}")
     import timm

@@ -132,9 +132,16 @@ def make_plan(
     channels_last: bool,
     backward: bool,
 ) -> Plan:
-    """The cut for a shape; itemsize is the bytes of an element of the input.
+    """The cut for a shape.
 
     The directions differ where a group fits into the registers of the forward pass only.
+
+    Args:
+        num_samples, num_channels, num_pixels: N, C and H · W of the input.
+        num_groups: G, which divides C.
+        itemsize: bytes of an element of the input.
+        channels_last: whether the channels of a pixel lie beside each other in memory.
+        backward: whether the cut is for the backward pass.
     """
     channels_per_group = num_channels // num_groups
     channels_last = channels_last or num_pixels == 1  # the same addresses, read along channels
