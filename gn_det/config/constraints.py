@@ -331,6 +331,25 @@ def _ends_before(key: str, hand_over_steps: int, end: str, max_iter: int) -> str
     return f"{key} {hand_over_steps} is above {end} {max_iter}: the norms would not become GN"
 
 
+def _of_resnets_alone(resnets: CfgNode) -> str:
+    """What a config sets of Detectron2's ResNets, where a model of timm takes their place."""
+    from detectron2.config import get_cfg
+
+    defaults = get_cfg().MODEL.RESNETS
+    given = [
+        f"MODEL.RESNETS.{key} {value!r}"
+        for key, value in resnets.items()
+        if key != "OUT_FEATURES" and value != defaults.get(key, value)
+    ]
+    if not given:
+        return ""
+    change = "changes" if len(given) == 1 else "change"
+    return (
+        f"{', '.join(given)} {change} nothing in a backbone of timm: use MODEL.TIMM.NAME and "
+        "MODEL.TIMM.NORM, and leave MODEL.RESNETS as Detectron2 has it"
+    )
+
+
 def _wrong_together(cfg: CfgNode) -> Iterable[str]:
     model = cfg.MODEL
     if len(model.PIXEL_MEAN) != len(model.PIXEL_STD):
@@ -343,6 +362,11 @@ def _wrong_together(cfg: CfgNode) -> Iterable[str]:
             f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}, and MODEL.TIMM.NAME "
             f"{model.TIMM.NAME!r}; build_timm_fpn_backbone and its like go with a model of timm"
         )
+    has_res5_head = model.META_ARCHITECTURE.endswith("RCNN") and (
+        model.ROI_HEADS.NAME == "Res5ROIHeads"
+    )
+    if model.TIMM.NAME and not has_res5_head:
+        yield _of_resnets_alone(model.RESNETS)
     hand_over = model.GN.HAND_OVER_STEPS
     yield _ends_before(
         "MODEL.GN.HAND_OVER_STEPS", hand_over, "SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER

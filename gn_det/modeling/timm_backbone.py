@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,11 @@ class TimmBackbone(Backbone):
         super().__init__()
         if norm not in ("FrozenBN", "BN", "GN"):
             raise InputError(f"the norm of a timm backbone is {norm!r}, not FrozenBN, BN or GN")
+        if freeze_at not in range(6):
+            raise InputError(
+                f"MODEL.BACKBONE.FREEZE_AT (freeze_at) is {freeze_at}, and has to be a whole "
+                "number from 0 to 5"
+            )
         body = _create(name, tuple(out_indices), weights)
         info = body.feature_info
         strides = info.reduction()
@@ -208,27 +213,43 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
             inject_options_from_config(cfg) if puts_gn_into_the_backbone(cfg) else None,
             hands_over=cfg.MODEL.GN.HAND_OVER_STEPS > 0,
         )
+    if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        _check_heads_on_map(cfg, backbone)
     return backbone
 
 
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Detectron2's FPN, with P6, on the model MODEL.TIMM.NAME of timm.
+    """Detectron2's FPN, with one level more, on the model MODEL.TIMM.NAME of timm.
 
-    FPN takes the levels MODEL.FPN.IN_FEATURES, or all where that is empty.
+    FPN takes the levels MODEL.FPN.IN_FEATURES, or all where that is empty. The level that pooling
+    adds is P6 behind res5.
+
+    Raises:
+        InputError: see :func:`build_timm_backbone`; a level is not there, or the last is not read.
     """
     bottom_up = build_timm_backbone(cfg, input_shape)
-    return _fpn(cfg, bottom_up, LastLevelMaxPool())
+    in_features = _in_features(cfg, bottom_up)
+    top_block = LastLevelMaxPool()
+    top_block.in_feature = in_features[-1].replace("res", "p")
+    return _fpn(cfg, bottom_up, in_features, top_block)
 
 
 def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Detectron2's FPN for RetinaNet, with P6 and P7, on the model MODEL.TIMM.NAME of timm."""
+    """Detectron2's FPN for RetinaNet, with two levels more, on the model MODEL.TIMM.NAME of timm.
+
+    Raises:
+        InputError: see :func:`build_timm_fpn_backbone`.
+    """
     bottom_up = build_timm_backbone(cfg, input_shape)
-    last = [*bottom_up.output_shape()][-1]
+    in_features = _in_features(cfg, bottom_up)
+    last = in_features[-1]
     channels = bottom_up.output_shape()[last].channels
-    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, last))
+    top_block = LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, last)
+    return _fpn(cfg, bottom_up, in_features, top_block)
 
 
-def _fpn(cfg: CfgNode, bottom_up: TimmBackbone, top_block: nn.Module) -> FPN:
+def _in_features(cfg: CfgNode, bottom_up: TimmBackbone) -> list[str]:
+    """The levels that FPN takes."""
     there = bottom_up.output_shape()
     in_features = list(cfg.MODEL.FPN.IN_FEATURES) or [*there]
     absent = [name for name in in_features if name not in there]
@@ -238,6 +259,44 @@ def _fpn(cfg: CfgNode, bottom_up: TimmBackbone, top_block: nn.Module) -> FPN:
             f"{', '.join(f'{name} (stride {shape.stride})' for name, shape in there.items())}; "
             "name some of these, or set MODEL.TIMM.OUT_INDICES"
         )
+    _check_last_is_read(bottom_up, "MODEL.FPN.IN_FEATURES", in_features)
+    return in_features
+
+
+def _check_last_is_read(backbone: TimmBackbone, keys: str, read: Collection[str]) -> None:
+    """Refuse stages that would run for nothing, and whose parameters would wait for a gradient."""
+    names, indices = [*backbone.output_shape()], backbone.body.feature_info.out_indices
+    end = max(place for place, name in enumerate(names) if name in read) + 1
+    if end < len(names):
+        raise InputError(
+            f"{backbone.name} gives {', '.join(names)}, and {keys} "
+            f"{'end' if ' ' in keys else 'ends'} at {names[end - 1]}: set MODEL.TIMM.OUT_INDICES "
+            f"to {list(indices[:end])}"
+        )
+
+
+def _check_heads_on_map(cfg: CfgNode, backbone: TimmBackbone) -> None:
+    """Check what reads the maps of a backbone without FPN, as far as it is Detectron2's."""
+    if not cfg.MODEL.META_ARCHITECTURE.endswith("RCNN"):
+        return
+    there, heads = backbone.output_shape(), cfg.MODEL.ROI_HEADS
+    read = {*cfg.MODEL.RPN.IN_FEATURES, *heads.IN_FEATURES}
+    if not read <= there.keys():
+        return  # Detectron2 names those that are not there
+    _check_last_is_read(backbone, "MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES", read)
+    channels, wanted = there[heads.IN_FEATURES[0]].channels, 4 * cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
+    if heads.NAME == "Res5ROIHeads" and channels != wanted:
+        raise InputError(
+            f"Res5ROIHeads takes {wanted} channels (4 · MODEL.RESNETS.RES2_OUT_CHANNELS), and "
+            f"{heads.IN_FEATURES[0]} of {backbone.name} has {channels}: take "
+            "build_timm_fpn_backbone with StandardROIHeads"
+            + (f", or set RES2_OUT_CHANNELS to {channels // 4}" if channels % 4 == 0 else "")
+        )
+
+
+def _fpn(
+    cfg: CfgNode, bottom_up: TimmBackbone, in_features: list[str], top_block: nn.Module
+) -> FPN:
     fpn = FPN(
         bottom_up,
         in_features,

@@ -63,6 +63,13 @@ def config(**keys: object) -> CfgNode:
     return cfg
 
 
+# Without FPN, on the map of stride 16, with Detectron2's last stage of a ResNet behind the RoIs.
+C4 = [
+    "MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.OUT_INDICES", "[1, 2, 3]",
+    "MODEL.ROI_HEADS.NAME", "Res5ROIHeads",
+]  # fmt: skip
+
+
 def build(name: str, cfg: CfgNode) -> nn.Module:
     return BACKBONE_REGISTRY.get(name)(cfg, ShapeSpec(channels=3))
 
@@ -512,6 +519,83 @@ class TestConfig:
         cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3"]
         with pytest.raises(InputError, match=r"has res2, and resnet18 gives res3 \(stride 8\)"):
             build("build_timm_fpn_backbone", cfg)
+
+    @pytest.mark.parametrize(
+        "builder", ["build_timm_fpn_backbone", "build_timm_retinanet_fpn_backbone"]
+    )
+    @pytest.mark.parametrize("indices", [[1, 2, 3], [2], [1, 2, 3, 4]])
+    def test_the_levels_behind_the_last_map_come_from_it(
+        self, builder: str, indices: list[int]
+    ) -> None:
+        cfg = config(NAME="resnet18", OUT_INDICES=indices)
+        cfg.MODEL.FPN.IN_FEATURES = [f"res{i + 1}" for i in indices]
+        fpn = build(builder, cfg)
+        last = indices[-1] + 1
+        more = 2 if "retinanet" in builder else 1
+        levels = range(indices[0] + 1, last + more + 1)
+        strides = {f"p{level}": 2**level for level in levels}
+        assert {k: shape.stride for k, shape in fpn.output_shape().items()} == strides
+        features = fpn(torch.rand(1, 3, 128, 128))
+        assert {k: 128 // f.shape[-1] for k, f in features.items()} == strides
+        if more == 1:
+            assert torch.equal(features[f"p{last + 1}"], features[f"p{last}"][:, :, ::2, ::2])
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            (
+                ["MODEL.FPN.IN_FEATURES", "['res2', 'res3']"],
+                r"gives res2, .*, res5, and MODEL.FPN.IN_FEATURES ends at res3: .* to \[1, 2\]",
+            ),
+            (
+                [*C4, "MODEL.TIMM.OUT_INDICES", "[]"],
+                r"ROI_HEADS.IN_FEATURES end at res4: .* to \[1, 2, 3\]",
+            ),
+            (C4, r"takes 1024 channels .*, and res4 of resnet18 has 256: .*CHANNELS to 64"),
+        ],
+    )
+    def test_maps_that_nothing_reads_or_that_the_heads_cannot_take_are_refused(
+        self, settings: list, message: str
+    ) -> None:
+        cfg = config(NAME="resnet18")
+        cfg.merge_from_list(settings)
+        with pytest.raises(InputError, match=message):
+            build(cfg.MODEL.BACKBONE.NAME, cfg)
+
+    def test_a_res5_head_takes_the_channels_that_it_is_told(self) -> None:
+        cfg = config(NAME="resnet18")
+        cfg.merge_from_list([*C4, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.DEVICE", "cpu"])
+        check_complete_config(cfg)
+        model = build_model(cfg).eval()
+        with torch.no_grad():
+            model([{"image": torch.zeros(3, 64, 64)}])
+
+    @pytest.mark.parametrize("freeze_at", [-1, 6, 99, 2.5])
+    def test_stages_that_are_not_there_cannot_be_frozen(self, freeze_at: float) -> None:
+        with pytest.raises(InputError, match=rf"FREEZE_AT .* is {freeze_at}, and has to be"):
+            TimmBackbone("resnet18", freeze_at=freeze_at)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            (["MODEL.RESNETS.NORM", "GN"], "MODEL.RESNETS.NORM 'GN' changes nothing in a backbone"),
+            (["MODEL.RESNETS.DEPTH", "101"], "DEPTH 101 changes nothing"),
+            (
+                ["MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.STRIDE_IN_1X1", "False"],
+                "WIDTH_PER_GROUP 8, MODEL.RESNETS.STRIDE_IN_1X1 False change nothing",
+            ),
+            (["MODEL.RESNETS.OUT_FEATURES", "['res3']"], ""),
+            ([*C4, "MODEL.RESNETS.NORM", "GN"], ""),  # of the res5 head
+        ],
+    )
+    def test_keys_of_resnets_that_change_nothing_are_refused(
+        self, settings: list[str], message: str
+    ) -> None:
+        cfg = config(NAME="resnet18")
+        cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+        cfg.merge_from_list(settings)
+        with pytest.raises(InputError, match=message) if message else nullcontext():
+            check_complete_config(cfg)
 
     def test_name_of_backbone_and_of_model_go_together(self) -> None:
         cfg = config(NAME="resnet18")
