@@ -32,19 +32,19 @@ _FOLDED_BN = re.compile(r"_bn_[bs]$")
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints in the folder of a run, the newest last."""
+    """The checkpoints in the folder of a run: numbers in their order, then the final one."""
     try:
         names = os.listdir(folder)
     except OSError:  # it is not there, or may not be read
         return []
-    # A final one comes after numbers.
     return [folder / name for name in sorted(names) if _CHECKPOINT.fullmatch(name)]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from; None where it has none.
 
-    ``last_checkpoint`` names it. Where that is missing, it is the newest: each is whole.
+    ``last_checkpoint`` names it. Where that is missing, it is the one of the most iterations: each
+    is whole. A final one has fewer where the run was made longer after it.
 
     Raises:
         InputError: ``last_checkpoint`` names no file of that folder.
@@ -55,7 +55,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         name = file.read_text(encoding="utf-8").strip()
         problem = f"names {name[:200]!a}, which is no file of that folder"
     except FileNotFoundError:
-        return checkpoints[-1] if checkpoints else None
+        return max(reversed(checkpoints), key=_iteration, default=None)
     except (OSError, UnicodeDecodeError) as error:
         name, problem = "", f"cannot be read ({reason_of(error)})"
     if not name or name != os.path.basename(name) or not (folder / name).is_file():
@@ -64,6 +64,16 @@ def last_checkpoint(folder: Path) -> Path | None:
             f"{file} {problem}; write the name of one of its checkpoints there: {there}"
         )
     return folder / name
+
+
+def _iteration(checkpoint: Path) -> int:
+    number = _CHECKPOINT.fullmatch(checkpoint.name)[1]
+    if number != "final":
+        return int(number)
+    try:
+        return int(read_weights(checkpoint)["iteration"])
+    except (InputError, LookupError, TypeError, ValueError):  # it is damaged, or none of a run
+        return -1
 
 
 class Checkpointer(DetectionCheckpointer):

@@ -21,7 +21,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -102,9 +102,9 @@ def _record(root: nn.Module, tracer: _Tracer) -> Record:
         kind = type(error).__name__
         raise UntraceableError(f"takes no stand-in for a tensor ({kind}: {text})") from error
     finally:
-        tracer.take_back()
         if _random_states() != drawn:
             _restore(drawn)
+        tracer.take_back()
     return Record(graph, tracer.entered, tracer.reads)
 
 
@@ -338,19 +338,24 @@ class _Tracer(fx.Tracer):
         return [each for ref in self._stand_ins if (each := ref()) is not None]
 
     def take_back(self) -> bool:
-        """Take stand-ins from lists and dicts that a forward left them in; whether there were."""
+        """Take stand-ins from lists and dicts that a forward left them in; whether there were.
+
+        By the methods of the types themselves: classes of others may refuse to lose an item.
+        """
         kept = self.alive()
         if not kept:
             return False
         theirs = {id(each) for each in kept}
         for holder in gc.get_referrers(*kept):
             if isinstance(holder, (list, deque)) and holder is not kept:
-                rest = [each for each in holder if id(each) not in theirs]
-                holder.clear()
-                holder.extend(rest)
+                base = list if isinstance(holder, list) else deque
+                rest = [each for each in base.__iter__(holder) if id(each) not in theirs]
+                base.clear(holder)
+                base.extend(holder, rest)
             elif isinstance(holder, dict):
-                for key in [key for key, value in holder.items() if id(value) in theirs]:
-                    del holder[key]
+                base = OrderedDict if isinstance(holder, OrderedDict) else dict
+                for key in [key for key, value in base.items(holder) if id(value) in theirs]:
+                    base.__delitem__(holder, key)
         return True
 
     def create_arg(self, a: Any) -> Any:

@@ -76,8 +76,8 @@ def is_norm(module: nn.Module | None) -> bool:
 
 
 def _is_frozen_copy(module: nn.Module) -> bool:
-    """Whether a module is a FrozenBatchNorm2d of a project's own, as DETR and those after have."""
-    own = type(module).__name__ == "FrozenBatchNorm2d" and not module._parameters
+    """Whether a module is a FrozenBatchNorm2d of a project's own, as DETR and its copies have."""
+    own = type(module).__name__.endswith("FrozenBatchNorm2d") and not module._parameters
     return own and {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()
 
 

@@ -35,14 +35,15 @@ class Part(NamedTuple):
 _ATTRIBUTES = {
     "backbone": r"\w*backbone|bottom_up|body|trunk",
     "fpn.top_block": r"top_blocks?|extra_blocks|last_level|p6_?p7|p[67]",
-    "fpn": r"\w*neck|\w*fpn",
+    "fpn": r"\w*(?<![Bb]ottle)(?<![Bb]ottle_)neck|\w*fpn",
     "rpn": r"rpn|\w*rpn_heads?|proposal_generator",
     "mask_head": r"\w*mask_?iou_head|\w*mask_(head|heads|branch|feat_head|feature_head)",
     "point_head": r"\w*point_head|coarse_head",
     "keypoint_head": r"\w*(keypoint|kpt|pose)_heads?|densepose_\w+",
     "sem_seg_head": r"\w*(sem_seg|semantic|seg|decode|auxiliary|ins_embed)_head|\w*pixel_decoder",
     "box_head": r"b?box_heads?",
-    "dense_head": r"\w*heads?|\w+_(tower|subnet)|(inst?|instance|cate|cls|kernel|b?box|reg)_branch",
+    "dense_head": r"(?!_?conv_head)\w*heads?|\w+_(tower|subnet)"
+    r"|(inst?|instance|cate|cls|kernel|b?box|reg)_branch",
 }
 # The whole name of a class.
 _CLASSES = {
@@ -53,7 +54,7 @@ _CLASSES = {
     "sem_seg_head": r"\w*(SemSeg|Semantic|Seg|FCN|DeepLab|PSP|UPer)\w*Head|\w*PixelDecoder",
     "box_head": r"\w*(BBox|Box|FastRCNN|ConvFC)\w*Head",
     "fpn.top_block": r"\w*(LastLevel|TopBlock)\w*",
-    "fpn": r"\w*(FPN|Neck|Pyramid)\w*",
+    "fpn": r"\w*(FPN|(?<!Bottle)Neck|Pyramid)\w*",
     "dense_head": r"(?!\w*Class)\w+Head",
 }
 # Which parts may lie in which; where none is named, in parts that are no others' alone.
@@ -130,6 +131,7 @@ def _is_of_regions(module: nn.Module, attribute: str) -> bool:
 
 
 def _is_whole(module: nn.Module, attribute: str) -> bool:
-    """Whether a module has parts rather than being one: a detector, or all heads of regions."""
-    is_detector = any(name == "backbone" for name, _ in module.named_children())
-    return is_detector or _is_of_regions(module, attribute)
+    """Whether a module has parts rather than being one, as a detector or a U-Net has."""
+    children = {name for name, _ in module.named_children()}
+    has_parts = "backbone" in children or {"encoder", "decoder"} <= children
+    return has_parts or _is_of_regions(module, attribute)

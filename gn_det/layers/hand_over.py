@@ -138,7 +138,7 @@ def _measured_eps(bn: nn.Module) -> float:
         if tensor is not None:
             tensor.fill_(value)
     ones = torch.ones(1, len(bn.running_var), 1, 1, dtype=torch.float64)
-    return float(bn(ones).max()) ** -2
+    return float(bn.forward(ones).max()) ** -2  # whose hooks are of the layer itself
 
 
 def hand_over_from(model: nn.Module, bns: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from gn_det import InputError
 from gn_det.checkpoint import Checkpointer
+from gn_det.checkpoint.checkpointer import last_checkpoint
 
 
 def model(classes: int = 3, width: int = 4) -> nn.Module:
@@ -281,6 +282,7 @@ def test_a_first_checkpoint_that_fails_says_that_there_is_none(tmp_path: Path) -
 SAVE_FOR_EVER = """
 import sys, torch
 from gn_det.checkpoint import Checkpointer
+from gn_det.checkpoint.checkpointer import last_checkpoint
 checkpointer = Checkpointer(torch.nn.Linear(2000, 2000), sys.argv[1])
 for number in range(1_000_000):
     checkpointer.save(f"model_{number % 2}")
@@ -306,6 +308,25 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_checkpoint(tmp_path: Pa
         assert process.wait() == -signal.SIGKILL
         resumed = Checkpointer(nn.Linear(2000, 2000), str(tmp_path))
         resumed.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("final", "numbers", "newest"),
+    [
+        (3, [1, 3], "model_final"), (3, [1, 3, 6], "model_0000006"), (9, [6], "model_final"),
+        (None, [6], "model_0000006"), ("damaged", [6, 12], "model_0000012"), (3, [], "model_final"),
+    ],
+)  # fmt: skip
+def test_without_last_checkpoint_the_one_of_the_most_iterations_is_the_last(
+    final: int | str | None, numbers: list[int], newest: str, tmp_path: Path
+) -> None:
+    for number in numbers:
+        torch.save({"model": {}, "iteration": number}, tmp_path / f"model_{number:07d}.pth")
+    if final == "damaged":
+        (tmp_path / "model_final.pth").write_bytes(b"PK")
+    elif final is not None:
+        torch.save({"model": {}, "iteration": final}, tmp_path / "model_final.pth")
+    assert last_checkpoint(tmp_path) == tmp_path / f"{newest}.pth"
 
 
 @pytest.mark.parametrize("name", ["../other/model.pth", "/etc/passwd", "gone.pth", "sub/m.pth"])

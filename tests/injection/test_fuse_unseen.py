@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -205,6 +206,46 @@ def outcome(block: nn.Module, x: Tensor) -> tuple:
         gradients += torch.autograd.grad(results[-1].sum(), given)
     kept = [y.detach() for y in (*KEPT, *block.meter.seen)]
     return results, gradients, kept, block.meter.count, vars(results[-1])
+
+
+class Output(OrderedDict):
+    """As transformers' ModelOutput: nothing can be taken out."""
+
+    def __delitem__(self, key: str) -> None:
+        raise RuntimeError(f"{key} stays")
+
+    def items(self) -> Any:
+        raise RuntimeError("nobody reads them all")
+
+
+class Outputs(list):
+    def clear(self) -> None:
+        raise RuntimeError("they stay")
+
+
+class Recent(deque):
+    def extend(self, values: Any) -> None:
+        raise RuntimeError("one at a time")
+
+
+@pytest.mark.filterwarnings("ignore:fuse. none of the")
+@pytest.mark.parametrize("holder", [Output, Outputs, Recent])
+def test_stand_ins_are_taken_out_of_containers_that_refuse(
+    holder: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = holder()
+    monkeypatch.setitem(globals(), "KEPT", kept)
+
+    def keeps(block: Block, x: Tensor) -> Tensor:
+        y = normed(block, x)
+        if isinstance(KEPT, dict):
+            KEPT["y"] = y
+        else:
+            KEPT.append(y)
+        return y
+
+    assert not isinstance(fuse(block_of(keeps)), Rewritten)
+    assert len(kept) == 0
 
 
 FORWARDS = [

@@ -179,8 +179,10 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale + shift
 
 
-def test_frozen_bn_of_a_projects_own_is_replaced_and_converted() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8), nn.ReLU())
+@pytest.mark.parametrize("name", ["FrozenBatchNorm2d", "DetrFrozenBatchNorm2d"])
+def test_frozen_bn_of_a_projects_own_is_replaced_and_converted(name: str) -> None:
+    kind = type(name, (FrozenBatchNorm2d,), {})
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), kind(8), nn.ReLU())
     weight = model[1].weight.clone()
     replaced = inject(copy.deepcopy(model))
     assert type(replaced[1]) is FusedGroupNorm and torch.equal(replaced[1].weight, weight)

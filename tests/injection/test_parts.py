@@ -501,6 +501,57 @@ def test_a_backbone_keeps_its_indices_and_a_tower_its_names() -> None:
     torch.testing.assert_close(detector.backbone(x), F.relu(F.group_norm(bare, 32)))
 
 
+class BottleNeck(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(torch.relu(self.conv1(torch.relu(x))))
+
+
+def two_convs(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+    )
+
+
+class FPN(nn.Module):
+    """As segmentation_models_pytorch names the whole of it."""
+
+    def __init__(self, middle: str = "decoder") -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.add_module(middle, two_convs(8))
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule(self.middle)(self.encoder(x))
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "bottle_neck", "conv_bottleneck", "Bottleneck"])
+def test_a_bottleneck_is_no_neck(name: str) -> None:
+    model = nn.ModuleDict({"stem": FPN(), name: two_convs(3), "block": BottleNeck()})
+    inject(model)
+    assert [key for key, m in model.named_modules() if isinstance(m, nn.GroupNorm)] == [
+        "stem.encoder.1"
+    ]
+
+
+@pytest.mark.parametrize("name", ["neck", "img_neck", "fpn"])
+def test_a_neck_is_one_by_its_name(name: str) -> None:
+    model = nn.ModuleDict({"backbone": nn.Conv2d(3, 3, 1), name: nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())})  # fmt: skip
+    assert {row.site for row in audit(inject(model)).rows} == {"fpn"}
+
+
+def test_a_whole_model_that_is_called_fpn_is_none() -> None:
+    sites = {row.site for row in audit(inject(FPN())).rows}
+    assert sites == {"other"}
+    with pytest.raises(InputError):
+        inject(FPN(), "fpn")
+
+
 class TestNames:
     def test_the_name_of_a_part_means_the_places_in_it(self) -> None:
         detector = model(bbox_head=Dense(), neck=Neck())
