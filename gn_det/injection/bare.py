@@ -189,6 +189,8 @@ class Look:
             return False
         if _is_activation(getattr(conv, "activation", None)) and hasattr(conv, "norm"):
             return True
+        if any(_before_resizing(parent, conv) for parent in sequences):
+            return False
         owner = self._owner(name)
         leaf = name.rpartition(".")[2]
         if site in ("fpn", "fpn.top_block"):
@@ -317,6 +319,19 @@ def _activates(owner: nn.Module) -> bool:
 def _before_activation(sequence: nn.Sequential, conv: nn.Module) -> bool:
     layers = [*sequence._modules.values()]
     return any(layer is conv and _is_activation(then) for layer, then in pairwise(layers))
+
+
+def _before_resizing(sequence: nn.Sequential, conv: nn.Module) -> bool:
+    """Whether a layer without parameters follows that is no activation, such as nn.Upsample."""
+    layers = [*sequence._modules.values()]
+    return any(
+        layer is conv
+        and then is not None
+        and not any(True for _ in then.parameters())
+        and not isinstance(then, (nn.Identity, nn.modules.dropout._DropoutNd))
+        and not _is_activation(then)
+        for layer, then in pairwise(layers)
+    )
 
 
 def _is_tower(parent: nn.Module, conv: nn.Module) -> bool:

@@ -135,11 +135,20 @@ def _in_sequentials(module: nn.Module) -> Iterator[Place]:
 def find_by_type(module: nn.Module) -> Iterator[Place]:
     """Every BN, SyncBN, FrozenBN and GN below."""
     in_lists = dict(_pairs_in_lists(module))
+    # Blocks may have what follows a convolution in a module of its own, as monai's do.
+    behind_convs = {
+        then: conv
+        for sequence in module.modules()
+        if isinstance(sequence, nn.Sequential)
+        for conv, then in pairwise(sequence)
+        if is_conv(conv)
+    }
     for parent in module.modules():
         if is_norm(parent):
             continue  # a list of BN layers that counts as one
         # A convolution may hold its norm itself, as Detectron2's do.
-        before = parent if getattr(parent, "weight", None) is not None else None
+        holds = getattr(parent, "weight", None) is not None
+        before = parent if holds else behind_convs.get(parent)
         numbered: dict[str, nn.Module] = {}  # by the end of their names: conv2, bn2
         flat = False
         for name, child in parent.named_children():

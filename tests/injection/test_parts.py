@@ -516,6 +516,44 @@ def two_convs(channels: int) -> nn.Sequential:
     )
 
 
+class Depth(nn.Module):
+    """As the head of transformers' DPTForDepthEstimation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection, self.activation = None, nn.ReLU()
+        self.head = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1), nn.Upsample(scale_factor=2),
+            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+def test_in_a_sequence_the_next_layer_tells_whether_a_norm_fits() -> None:
+    model = nn.ModuleDict({"backbone": two_convs(3), "head": Depth()})
+    inject(model)
+    gained = {key for key, m in model["head"].named_modules() if isinstance(m, nn.GroupNorm)}
+    assert gained == {"head.3"}
+
+
+class Convolution(nn.Sequential):
+    """As monai's: norm, dropout and activation have a module of their own."""
+
+    def __init__(self, channels: int) -> None:
+        behind = nn.Sequential(OrderedDict(N=nn.BatchNorm2d(8), D=nn.Dropout(), A=nn.PReLU()))
+        super().__init__(OrderedDict(conv=nn.Conv2d(channels, 8, 3, padding=1), adn=behind))
+
+
+def test_a_norm_in_the_module_behind_is_that_of_the_convolution() -> None:
+    model = nn.Sequential(Convolution(3), Convolution(8))
+    inject(model, weight_standardization=True)
+    found = audit(model)
+    assert [(len(row.modules), row.form[:5]) for row in found.rows] == [(2, "WS+GN")]
+    assert not found.left_alone
+
+
 class FPN(nn.Module):
     """As segmentation_models_pytorch names the whole of it."""
 
