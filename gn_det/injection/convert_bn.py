@@ -234,8 +234,8 @@ def _slots_with_bn(
     """The places at sites of a model that have BN, or raise where others there would change.
 
     Args:
-        whole: whether the sites have to be all BN; otherwise a convolution without a norm in a part
-            of an unknown class stays as it is.
+        whole: whether the sites have to be all BN; otherwise GN stays as it is, and so does a
+            convolution without a norm in a part of an unknown class.
     """
     which = [sites] if isinstance(sites, str) or callable(sites) else sites
     chosen = choose_slots(model, find_places(model), which)
@@ -249,7 +249,8 @@ def _slots_with_bn(
     slots = [
         slot
         for slot in chosen
-        if slot.site in with_bn and (whole or slot.known or slot.norm is not None)
+        if slot.site in with_bn
+        and (whole or _is_bn(slot.norm) or (slot.norm is None and slot.known))
     ]
     for slot in slots:
         stays = isinstance(slot.norm, nn.GroupNorm) and (

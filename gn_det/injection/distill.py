@@ -97,10 +97,11 @@ def distill(
         Distillation: the error of each level before and after, and the loss of each step.
 
     Raises:
-        InputError: steps is below 1 or lr not above 0, student and teacher are one, the batches
-            are none or end, the teacher fails on one, feature maps differ in number, names or
-            shapes or have one value for each channel, the loss is not finite, or the checkpoint is
-            of other networks, steps or lr.
+        InputError: steps is below 1 or lr not above 0, student and teacher are one, give the same
+            features or are swapped, the batches are none or end, the teacher fails on one, feature
+            maps differ in number, names or shapes or have one value for each channel, the loss is
+            not finite, or the checkpoint is of other networks, steps or lr, or of another call or
+            other held-out batches.
 
     Example::
 
@@ -113,15 +114,18 @@ def distill(
         gn_det.convert_bn(student, batches)
         print(gn_det.distill(student, teacher, batches, steps=3))
     """
-    if steps < 1 or lr <= 0:
-        raise InputError(f"steps {steps} and lr {lr}: at least 1 step, and an lr above 0")
-    if isinstance(batches, Iterator):
+    is_number = isinstance(lr, (int, float))
+    if not isinstance(steps, int) or steps < 1 or not is_number or not 0 < lr < math.inf:
+        raise InputError(f"steps {steps!r} and lr {lr!r}: at least 1 step, and an lr above 0")
+    if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
         raise InputError(
             f"distillation goes through the batches again and again, and a "
-            f"{type(batches).__name__} can be read once; give a list"
+            f"{type(batches).__name__} cannot be read so; give a list"
         )
     if student is teacher:
         raise InputError("the student is the teacher; give a copy of the network with BN")
+    if _has_bn(student) and not _has_bn(teacher):
+        raise InputError("the student has BN, and the teacher has none; give them the other way")
     held_out = [*held_out] or [*islice(_endless(batches, 0), 4)]
     file = None if checkpoint is None else Path(checkpoint)
     start = copy.deepcopy(student.state_dict())
@@ -196,10 +200,14 @@ def _learn(
     if file is not None:
         settings["networks"] = _digest(student, teacher)
     losses: list[float] = []
+    before = level_errors(student, teacher, held_out, call)
+    if not any(before.values()):
+        raise InputError(
+            "the student gives the features of the teacher already; copy the network with BN "
+            "before convert_bn converts it, and give the copy as the teacher"
+        )
     if file is not None and file.exists():
-        before, losses = _resume(file, parts, settings)
-    else:
-        before = level_errors(student, teacher, held_out, call)
+        losses = _resume(file, parts, settings, before)
     log, began, first = logging.getLogger(__name__), time.perf_counter(), len(losses)
     for step, batch in zip(range(first, steps), _endless(batches, first), strict=False):
         optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps)
@@ -233,24 +241,42 @@ def _learn(
 
 
 def _resume(
-    file: Path, parts: Mapping[str, Any], settings: Mapping[str, float]
-) -> tuple[dict[str, float], list[float]]:
+    file: Path, parts: Mapping[str, Any], settings: Mapping[str, float], before: Mapping[str, float]
+) -> list[float]:
     check_regular_file(file, "checkpoint of a distillation")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        found = {key: state[key] for key in settings}
-        if found == settings:
+        found, began = {key: state[key] for key in settings}, dict(state["before"])
+        as_before = began.keys() == before.keys() and all(
+            math.isclose(began[name], error, rel_tol=0.01, abs_tol=1e-4)  # of another machine
+            for name, error in before.items()
+        )
+        if found == settings and as_before:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-            return state["before"], list(state["losses"])
+            return list(state["losses"])
     except Exception as error:  # of what is no archive, or of another student
         raise InputError(
             f"{file} is no checkpoint of this distillation ({reason_of(error)}); remove it"
         ) from error
+    if found == settings:
+        raise InputError(
+            f"{file} is of a distillation that began with the errors {_shown(began)}, and this one "
+            f"begins with {_shown(before)}: take the same student, call and held-out batches, or "
+            "another file"
+        )
     raise InputError(
         f"{file} is of a distillation with {found}, and this one has {settings}; take the same, "
         "or another file"
     )
+
+
+def _shown(errors: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
+
+
+def _has_bn(model: nn.Module) -> bool:
+    return any(getattr(module, "running_mean", None) is not None for module in model.modules())
 
 
 def _digest(student: nn.Module, teacher: nn.Module) -> str:

@@ -321,7 +321,6 @@ def part_without() -> nn.Module:
     ("model", "options", "message"),
     [
         (normless, {}, "Sequential has no BN, SyncBN or FrozenBN layer to convert at ALL"),
-        (mixed, {"num_groups": 4}, "site other has BN and also GroupNorm, which would become GN"),
         (part_without, {}, "site backbone has BN and also a convolution without a norm"),
         (mixed, {"sites": "bakcbone"}, "no site 'bakcbone'; did you mean backbone"),
         (mixed, {"sites": ["backbone"]}, "site backbone: Sequential has none"),
@@ -439,17 +438,14 @@ def test_gn_beside_bn_stays_as_it_is() -> None:
     assert [m.num_groups for m in model[1:]] == [8, 2]
 
 
-@pytest.mark.parametrize(("num_groups", "stays"), [(2, True), (4, False)])
-def test_gn_that_has_the_groups_that_are_asked_for_stays(num_groups: int, stays: bool) -> None:
+@pytest.mark.parametrize("num_groups", [1, 2, 4])
+def test_gn_beside_bn_stays_whatever_groups_are_asked_for(num_groups: int) -> None:
     model = trained(mixed())
-    if stays:
-        gn = copy.deepcopy(model[2])
-        convert_bn(model, pictures(), num_groups=num_groups)
-        x = torch.randn(2, 8, 5, 5)
-        torch.testing.assert_close(model[2](x), gn(x))
-        return
-    with pytest.raises(InputError, match="GroupNorm, which would become GN"):
-        convert_bn(model, pictures(), num_groups=num_groups)
+    gn = copy.deepcopy(model[2])
+    convert_bn(model, pictures(), num_groups=num_groups)
+    assert [m.num_groups for m in model[1:]] == [num_groups, 2]
+    x = torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(model[2](x), gn(x))
 
 
 def test_heads_with_bn_alone_are_converted_alone() -> None:

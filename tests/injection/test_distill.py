@@ -250,10 +250,11 @@ def _another_level_with_bn(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps 0"),
-        ({"lr": 0.0}, "lr 0.0"),
+        ({"steps": 0}, "steps 0"), ({"steps": 2.5}, "steps 2.5"),
+        ({"lr": 0.0}, "lr 0.0"), ({"lr": float("nan")}, "lr nan"), ({"lr": "1e-3"}, "lr '1e-3'"),
+        ({"batches": None}, "a NoneType cannot be read so; give a list"),
         ({"batches": []}, "no batches"),
-        ({"batches": iter(batches())}, "can be read once"),
+        ({"batches": iter(batches())}, "cannot be read so"),
         ({"call": _another_level_with_bn}, "the student gives feature maps"),
         ({"call": lambda model, x: model(x)["two"] * float("nan")}, "the loss is nan"),
         ({"call": lambda model, x: model(x[:1])["two"].mean((2, 3))}, "one value for each channel"),
@@ -271,8 +272,12 @@ def test_what_cannot_be_distilled_is_one_line(options: dict, message: str) -> No
 
 
 @pytest.mark.parametrize(
-    "change", ["other steps", "no archive", "another network", "other groups", "another teacher"]
-)
+    "change",
+    [
+        "other steps", "no archive", "another network", "other groups", "another teacher",
+        "another start", "another call", "other names", "other held-out batches",
+    ],
+)  # fmt: skip
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, change: str) -> None:
     student, teacher = networks()
     file = tmp_path / "distillation.pth"
@@ -287,6 +292,25 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, change: str) 
         student = gn_det.inject(copy.deepcopy(teacher), num_groups=1)
     if change == "another teacher":
         next(teacher.parameters()).data.add_(1)
+    options = {}
+    if change == "another start":
+        next(student.parameters()).data.mul_(1.5)
+    if change == "another call":
+        options["call"] = lambda model, x: {"one": model(x)["two"], "two": model(x)["one"]}
+    if change == "other names":
+        options["call"] = lambda model, x: {"three": model(x)["two"]}
+    if change == "other held-out batches":
+        options["held_out"] = [3 * x for x in batches()]
+    before = copy.deepcopy(student.state_dict())
     with pytest.raises(InputError, match=r"distillation\.pth"):
         steps = 3 if change == "other steps" else 2
-        gn_det.distill(student, teacher, batches(), steps=steps, checkpoint=file)
+        gn_det.distill(student, teacher, batches(), steps=steps, checkpoint=file, **options)
+    assert all(map(torch.equal, student.state_dict().values(), before.values()))
+
+
+def test_networks_that_are_equal_or_swapped_are_told() -> None:
+    student, teacher = networks()
+    with pytest.raises(InputError, match="gives the features of the teacher already; copy"):
+        gn_det.distill(student, copy.deepcopy(student), batches(), steps=1)
+    with pytest.raises(InputError, match="the student has BN, and the teacher has none"):
+        gn_det.distill(teacher, student, batches(), steps=1)
