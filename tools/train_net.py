@@ -6,9 +6,11 @@ The flags are Detectron2's; --train and --val train on any COCO-format folder.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from gn_det.engine.command import RunOptions, run_command, training_parser
+from gn_det.engine.evaluation import check_expected
 from gn_det.engine.folders import run_folder, write_results, written_folder
 from gn_det.engine.launch import follow, launch, torchrun_rank, with_torchrun
 from gn_det.engine.process import set_up_process
@@ -71,9 +73,11 @@ def run(cfg: CfgNode, options: RunOptions) -> None:
         if comm.is_main_process():
             write_atomically(Path(cfg.OUTPUT_DIR) / "config.yaml", dump_config(cfg))
 
-    _, results = train(cfg, resume=options.resume, on_start=write_config)
+    keep = partial(write_results, cfg.OUTPUT_DIR)
+    _, results = train(cfg, resume=options.resume, on_start=write_config, on_results=keep)
     if comm.is_main_process() and results:
-        write_results(cfg.OUTPUT_DIR, results)
+        keep(results)
+        check_expected(cfg, results)
 
 
 def evaluate_weights(cfg: CfgNode, options: RunOptions) -> None:

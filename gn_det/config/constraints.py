@@ -107,6 +107,10 @@ def _registered(registry: str, *others: str) -> Rule:
     return rule
 
 
+def _is_expectation(row: Any) -> bool:
+    return isinstance(row, (list, tuple)) and len(row) == 4 and all(map(_is_number, row[2:]))
+
+
 def _timm_name(value: Any) -> str:
     from gn_det.modeling.timm_backbone import timm_name_problem
 
@@ -223,8 +227,9 @@ _RULES: dict[str, Rule] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": above(0),
     "TEST.EVAL_PERIOD": at_least(0),
     "TEST.EXPECTED_RESULTS": each(
-        lambda row: "" if len(row) == 4 else "[task, metric, value, tolerance]", 0
+        lambda row: "" if _is_expectation(row) else "[task, metric, value, tolerance]", 0
     ),
+    "TEST.AUG.MAX_SIZE": at_least(1),
     "TEST.AUG.MIN_SIZES": each(at_least(1)),
     "TEST.PRECISE_BN.NUM_ITER": at_least(1),
     "TEST.DETECTIONS_PER_IMAGE": lambda n: "" if n == -1 else at_least(1)(n),

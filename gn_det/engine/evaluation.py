@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -18,7 +20,7 @@ from detectron2.evaluation import (
 
 from gn_det.errors import InputError
 
-__all__ = ["build_evaluator", "check_evaluator"]
+__all__ = ["build_evaluator", "check_evaluator", "check_expected"]
 
 _KINDS = ("coco", "coco_panoptic_seg", "lvis", "pascal_voc", "sem_seg")
 
@@ -77,3 +79,25 @@ def check_evaluator(dataset_name: str) -> str:
             f"data set {dataset_name!r} is of kind {kind!r}; those that are evaluated are {_KINDS}"
         )
     return kind
+
+
+def check_expected(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Hold results to TEST.EXPECTED_RESULTS.
+
+    Args:
+        cfg: with rows of [task, metric, value, tolerance].
+        results: metrics by task.
+
+    Raises:
+        InputError: naming each metric that was not evaluated, or is another than expected.
+    """
+    wrong = []
+    for task, metric, expected, tolerance in cfg.TEST.EXPECTED_RESULTS:
+        found = results.get(task, {}).get(metric)
+        if not isinstance(found, (int, float)):
+            there = ", ".join(f"{name}/{m}" for name, metrics in results.items() for m in metrics)
+            wrong.append(f"{task}/{metric} was not evaluated, but {there}")
+        elif not abs(found - expected) <= tolerance:  # NaN, too
+            wrong.append(f"{task}/{metric} is {found:.2f}, not {expected:g} ± {tolerance:g}")
+    if wrong:
+        raise InputError(f"TEST.EXPECTED_RESULTS: {'; '.join(wrong)}; results.json has them all")
