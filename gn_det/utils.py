@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import math
 import os
 import shutil
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 
@@ -26,6 +27,7 @@ __all__ = [
     "markdown",
     "nearest",
     "printable",
+    "read_json",
     "reason_of",
     "some",
     "table",
@@ -35,6 +37,8 @@ __all__ = [
     "write_atomically",
     "writing",
 ]
+
+T = TypeVar("T")
 
 PARTIAL = ".partial"  # what is being written, beside what it will be
 
@@ -139,6 +143,30 @@ def some(items: Iterable[object], most: int) -> str:
     items = list(items)
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(str(item) for item in items[:most]) + more
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """What a program of gn_det wrote as JSON.
+
+    Args:
+        path: the file.
+        kind: dict or list, which it has to hold.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        InputError: it cannot be read, is damaged, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({reason_of(error)}); remove it") from error
+    if not isinstance(content, kind):
+        raise InputError(
+            f"{path} holds a {type(content).__name__} in place of a {kind.__name__}; remove it"
+        )
+    return content
 
 
 def reason_of(error: BaseException) -> str:

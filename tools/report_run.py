@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from gn_det.engine.command import run_command
@@ -12,7 +11,7 @@ from gn_det.config import load_config
 from gn_det.errors import InputError
 from gn_det.plots.contact_sheet import contact_sheet
 from gn_det.plots.curves import plot_curves
-from gn_det.utils import table
+from gn_det.utils import read_json, table
 
 
 def main() -> None:
@@ -56,8 +55,8 @@ def parse_arguments() -> argparse.Namespace:
 def read_results(output_dir: Path) -> dict[str, dict[str, float]]:
     """Metrics by task, as the evaluation returned them; InputError where there are none."""
     try:
-        return json.loads((output_dir / "results.json").read_text())
-    except (OSError, ValueError) as error:
+        return read_json(output_dir / "results.json", dict)
+    except FileNotFoundError as error:
         raise InputError(
             f"{output_dir} has no results.json: the run there is not finished, or had nothing to "
             "evaluate on; continue it with train_net.py --resume"

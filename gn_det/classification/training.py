@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -44,7 +45,7 @@ from gn_det.engine.termination import TerminationHook
 from gn_det.engine.trainer import wrap_ddp
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
-from gn_det.utils import amp_dtype, write_atomically
+from gn_det.utils import amp_dtype, read_json, write_atomically
 
 __all__ = [
     "SCHEDULES",
@@ -107,10 +108,12 @@ class ClassifierRecipe:
             InputError: numbers out of their range, a network or norm that there is not, mixed
                 precision on the CPU.
         """
-        if self.epochs < 1 or self.ims_per_gpu < 1 or self.lr <= 0 or self.seed < 0:
+        fits = self.epochs >= 1 and self.ims_per_gpu >= 1 and 0 <= self.seed < 2**31
+        if not fits or not 0 < self.lr < math.inf:
             raise InputError(
                 f"epochs {self.epochs}, ims_per_gpu {self.ims_per_gpu}, lr {self.lr} and seed "
-                f"{self.seed}: the first two are at least 1, lr above 0, seed at least 0"
+                f"{self.seed}: the first two are at least 1, lr is finite and above 0, and the "
+                f"seed from 0 to {2**31 - 1}"
             )
         if self.amp and torch.device(device).type == "cpu":
             raise InputError("mixed precision needs a GPU; leave --amp out")
@@ -279,13 +282,13 @@ def finished_results(
     file, results = folder / _RECIPE, folder / _RESULTS
     if not file.exists():
         return None
-    before, now = json.loads(file.read_text()), {**asdict(recipe), **circumstances}
+    before, now = read_json(file, dict), {**asdict(recipe), **circumstances}
     changed = ", ".join(
         f"{key} {before.get(key)} ({now[key]} now)" for key in now if now[key] != before.get(key)
     )
     if changed:
         raise InputError(f"{folder} began with {changed}; leave it so, or name another folder")
-    return json.loads(results.read_text()) if results.exists() else None
+    return read_json(results, dict) if results.exists() else None
 
 
 def read_classifier(folder: Path) -> tuple[ClassifierRecipe, Classifier]:
@@ -295,10 +298,11 @@ def read_classifier(folder: Path) -> tuple[ClassifierRecipe, Classifier]:
         InputError: there is no finished classifier.
     """
     try:
-        settings = json.loads((folder / _RECIPE).read_text())
-        results = json.loads((folder / _RESULTS).read_text())
+        settings = read_json(folder / _RECIPE, dict)
+        results = read_json(folder / _RESULTS, dict)
+        settings.setdefault("max_objects", None)  # of classifiers that are older than it
         recipe = ClassifierRecipe(**{f.name: settings[f.name] for f in fields(ClassifierRecipe)})
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, KeyError) as error:
         raise InputError(
             f"{folder} has no finished classifier of tools/train_classifier.py"
         ) from error

@@ -40,6 +40,15 @@ def between(low: float, high: float) -> Rule:
     return rule
 
 
+def whole(low: int, high: int = 2**31 - 1) -> Rule:
+    def rule(value: Any) -> str:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        fits = is_whole and low <= value <= high
+        return "" if fits else f"a whole number from {low} to {high}"
+
+    return rule
+
+
 def one_of(*choices: Any) -> Rule:
     def rule(value: Any) -> str:
         if value in choices:
@@ -122,11 +131,12 @@ _BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
 _THRESHOLDS = each(between(0, 1))
 _LABELS = each(one_of(-1, 0, 1))
 _SEED = between(-1, 2**31 - 1)
+_NUM_WORKERS = whole(0, 256)  # of each process; more take a machine down before they load anything
 
 _RULES: dict[str, Rule] = {
     "OUTPUT_DIR": _not_empty,
     "SEED": _SEED,
-    "DATALOADER.NUM_WORKERS": at_least(0),
+    "DATALOADER.NUM_WORKERS": _NUM_WORKERS,
     "DATALOADER.REPEAT_THRESHOLD": at_least(0),
     "DATALOADER.SAMPLER_TRAIN": one_of(
         "TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"
@@ -203,7 +213,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.TIMM.OUT_INDICES": each(lambda value: "" if type(value) is int else "a whole number", 0),
     "MODEL.TIMM.NORM": one_of("FrozenBN", "BN", "GN"),
     "SOLVER.IMS_PER_BATCH": at_least(1),
-    "SOLVER.MAX_ITER": at_least(1),
+    "SOLVER.MAX_ITER": whole(1),
     "SOLVER.BASE_LR": above(0),
     "SOLVER.STEPS": lambda steps: _increasing(steps) or each(at_least(0), 0)(steps),
     "SOLVER.REFERENCE_WORLD_SIZE": at_least(0),
@@ -244,19 +254,28 @@ for _head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"):
         "ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated"
     )
 
+for _key in (
+    "RPN.LOSS_WEIGHT", "RPN.BBOX_REG_LOSS_WEIGHT", "RPN.SMOOTH_L1_BETA",
+    "ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", "ROI_BOX_HEAD.SMOOTH_L1_BETA",
+    "ROI_KEYPOINT_HEAD.LOSS_WEIGHT", "SEM_SEG_HEAD.LOSS_WEIGHT",
+    "PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", "RETINANET.SMOOTH_L1_LOSS_BETA",
+    "RETINANET.FOCAL_LOSS_GAMMA",
+):  # fmt: skip
+    _RULES[f"MODEL.{_key}"] = at_least(0)
+
 _LAZY_RULES: dict[str, Rule] = {
     "train.output_dir": _not_empty,
     "train.device": _device,
     "train.seed": _SEED,
-    "train.max_iter": at_least(1),
+    "train.max_iter": whole(1),
     "train.log_period": at_least(1),
     "train.checkpointer.period": at_least(1),
     "train.ims_per_gpu": at_least(0),
     "train.accumulate_steps": at_least(1),
     "train.hand_over_steps": at_least(0),
     "dataloader.train.total_batch_size": at_least(1),
-    "dataloader.train.num_workers": at_least(0),
-    "dataloader.test.num_workers": at_least(0),
+    "dataloader.train.num_workers": _NUM_WORKERS,
+    "dataloader.test.num_workers": _NUM_WORKERS,
     "dataloader.train.mapper.image_format": one_of("BGR", "RGB", "L", "YUV-BT.601"),
     "dataloader.train.mapper.instance_mask_format": one_of("polygon", "bitmask"),
     "optimizer.lr": above(0),
@@ -386,6 +405,13 @@ def _wrong_together(cfg: CfgNode) -> Iterable[str]:
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         yield f"INPUT.MIN_SIZE_TRAIN {sizes} is no range: MIN_SIZE_TRAIN_SAMPLING takes two sizes"
+    for split, shorter in (("TRAIN", sizes), ("TEST", [cfg.INPUT.MIN_SIZE_TEST])):
+        longer = cfg.INPUT[f"MAX_SIZE_{split}"]
+        if longer < min(shorter):
+            yield (
+                f"INPUT.MAX_SIZE_{split} {longer} limits the longer side, and is below "
+                f"MIN_SIZE_{split} {min(shorter)}, the shorter side"
+            )
     if (model.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator") != (
         model.PROPOSAL_GENERATOR.NAME == "RRPN"
     ):

@@ -127,12 +127,13 @@ def add_data_arguments(
     )
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An argparse type: whole numbers of at least so much."""
+def at_least(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """An argparse type: whole numbers of at least so much, and at most so much."""
 
     def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        if not least <= int(text) <= most:
+            bound = f"below {least}" if int(text) < least else f"above {most}"
+            raise argparse.ArgumentTypeError(f"{text} is {bound}")
         return int(text)
 
     number.__name__ = "int"  # for argparse's error

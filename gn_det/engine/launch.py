@@ -62,6 +62,8 @@ def check_device(device: str, cpu: str = _CPU) -> torch.device:
         parsed = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device {device!r} is no device of PyTorch's") from error
+    if parsed.type == "meta":
+        raise InputError(f"device meta computes nothing; set {cpu}, or name a GPU")
     gpus = torch.cuda.device_count()
     if parsed.type == "cuda" and (parsed.index or 0) >= gpus:
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
 from gn_det.plots.figures import new_figure, save_figure
 from gn_det.plots.overlay import draw_objects
+from gn_det.utils import read_json
 
 __all__ = ["contact_sheet"]
 
@@ -41,9 +41,9 @@ def contact_sheet(
     """
     dataset = read_coco(json_file)
     try:
-        results = json.loads(Path(results_file).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{results_file} cannot be read as COCO results: {error}") from error
+        results = read_json(Path(results_file), list)
+    except FileNotFoundError as error:
+        raise InputError(f"{results_file} does not exist") from error
     names = {category["id"]: category["name"] for category in dataset["categories"]}
     truths, predictions = defaultdict(list), defaultdict(list)
     for annotation in dataset["annotations"]:

@@ -23,11 +23,11 @@ def read_metrics(metrics_file: str | Path) -> dict[str, dict[int, float]]:
     """
     metrics: dict[str, dict[int, float]] = {}
     try:
-        for line in Path(metrics_file).read_text().splitlines():
+        for line in Path(metrics_file).read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             for name, value in record.items():
                 metrics.setdefault(name, {})[record["iteration"]] = value
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{metrics_file} cannot be read as metrics: {error}") from error
     return metrics
 

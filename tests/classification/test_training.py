@@ -195,7 +195,7 @@ def test_the_error_is_the_median_of_the_last_five_epochs(
         ({"epochs": 0}, "epochs 0, ims_per_gpu 8"),
         ({"lr": 1e9}, "the loss is not finite"),
         ({"norm": "BN", "num_groups": 4}, "num_groups 4"),
-        ({"num_groups": 0}, "num_groups 0 and channels_per_group None: at least 1"),
+        ({"num_groups": 0}, "num_groups is 0, and has to be at least 1"),
         ({"amp": True}, "mixed precision needs a GPU"),
     ],
 )

@@ -57,7 +57,9 @@ def test_a_defect_keeps_its_trace() -> None:
     ("kind", "text", "result"),
     [
         (at_least(1), "1", 1), (at_least(0), "0", 0), (at_least(1), "0", "0 is below 1"),
-        (at_least(0), "-1", "-1 is below 0"), (at_least(1), "1.5", "invalid int value: '1.5'"),
+        (at_least(0), "-1", "-1 is below 0"), (at_least(0, 256), "257", "257 is above 256"),
+        (at_least(0), "9" * 23, "is above 2147483647"),
+        (at_least(1), "1.5", "invalid int value: '1.5'"),
         (at_least(1), "two", "invalid int value: 'two'"), (above_zero, "0.02", 0.02),
         (above_zero, "0", "0 is not a finite number above 0"), (above_zero, "-1e-3", "above 0"),
         (above_zero, "nan", "nan is not a finite number"), (above_zero, "inf", "above 0"),

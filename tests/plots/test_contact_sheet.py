@@ -66,7 +66,7 @@ def test_predictions_below_the_threshold_are_left_out(shapes: Path, tmp_path: Pa
 
 
 def test_results_that_cannot_be_read_are_refused(shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.json cannot be read as COCO results"):
+    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
         contact_sheet(
             shapes / "val.json", shapes / "images", tmp_path / "nowhere.json", tmp_path / "s.png"
         )

@@ -47,7 +47,7 @@ def test_losses_and_ap_are_drawn_by_iteration(
     assert aps == ({"box AP": [(4, 10)], "mask AP": [(4, 20)]} if with_ap else {})
 
 
-@pytest.mark.parametrize("text", ["no json", '{"total_loss": 1}'])
+@pytest.mark.parametrize("text", ["no json", '{"total_loss": 1}', "[1, 2]", "3"])
 def test_a_file_that_holds_no_metrics_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(InputError, match=r"metrics\.json cannot be read as metrics"):

@@ -82,15 +82,16 @@ class Run:
         if self.finished:
             return self.cfg.SOLVER.MAX_ITER
         try:
-            lines = (self.folder / "metrics.json").read_text().splitlines()
+            lines = (self.folder / "metrics.json").read_text(encoding="utf-8").splitlines()
             return min(json.loads(lines[-1])["iteration"] + 1, self.cfg.SOLVER.MAX_ITER)
-        except (OSError, ValueError, LookupError):
+        except (OSError, ValueError, LookupError, TypeError):
             return 0
 
     @property
     def failure(self) -> str:
         """The last line that an unfinished run said."""
-        lines = (self.folder / "console.txt").read_text().strip().splitlines()
+        said = (self.folder / "console.txt").read_text(encoding="utf-8", errors="replace")
+        lines = said.strip().splitlines()
         return lines[-1] if lines else "it said nothing"
 
 

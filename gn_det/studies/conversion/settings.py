@@ -9,7 +9,7 @@ from typing import Any
 
 from gn_det.config.differences import differences
 from gn_det.errors import InputError
-from gn_det.utils import write_atomically
+from gn_det.utils import read_json, write_atomically
 
 __all__ = ["UNFINISHED", "keep_settings", "seed_in"]
 
@@ -29,7 +29,7 @@ def keep_settings(file: Path, settings: Mapping[str, Any]) -> None:
     if not file.exists():
         write_atomically(file, json.dumps(settings, indent=2) + "\n")
         return
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file, dict)
     others = differences({"there": found, "now": settings})
     if others:
         there, now = (
@@ -43,4 +43,4 @@ def keep_settings(file: Path, settings: Mapping[str, Any]) -> None:
 
 def seed_in(file: Path) -> int:
     """With which a conversion was begun, for a SEED that is drawn."""
-    return json.loads(file.read_text(encoding="utf-8"))["seed"]
+    return read_json(file, dict)["seed"]

@@ -115,11 +115,11 @@ def read_features(file: Path) -> Features:
     """
     features: dict[int, dict[int, float]] = {percentile: {} for percentile in PERCENTILES}
     try:
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             for percentile in PERCENTILES:
                 features[percentile][record["iteration"]] = record[str(percentile)]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{file} has no features of a layer; remove {file.parent} to train it anew"
         ) from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from gn_det.errors import InputError
 from gn_det.plots.figures import csv_text
-from gn_det.utils import check_regular_file
+from gn_det.utils import check_regular_file, reason_of
 
 __all__ = ["MEASURED", "Row", "read_rows", "rows_text"]
 
@@ -93,14 +94,16 @@ def read_rows(file: str | Path) -> list[Row]:
         InputError: no such file, other columns, or a value that is none of its column.
     """
     check_regular_file(file, "measurements file")
-    with open(file, encoding="utf-8", newline="") as stream:
-        lines = csv.DictReader(stream)
-        if lines.fieldnames != _COLUMNS:
-            raise InputError(
-                f"{file} has the columns {lines.fieldnames}, and a table of measurements has "
-                f"{_COLUMNS}"
-            )
-        return [_row(file, lines.line_num, line) for line in lines]
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
+    lines = csv.DictReader(io.StringIO(text, newline=""))
+    if lines.fieldnames != _COLUMNS:
+        raise InputError(
+            f"{file} has the columns {lines.fieldnames}, and a table of measurements has {_COLUMNS}"
+        )
+    return [_row(file, lines.line_num, line) for line in lines]
 
 
 def _row(file: str | Path, number: int, line: dict[str, str]) -> Row:
