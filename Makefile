@@ -6,7 +6,7 @@ OUTPUT ?= output/quickstart
 SHAPES ?=  # flags of tools/make_shapes.py
 OPTS ?=    # config overrides of quickstart and compare, KEY VALUE ...
 COMPARE ?= output/compare
-PHOTOS ?= output/compare-photos/$(notdir $(abspath $(DATA)))
+PHOTOS ?= output/compare-photos/$(shell basename "$$(realpath -ms "$(DATA)")")
 PARTS ?= all  # numbers of training pictures, a comparison for each
 STEPS ?= 300  # of 2 images, a comparison for each
 LRS ?= 0.01 0.02 0.04  # for 2 images per step; each norm has the best
@@ -48,15 +48,15 @@ $(VENV)/.installed: setup.py tools/install.py
 	@touch $@
 
 quickstart: install
-	@$(RUN) tools/make_shapes.py --output $(DATA) $(SHAPES)
-	@if [ -e $(OUTPUT)/results.json ]; then \
+	@$(RUN) tools/make_shapes.py --output "$(DATA)" $(SHAPES)
+	@if [ -e "$(OUTPUT)/results.json" ]; then \
 	  echo "$(OUTPUT) holds a finished run; remove it to train anew, or name another: OUTPUT=..."; \
 	else \
 	  $(RUN) tools/train_net.py --config-file configs/small/quickstart.yaml --resume \
-	    --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images \
-	    OUTPUT_DIR $(OUTPUT) $(OPTS); \
+	    --train "$(DATA)/train.json" "$(DATA)/images" --val "$(DATA)/val.json" "$(DATA)/images" \
+	    OUTPUT_DIR "$(OUTPUT)" $(OPTS); \
 	fi
-	@$(RUN) tools/report_run.py $(OUTPUT)
+	@$(RUN) tools/report_run.py "$(OUTPUT)"
 
 # Classifiers of generated objects, which the compared detectors start from.
 datasets/classifiers/R-18-%/backbone.pth: | install
@@ -65,11 +65,11 @@ datasets/classifiers/R-18-%/backbone.pth: | install
 	  --data datasets/shapes_for_classifiers --epochs 1 --schedule cosine
 
 compare: install $(foreach norm,BN GN,datasets/classifiers/R-18-$(norm)/backbone.pth)
-	@$(RUN) tools/make_shapes.py --output $(DATA) $(SHAPES)
-	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output $(COMPARE) \
+	@$(RUN) tools/make_shapes.py --output "$(DATA)" $(SHAPES)
+	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output "$(COMPARE)" \
 	  --recipes $(addprefix configs/compare/,frozenbn.yaml bn.yaml frozenbn_gn_heads.yaml gn.yaml) \
 	  --beside configs/compare/scratch_gn.yaml \
-	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images $(OPTS)
+	  --train "$(DATA)/train.json" "$(DATA)/images" --val "$(DATA)/val.json" "$(DATA)/images" $(OPTS)
 
 weights/lite0.pth: | install
 	@$(RUN) tools/convert_weights.py --output $@ --timm tf_efficientnet_lite0 \
@@ -78,10 +78,10 @@ weights/lite0.pth: | install
 compare-photos: $(if $(filter file,$(origin DATA)),,install weights/lite0.pth)
 	@[ "$(origin DATA)" != file ] || { echo "error: name a folder with train.json, val.json and images/," \
 	  "in COCO format: make compare-photos DATA=folder" >&2; exit 2; }
-	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output $(PHOTOS) \
+	@$(RUN) tools/compare.py $(QUICK) --jobs 2 --output "$(PHOTOS)" \
 	  --recipes $(filter-out %/Base.yaml %/scratch_gn.yaml,$(wildcard configs/compare/photos/*.yaml)) \
 	  --beside configs/compare/photos/scratch_gn.yaml --lrs $(LRS) --parts $(PARTS) --steps $(STEPS) \
-	  --train $(DATA)/train.json $(DATA)/images --val $(DATA)/val.json $(DATA)/images $(OPTS)
+	  --train "$(DATA)/train.json" "$(DATA)/images" --val "$(DATA)/val.json" "$(DATA)/images" $(OPTS)
 
 # The core alone: `make test` has the rest of the library, and the trainer and the studies.
 check: lint install
@@ -100,7 +100,7 @@ test-kernels: install
 	$(KERNELS)
 
 gpu: $(if $(OWN),,install)
-	@PYTHONPATH=. $(or $(OWN),$(RUN)) tools/check_gpu.py --output $(GPU)
+	@PYTHONPATH=. $(or $(OWN),$(RUN)) tools/check_gpu.py --output "$(GPU)"
 
 fuzz: install
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(RUN) tests/support/fuzz.py --output output/fuzz --seconds $(SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
             raise InputError(f"the overrides are KEY VALUE pairs, and {overrides[-1]} has no value")
         cfg.merge_from_list(overrides)
     cfg.MODEL.DEVICE = _resolve_device(cfg.MODEL.DEVICE)
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     _set_input(cfg, defaults)
     check_config(cfg)
     return cfg
@@ -156,6 +158,8 @@ def load_lazy_config(path: str | Path, overrides: Sequence[str] = ()) -> DictCon
         LazyConfig.apply_overrides(cfg, overrides)
     if "train" in cfg:  # a file may hold a model alone
         cfg.train.device = _resolve_device(cfg.train.device)
+        if isinstance(cfg.train.get("output_dir"), str):
+            cfg.train.output_dir = os.path.expanduser(cfg.train.output_dir)
     check_lazy_config(cfg)
     return cfg
 

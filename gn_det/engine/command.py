@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import TextIO
 
 from detectron2.engine import default_argument_parser
 
@@ -28,6 +32,7 @@ __all__ = [
     "training_parser",
 ]
 
+READER_LEFT = 128 + signal.SIGPIPE  # as a shell has it
 _SECONDS_TO_END = 5
 
 
@@ -166,26 +171,62 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _open(stream: TextIO | None) -> TextIO:
+    """A standard stream that shows what its encoding lacks as escapes; nowhere if it is closed."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+def _reader_has_left(stream: TextIO) -> bool:
+    """Whether the program behind a pipe has ended, as head does."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _empty(stream: TextIO) -> None:
+    """Write what is left, or let it go nowhere: Python would say once more that it cannot."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Call main and exit with its status: None is 0, 2 for an InputError or a fault of a disk.
 
-    Whatever is printed passes through a :class:`PrintableStream`. Ctrl-C is 130, SIGTERM 143; see
-    :mod:`gn_det.engine.termination` for these signals.
+    Whatever is printed passes through a :class:`PrintableStream`. Ctrl-C is 130, SIGTERM 143, see
+    :mod:`gn_det.engine.termination`; 141 is a pipe whose reader has left.
     """
     before = catch_ending(partial(end, within=_SECONDS_TO_END))
-    sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
+    streams = [_open(stream) for stream in (sys.stdout, sys.stderr)]
+    sys.stdout, sys.stderr = map(PrintableStream, streams)
     try:
         with telling_faults():
             check_encoding()
             check_open_files()
-            status = main()
+            try:
+                status = main()
+            finally:
+                sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except BrokenPipeError:
+        if not _reader_has_left(streams[0]):
+            raise
+        status = READER_LEFT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
     finally:
+        for stream in streams:
+            _empty(stream)
         # In the end of the interpreter there is nothing left to save.
         for number in before:
             signal.signal(number, signal.SIG_DFL)

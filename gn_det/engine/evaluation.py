@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from detectron2.evaluation import (
 
 from gn_det.errors import InputError
 
-__all__ = ["build_evaluator", "check_evaluator", "check_expected"]
+__all__ = ["ap_of", "build_evaluator", "check_evaluator", "check_expected"]
 
 _KINDS = ("coco", "coco_panoptic_seg", "lvis", "pascal_voc", "sem_seg")
 
@@ -79,6 +80,11 @@ def check_evaluator(dataset_name: str) -> str:
             f"data set {dataset_name!r} is of kind {kind!r}; those that are evaluated are {_KINDS}"
         )
     return kind
+
+
+def ap_of(value: float) -> float:
+    """An AP of Detectron2's, which has NaN where nothing was detected: an AP of 0."""
+    return 0.0 if math.isnan(value) else value
 
 
 def check_expected(cfg: CfgNode, results: Mapping[str, Any]) -> None:

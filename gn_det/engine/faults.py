@@ -21,6 +21,7 @@ _OF_DISKS = {
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS,
     errno.ESTALE,
 }  # fmt: skip
+_OF_NAMES = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
 
 
 def check_encoding() -> None:
@@ -50,6 +51,10 @@ def check_open_files() -> None:
         )
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:100]}...{name[-100:]}"
+
+
 def fault_of(error: BaseException) -> InputError | None:
     """The fault that an exception comes from, for the user; None where it is a defect."""
     if isinstance(error, InputError):
@@ -61,11 +66,14 @@ def fault_of(error: BaseException) -> InputError | None:
             f"too many open files: this process may have {limit}; set a higher limit, as with "
             "ulimit -n 4096, or use fewer loading processes (DATALOADER.NUM_WORKERS)"
         )
+    if getattr(error, "errno", None) in _OF_NAMES and error.filename:
+        return InputError(f"{_short(str(error.filename))} is no usable name: {reason_of(error)}")
     if getattr(error, "errno", None) in _OF_DISKS:
         if error.filename:
             return InputError(unwritable(error.filename, error))
         return InputError(
-            f"a file, or shared memory in /dev/shm, cannot be written: {reason_of(error)}"
+            "a file, standard output or shared memory in /dev/shm cannot be written: "
+            f"{reason_of(error)}"
         )
     worker = _WORKER.search(message)
     if worker and "Bus error" in message:

@@ -24,7 +24,15 @@ FAULTS = [
         OSError(errno.ENOSPC, "No space", "results.json"),
         r"results.json cannot be written: No space",
     ),
-    (OSError(errno.EROFS, "Read-only"), "a file, or shared memory in /dev/shm, cannot be written"),
+    (
+        OSError(errno.EROFS, "Read-only"),
+        "a file, .* or shared memory in /dev/shm cannot be written",
+    ),
+    (
+        OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300),
+        r"x\.\.\.x+ is no usable name: File",
+    ),
+    (OSError(errno.ENOTDIR, "Not a directory", "a.txt/b"), "a.txt/b is no usable name: Not a dir"),
     (RuntimeError("a defect"), None),
     (FileNotFoundError(errno.ENOENT, "No such file", "x"), None),
 ]

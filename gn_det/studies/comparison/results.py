@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from gn_det.engine.evaluation import ap_of
 
 __all__ = ["TASKS", "Cost", "RunResult", "metrics_of", "pairs_of", "recipes_of", "results_of"]
 
@@ -32,15 +33,11 @@ class RunResult:
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def ap(self, metric: str) -> float | None:
-        """The last value of bbox/AP or segm/AP; None for a run that did not finish.
-
-        Detectron2 has NaN where nothing was detected, which is an AP of 0.
-        """
+        """The last value of bbox/AP or segm/AP; None for a run that did not finish."""
         curve = self.curves.get(metric)
         if not curve or self.failure:
             return None
-        last = curve[max(curve)]
-        return 0.0 if math.isnan(last) else last
+        return ap_of(curve[max(curve)])
 
     @property
     def mean_ap(self) -> float | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import dump_config
 from gn_det.data.train_loader import build_train_loader
+from gn_det.engine.evaluation import ap_of
 from gn_det.engine.schedule import stretched
 from gn_det.engine.trainer import evaluate, train
 from gn_det.errors import InputError
@@ -177,7 +178,7 @@ class _Evaluation:
         self.results.append(results)
         for self.metric, (task, name) in _METRICS.items():
             if name in results.get(task, {}):
-                return results[task][name]
+                return ap_of(results[task][name])
         raise InputError(f"the evaluation has none of {', '.join(_METRICS)}, but {[*results]}")
 
 
