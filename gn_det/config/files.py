@@ -202,8 +202,8 @@ def _one_line_errors(cfg: CfgNode, source: str) -> Iterator[None]:
         message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
         missing = re.search(r"Non-existent (?:config )?key: (\S+)", message)
         mismatch = re.search(
-            r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) "
-            r"for config key: (\S+)",
+            r"Type mismatch \(<class '([\w.]+)'> vs\. <class '([\w.]+)'>\) "
+            r"with values \(.* vs\. (.*)\) for config key: (\S+)",
             message,
             re.DOTALL,
         )
@@ -212,6 +212,8 @@ def _one_line_errors(cfg: CfgNode, source: str) -> Iterator[None]:
             message = f"no config key {key}{nearest(key, list(_keys(cfg)))}"
         elif mismatch:
             kind, given, value, key = mismatch.groups()
+            if kind.endswith("CfgNode"):
+                raise InputError(f"{source}: {key} is a section; set {key}.KEY") from error
             hint = f"; write {value}.0" if (kind, given) == ("float", "int") else ""
             message = f"{key} is {value}, of the type {given}, and has to be a {kind}{hint}"
         raise InputError(f"{source}: {' '.join(message.split())}") from error

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import detectron2
 import yaml
 from detectron2.config import CfgNode
+from fvcore.common.config import BASE_KEY
 
 from gn_det.errors import InputError
 from gn_det.utils import check_regular_file
@@ -17,6 +18,8 @@ __all__ = ["SafeCfgNode"]
 # An install from Detectron2's repository links its configs into the package.
 _PACKAGE = Path(detectron2.__file__).resolve().parent
 _DETECTRON2 = (_PACKAGE, (_PACKAGE / "model_zoo" / "configs").resolve())
+
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"  # of yaml's nodes
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000  # values, each counted as often as an alias repeats it
@@ -84,14 +87,19 @@ def _count(node: yaml.Node, file: Path, counts: dict[yaml.Node, int], depth: int
     parts: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+        for key, value in node.value:
+            line = f"{file}, line {key.start_mark.line + 1}"
+            if key.tag not in (_TEXT, _MERGE):
+                raise InputError(f"{line}: a key is no text; put it into quotes")
+            if key.value in seen:
                 raise InputError(
-                    f"{file}, line {key.start_mark.line + 1}: {key.value} stands here a second "
-                    "time, and would replace the first; merge the two"
+                    f"{line}: {key.value} stands here a second time, and would replace the first; "
+                    "merge the two"
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            bases = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            if key.value == BASE_KEY and any(b.tag != _TEXT or not b.value for b in bases):
+                raise InputError(f"{line}: {BASE_KEY} is no name of a config file")
+            seen.add(key.value)
         parts = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         parts = node.value
