@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,14 @@ from gn_det.config import load_config
 from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
 from gn_det.plots.overlay import draw_objects
-from gn_det.utils import check_regular_file, make_folder, printable, some, write_atomically
+from gn_det.utils import (
+    check_regular_file,
+    make_folder,
+    printable,
+    some,
+    whole_file,
+    write_atomically,
+)
 
 IMAGE_SUFFIXES = {*Image.registered_extensions()} - {".pdf", ".mpg", ".mpeg"}
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -174,29 +182,35 @@ class Demo:
             self._run_video(path, output, where)
         else:
             drawn = self._draw(read_picture(path, "BGR", self.value_range), where)
-            if not cv2.imwrite(str(output), drawn):
-                raise OSError(f"{output} cannot be written")
+            encoded = cv2.imencode(output.suffix, drawn)[1]
+            with whole_file(output) as file:
+                file.write(encoded.tobytes())
 
     def _run_video(self, path: Path, output: Path, where: dict[str, Any]) -> None:
         video = cv2.VideoCapture(str(path))
         fps = video.get(cv2.CAP_PROP_FPS) or 25.0
         total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
         writer = None
+        partial = output.with_name(f"partial-{output.name}")
         frames = tqdm(
             _frames(video), total=total, desc=printable(path.name), unit="frame", leave=False
         )
-        for number, frame in enumerate(frames):
-            drawn = self._draw(frame, {**where, "frame": number})
+        try:
+            for number, frame in enumerate(frames):
+                drawn = self._draw(frame, {**where, "frame": number})
+                if writer is None:
+                    height, width = drawn.shape[:2]
+                    codec = cv2.VideoWriter.fourcc(*"mp4v")
+                    writer = cv2.VideoWriter(str(partial), codec, fps, (width, height))
+                    if not writer.isOpened():
+                        raise OSError(f"{output} cannot be written")
+                writer.write(drawn)
             if writer is None:
-                height, width = drawn.shape[:2]
-                codec = cv2.VideoWriter.fourcc(*"mp4v")
-                writer = cv2.VideoWriter(str(output), codec, fps, (width, height))
-                if not writer.isOpened():
-                    raise OSError(f"{output} cannot be written")
-            writer.write(drawn)
-        if writer is None:
-            raise OSError("not a video that can be read")
-        writer.release()
+                raise OSError("not a video that can be read")
+            writer.release()
+            os.replace(partial, output)
+        finally:
+            partial.unlink(missing_ok=True)
         if total and number + 1 < 0.95 * total:  # the number of some formats is an estimate
             raise OSError(f"damaged: {number + 1} of {total} frames are drawn")
 
