@@ -153,12 +153,12 @@ def read_json(path: Path, kind: type[T]) -> T:
         kind: dict or list, which it has to hold.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError, NotADirectoryError: it is not there.
         InputError: it cannot be read, is damaged, or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({reason_of(error)}); remove it") from error

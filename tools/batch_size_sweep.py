@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from gn_det.engine.command import at_least, run_command
+from gn_det.engine.command import run_command
 
 from gn_det.classification.command import add_recipe_arguments, recipe_of
 from gn_det.classification.networks import NORMS
@@ -58,7 +58,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=["BN", "LN", "IN", "GN"])
-    parser.add_argument("--ims-per-gpu", nargs="+", type=at_least(1), default=[32, 16, 8, 4, 2])
+    parser.add_argument("--ims-per-gpu", nargs="+", type=int, default=[32, 16, 8, 4, 2])
     add_sweep_arguments(parser)
     add_recipe_arguments(parser, varied=["norm", "ims_per_gpu", "seed"])
     return parser.parse_args()

@@ -57,7 +57,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--form", choices=FORMS, default="GN+ReLU")
-    parser.add_argument("--ims-per-gpu", type=at_least(1), nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--ims-per-gpu", **at_least(1), nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     return parser.parse_args()
 

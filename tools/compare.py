@@ -405,15 +405,15 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         help="config files to show that differ in more",
     )
-    parser.add_argument("--ims-per-gpu", nargs="+", type=at_least(1), default=[1, 2])
-    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2])
+    parser.add_argument("--ims-per-gpu", nargs="+", **at_least(1), default=[1, 2])
+    parser.add_argument("--seeds", nargs="+", **at_least(0), default=[0, 1, 2])
     parser.add_argument(
         "--quick", action="store_true", help="the first seed alone, and a quarter of the iterations"
     )
     parser.add_argument(
         "--lrs",
         nargs="+",
-        type=above_zero,
+        **above_zero(),
         default=[],
         metavar="LR",
         help="learning rates for the reference; each recipe has the one that is best on a quarter "
@@ -431,21 +431,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--steps",
         nargs="+",
-        type=at_least(1),
+        **at_least(1),
         default=[],
         metavar="N",
         help="iterations of the reference, a comparison for each (default: those of the recipe)",
     )
     parser.add_argument(
         "--distill",
-        type=at_least(1),
+        **at_least(1),
         default=400,
         metavar="N",
         help="steps for recipes whose MODEL.TIMM.WEIGHTS end in _distilled; default: %(default)s",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
-    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time")
-    parser.add_argument("--num-gpus", type=at_least(1), default=1, help="GPUs of each run")
+    parser.add_argument("--jobs", **at_least(1), default=1, help="runs at a time")
+    parser.add_argument("--num-gpus", **at_least(1), default=1, help="GPUs of each run")
     add_data_arguments(parser)
     add_overrides(parser)
     args = parser.parse_args()

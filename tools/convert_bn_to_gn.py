@@ -166,12 +166,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to create")
     parser.add_argument(
         "--calibration-images",
-        type=at_least(1),
+        **at_least(1),
         help=f"to fit γ, β on; default: 64, of --backbone {CALIBRATION_IMAGES}",
     )
     parser.add_argument(
         "--distill",
-        type=at_least(0),
+        **at_least(0),
         default=400,
         metavar="N",
         help="steps in which the backbone learns the features of that with BN, 0 for none; "
@@ -179,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--fine-tune",
-        type=at_least(0),
+        **at_least(0),
         default=0,
         metavar="N",
         help="then train for N iterations (a detector) or epochs (a classifier)",
@@ -189,7 +189,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--channels-per-group", type=int, help="in place of --num-groups")
     parser.add_argument(
         "--lr",
-        type=above_zero,
+        **above_zero(),
         help="of fine-tuning at 32 images per step, for --classifier (default: 0.01)",
     )
     parser.add_argument("--device", help="for --classifier (default: a GPU if there is one)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from gn_det.engine.command import at_least, run_command
+from gn_det.engine.command import run_command
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(
             f"--{kind.replace('_', '-')}",
             nargs="+",
-            type=at_least(1),
+            type=int,
             default=numbers,
             help=f"{title}; a layer takes the largest divisor of its channels below each",
         )

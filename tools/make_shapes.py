@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gn_det.engine.command import at_least, run_command
+from gn_det.engine.command import run_command
 
 from gn_det.data.shapes import generate_shapes
 
@@ -19,9 +19,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", required=True, help="folder to create: images/, train.json, val.json"
     )
-    parser.add_argument("--num-train", type=at_least(1), default=1000, help="default: %(default)s")
-    parser.add_argument("--num-val", type=at_least(1), default=100, help="default: %(default)s")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="default: %(default)s")
+    parser.add_argument("--num-train", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--num-val", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     return parser.parse_args()
 
 

@@ -114,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, help="a YAML config")
     parser.add_argument("--gpu-memory", required=True, help="of the card, such as 8GiB")
-    parser.add_argument("--ims-per-gpu", type=at_least(1), nargs="+", default=[1, 2, 4])
+    parser.add_argument("--ims-per-gpu", **at_least(1), nargs="+", default=[1, 2, 4])
     parser.add_argument("--sizes", nargs="+", metavar="HxW", help="default: from INPUT.*_TRAIN")
     parser.add_argument(
         "--output",

@@ -239,7 +239,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--num-gpus",
         "--gpus",
-        type=at_least(1),
+        **at_least(1),
         default=1,
         help="GPUs to train on, default: %(default)s",
     )

@@ -56,7 +56,7 @@ def read_results(output_dir: Path) -> dict[str, dict[str, float]]:
     """Metrics by task, as the evaluation returned them; InputError where there are none."""
     try:
         return read_json(output_dir / "results.json", dict)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise InputError(
             f"{output_dir} has no results.json: the run there is not finished, or had nothing to "
             "evaluate on; continue it with train_net.py --resume"

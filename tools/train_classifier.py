@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from gn_det.engine.command import RunOptions, at_least, run_command
+from gn_det.engine.command import RunOptions, run_command
 from gn_det.engine.folders import run_folder
 from gn_det.engine.launch import check_processes, follow, launch, torchrun_rank, with_torchrun
 from gn_det.engine.process import set_up_process
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     add_recipe_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    parser.add_argument("--num-gpus", type=at_least(1), default=1, help="processes")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes")
     return parser.parse_args()
 
 

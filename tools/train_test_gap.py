@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
         "classifiers", nargs="+", type=Path, help="folders of train_classifier.py, or of a sweep"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of table and image")
-    parser.add_argument("--batch-sizes", nargs="+", type=at_least(1), default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--batch-sizes", nargs="+", **at_least(1), default=[1, 2, 4, 8, 16, 32])
     add_device_argument(parser)
     return parser.parse_args()
 

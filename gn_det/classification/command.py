@@ -71,7 +71,7 @@ def add_recipe_arguments(
             options["help"] = f"{options.get('help', '')} (default: {default})".lstrip()
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
     add_device_argument(parser)
-    parser.add_argument("--num-workers", type=at_least(0, 256), default=0, help="loading processes")
+    parser.add_argument("--num-workers", **at_least(0, 256), default=0, help="loading processes")
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

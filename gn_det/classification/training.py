@@ -302,7 +302,7 @@ def read_classifier(folder: Path) -> tuple[ClassifierRecipe, Classifier]:
         results = read_json(folder / _RESULTS, dict)
         settings.setdefault("max_objects", None)  # of classifiers that are older than it
         recipe = ClassifierRecipe(**{f.name: settings[f.name] for f in fields(ClassifierRecipe)})
-    except (FileNotFoundError, KeyError) as error:
+    except (OSError, KeyError) as error:
         raise InputError(
             f"{folder} has no finished classifier of tools/train_classifier.py"
         ) from error

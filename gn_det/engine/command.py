@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TextIO
+from typing import Any, TextIO
 
 from detectron2.engine import default_argument_parser
 
@@ -132,27 +132,44 @@ def add_data_arguments(
     )
 
 
-def at_least(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """An argparse type: whole numbers of at least so much, and at most so much."""
+class _Checked(argparse.Action):
+    """Stores the numbers of a flag, or raises an InputError that names the flag and a number."""
 
-    def number(text: str) -> int:
-        if not least <= int(text) <= most:
-            bound = f"below {least}" if int(text) < least else f"above {most}"
-            raise argparse.ArgumentTypeError(f"{text} is {bound}")
-        return int(text)
+    def __init__(self, *args: Any, check: Callable[[float], str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.check = check
 
-    number.__name__ = "int"  # for argparse's error
-    return number
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for value in values if isinstance(values, list) else [values]:
+            if has_to_be := self.check(value):
+                raise InputError(f"{option_string} {value}: {has_to_be}")
+        setattr(namespace, self.dest, values)
 
 
-def above_zero(text: str) -> float:
-    """An argparse type: finite numbers above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-    return float(text)
+def at_least(least: int, most: int = 2**31 - 1) -> dict[str, Any]:
+    """Arguments of add_argument: whole numbers of at least so much, and at most so much."""
+
+    def check(value: float) -> str:
+        if value < least:
+            return f"at least {least}"
+        return "" if value <= most else f"at most {most}"
+
+    return {"type": int, "action": _Checked, "check": check}
 
 
-above_zero.__name__ = "float"
+def above_zero() -> dict[str, Any]:
+    """Arguments of add_argument: finite numbers above 0."""
+
+    def check(value: float) -> str:
+        return "" if 0 < value < math.inf else "a finite number above 0"
+
+    return {"type": float, "action": _Checked, "check": check}
 
 
 def reads_data(args: argparse.Namespace) -> bool:

@@ -42,7 +42,7 @@ def contact_sheet(
     dataset = read_coco(json_file)
     try:
         results = read_json(Path(results_file), list)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise InputError(f"{results_file} does not exist") from error
     names = {category["id"]: category["name"] for category in dataset["categories"]}
     truths, predictions = defaultdict(list), defaultdict(list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -56,25 +56,29 @@ def test_a_defect_keeps_its_trace() -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "result"),
     [
-        (at_least(1), "1", 1), (at_least(0), "0", 0), (at_least(1), "0", "0 is below 1"),
-        (at_least(0), "-1", "-1 is below 0"), (at_least(0, 256), "257", "257 is above 256"),
-        (at_least(0), "9" * 23, "is above 2147483647"),
-        (at_least(1), "1.5", "invalid int value: '1.5'"),
-        (at_least(1), "two", "invalid int value: 'two'"), (above_zero, "0.02", 0.02),
-        (above_zero, "0", "0 is not a finite number above 0"), (above_zero, "-1e-3", "above 0"),
-        (above_zero, "nan", "nan is not a finite number"), (above_zero, "inf", "above 0"),
-        (above_zero, "1e999", "above 0"), (above_zero, "fast", "invalid float value: 'fast'"),
+        (at_least(1), "1", 1), (at_least(0), "0", 0), (at_least(1), "0", "0: at least 1"),
+        (at_least(0), "-1", "-1: at least 0"), (at_least(0, 256), "257", "257: at most 256"),
+        (at_least(0), "9" * 23, "at most 2147483647"), (above_zero(), "0.02", 0.02),
+        (above_zero(), "0", "0.0: a finite number above 0"), (above_zero(), "-1e-3", "above 0"),
+        (above_zero(), "nan", "nan: a finite number"), (above_zero(), "1e999", "inf: a finite"),
     ],
 )  # fmt: skip
-def test_numbers_of_flags_have_their_least_value(
-    kind: Callable, text: str, result: float | str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_numbers_of_flags_have_their_bounds(kind: dict, text: str, result: float | str) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--number", type=kind)
+    parser.add_argument("--number", **kind)
+    parser.add_argument("--several", nargs="+", **kind)
     if not isinstance(result, str):
         assert parser.parse_args([f"--number={text}"]).number == result
+        assert parser.parse_args(["--several", text, text]).several == [result, result]
         return
+    for flag in ("--number", "--several"):
+        with pytest.raises(InputError, match=f"^{flag} .*{result}"):
+            parser.parse_args([f"{flag}={text}"])
+
+
+def test_what_is_no_number_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--number", **at_least(1))
     with pytest.raises(SystemExit, match="2"):
-        parser.parse_args([f"--number={text}"])
-    said = capsys.readouterr().err
-    assert "error: argument --number: " in said and result in said
+        parser.parse_args(["--number", "1.5"])
+    assert "argument --number: invalid int value: '1.5'" in capsys.readouterr().err

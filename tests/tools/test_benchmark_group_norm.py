@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.programs import run_program
 
+from gn_det import InputError
 from gn_det.ops import group_norm
 from gn_det.ops.form import FORMS
 from gn_det.studies.kernels import report as kernel_report
@@ -38,7 +39,7 @@ def test_prints_peers_accuracy_and_memory_as_tables() -> None:
 
 
 def test_no_images_are_refused(call_main: Callable) -> None:
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(InputError, match="--ims-per-gpu 0: at least 1"):
         call_main("tools/benchmark_group_norm.py", "--ims-per-gpu", 0)
 
 

@@ -111,9 +111,9 @@ def test_numbers_of_steps_stretch_the_schedule_and_the_hand_over(
     ("change", "message"),
     [
         (["--parts", 7], "a part of 7 pictures: .* has 5 with objects"),
-        (["--steps", 0], "SystemExit"),
+        (["--steps", 0], "--steps 0: at least 1"),
         (["--parts", "some"], "SystemExit"),
-        (["--lrs", 0.01, -1], "SystemExit"),
+        (["--lrs", 0.01, -1], "--lrs -1.0: a finite number above 0"),
     ],
 )
 def test_wrong_parts_steps_and_rates_are_refused(

@@ -76,7 +76,7 @@ FAULTS = [
     ("DATA MODEL.WEIGHTS http://127.0.0.1:9/y.pkl", "cannot be fetched"),
     ("LAZY train.max_iterr=5", "no config key train.max_iterr; did you mean train.max_iter?"),
     ("LAZY train.max_iter", "override 'train.max_iter' is not of the form key=value"),
-    ("LAZY train.max_iter=0", "train.max_iter is 0, and has to be at least 1"),
+    ("LAZY train.max_iter=0", "train.max_iter is 0, and has to be a whole number from 1"),
     ("LAZY train.device=cuda", "device cuda is asked for, and PyTorch sees 0 GPUs; to use the"),
     ("LAZY train.init_checkpoint=gone.pth", "weights gone.pth do not exist"),
     # Flags.
@@ -112,7 +112,7 @@ FAULTS = [
     ("TRAIN {data} OUTPUT_DIR ''", "OUTPUT_DIR is '', and has to be not empty"),
     ("TRAIN {data} OUTPUT_DIR {run}", "run holds a run already; --resume continues it, another"),
     ("TRAIN --eval-only {data} OUTPUT_DIR {out}", "there are no weights to load: set"),
-    ("COMPARE {quickstart} --seeds 0 --ims-per-gpu 0", "--ims-per-gpu 0: a GPU holds at least 1"),
+    ("COMPARE {quickstart} --seeds 0 --ims-per-gpu 0", "--ims-per-gpu 0: at least 1"),
     ("COMPARE gone.yaml", "config file gone.yaml does not exist"),
     ("COMPARE {quickstart} {quickstart}", "two recipes are called quickstart, and would share"),
     ("tools/compare.py --output {run} {data} --recipes {quickstart}", "run holds a run itself"),
@@ -135,7 +135,7 @@ FAULTS = [
     ("CONVERT --config-file {bn} {data} MODEL.WEIGHTS ''", "there are no weights to convert:"),
     (
         "CONVERT --config-file {bn} {data} --calibration-images 0",
-        "--calibration-images is at least",
+        "--calibration-images 0: at least",
     ),
     ("WEIGHTS gone.pth", "weights gone.pth do not exist"),
     ("WEIGHTS {page}", "weights.pth cannot be read as weights: it is no file that torch.save"),
@@ -165,7 +165,7 @@ FAULTS = [
     ("FEATURES --recipes {quickstart} --module backbone", "no data set is given: add --train"),
     ("FEATURES --data digits --network resnet10 --norms GN --module gone", "has no module 'gone'"),
     ("AUDIT {quickstart} --format xml", "argument --format: invalid choice: 'xml' (choose from"),
-    ("COMPARE {quickstart} --seeds -1", "--seeds -1: at least 0, so that a run can be repeated"),
+    ("COMPARE {quickstart} --seeds -1", "--seeds -1: at least 0"),
     ("COMPARE {quickstart} --jobs 0", "--jobs 0: at least 1"),
     ("PLAN --gpu-memory 8GiB --output {out}.txt", "--output out.txt: a PNG file is written, so"),
     (
@@ -175,10 +175,10 @@ FAULTS = [
     ("FEATURES --data digits --train {train} {images}", "--train, --val, their flags and config"),
     ("PLAN --gpu-memory much", "--gpu-memory much: give a number and a unit, one of GiB, MiB,"),
     ("PLAN --gpu-memory -3GiB", "argument --gpu-memory: expected one argument"),
-    ("PLAN --gpu-memory 8GiB --ims-per-gpu 0", "--ims-per-gpu 0: a GPU holds at least 1 image"),
+    ("PLAN --gpu-memory 8GiB --ims-per-gpu 0", "--ims-per-gpu 0: at least 1"),
     ("PLAN --gpu-memory 8GiB --sizes 800", "--sizes 800: give HEIGHTxWIDTH, such as 800x1333"),
     ("PLAN --gpu-memory 8GiB --output {binary}", "--output binary: a PNG file is written, so"),
-    ("BENCH --ims-per-gpu 0", "--ims-per-gpu 0: a GPU holds at least 1 image"),
+    ("BENCH --ims-per-gpu 0", "--ims-per-gpu 0: at least 1"),
     ("BENCH --form GN+Sigmoid", "argument --form: invalid choice: 'GN+Sigmoid' (choose from"),
     # The demo.
     ("DEMO --input {images}", "configs/small/quickstart.yaml names no weights; give them with"),

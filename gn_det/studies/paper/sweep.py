@@ -43,9 +43,9 @@ __all__ = ["add_sweep_arguments", "run_sweep"]
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --output, --seeds and --jobs."""
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
-    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", **at_least(0), default=[0, 1, 2])
     parser.add_argument(
-        "--jobs", type=at_least(1), default=1, help="runs at a time, which share PyTorch's threads"
+        "--jobs", **at_least(1), default=1, help="runs at a time, which share PyTorch's threads"
     )
 
 
