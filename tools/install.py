@@ -246,9 +246,14 @@ def step(name, python, arguments):
 
 
 def fail(message):
-    sys.stderr.write("error: %s\n" % message)
-    sys.exit(2)
+    raise SystemExit("error: " + message)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if not isinstance(ended.code, str):
+            raise
+        sys.stderr.write(ended.code + "\n")
+        sys.exit(2)
