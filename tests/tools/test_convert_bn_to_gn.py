@@ -218,7 +218,7 @@ def test_a_fine_tuning_that_diverges_leaves_weights_and_report(
 
 
 def test_a_number_of_pictures_below_one_is_an_error(call_main: Callable) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="--calibration-images 0: at least 1"):
         call_main(PROGRAM, *FROZEN, "--calibration-images", 0)
 
 
