@@ -124,10 +124,10 @@ class TimmBackbone(Backbone):
         super().__init__()
         if norm not in ("FrozenBN", "BN", "GN"):
             raise InputError(f"the norm of a timm backbone is {norm!r}, not FrozenBN, BN or GN")
-        if freeze_at not in range(6):
+        if not isinstance(freeze_at, int) or freeze_at > 5:
             raise InputError(
                 f"MODEL.BACKBONE.FREEZE_AT (freeze_at) is {freeze_at}, and has to be a whole "
-                "number from 0 to 5"
+                "number of stages, up to 5"
             )
         body = _create(name, tuple(out_indices), weights)
         info = body.feature_info

@@ -570,7 +570,7 @@ class TestConfig:
         with torch.no_grad():
             model([{"image": torch.zeros(3, 64, 64)}])
 
-    @pytest.mark.parametrize("freeze_at", [-1, 6, 99, 2.5])
+    @pytest.mark.parametrize("freeze_at", [6, 99, 2.5])
     def test_stages_that_are_not_there_cannot_be_frozen(self, freeze_at: float) -> None:
         with pytest.raises(InputError, match=rf"FREEZE_AT .* is {freeze_at}, and has to be"):
             TimmBackbone("resnet18", freeze_at=freeze_at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -154,14 +155,16 @@ def test_make_asks_for_a_folder_and_passes_its_variables_on() -> None:
     asked = make()
     assert asked.returncode == 2
     assert "error: name a folder with train.json, val.json and images/" in asked.stderr
-    told = make("--dry-run", "DATA=mine/cells", "PARTS=10 all", "STEPS=300 1200", "LRS=0.5")
-    words = told.stdout.split()
+    told = make(
+        "--dry-run", "DATA=mine/cells of mine/", "PARTS=10 all", "STEPS=300 1200", "LRS=0.5"
+    )
+    words = shlex.split(told.stdout)
     for flag, values in (
-        ("--output", ["output/compare-photos/cells"]),
+        ("--output", ["output/compare-photos/cells of mine"]),
         ("--parts", ["10", "all"]),
         ("--steps", ["300", "1200"]),
         ("--lrs", ["0.5"]),
-        ("--train", ["mine/cells/train.json", "mine/cells/images"]),
+        ("--train", ["mine/cells of mine//train.json", "mine/cells of mine//images"]),
         ("--beside", ["configs/compare/photos/scratch_gn.yaml"]),
     ):
         place = words.index(flag, words.index("tools/compare.py")) + 1

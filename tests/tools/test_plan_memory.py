@@ -44,7 +44,7 @@ def test_an_existing_picture_is_not_overwritten(call_main: Callable, tmp_path: P
         (["--gpu-memory", "8"], "--gpu-memory 8: give a number and a unit"),
         (
             ["--gpu-memory", "8GiB", "--ims-per-gpu", "0"],
-            "--ims-per-gpu 0: a GPU holds at least 1 image",
+            "--ims-per-gpu 0: at least 1",
         ),
         (["--gpu-memory", "8GiB", "--sizes", "800"], "--sizes 800: give HEIGHTxWIDTH"),
         (["--gpu-memory", "8GiB", "--sizes", "0x10"], "--sizes 0x10: give HEIGHTxWIDTH"),
