@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,8 @@ def distill(
         gn_det.convert_bn(student, batches)
         print(gn_det.distill(student, teacher, batches, steps=3))
     """
-    is_number = isinstance(lr, (int, float))
-    if not isinstance(steps, int) or steps < 1 or not is_number or not 0 < lr < math.inf:
+    are_numbers = isinstance(steps, Integral) and isinstance(lr, Real)
+    if not are_numbers or steps < 1 or not 0 < lr < math.inf:
         raise InputError(f"steps {steps!r} and lr {lr!r}: at least 1 step, and an lr above 0")
     if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
         raise InputError(
