@@ -119,8 +119,7 @@ def rows_table(rows: list[Row], recommended: Row | None = None) -> str:
         *("", "measured on", "recipe", "weights", "images a step", "steps", "learning rate"),
         *("box AP", "mask AP", "seeds", "commit"),
     ]
-    notes = dict.fromkeys(row.note for row in rows if row.note)
-    return "\n".join([table(cells, headers, disable_numparse=True), *notes])
+    return table(cells, headers, disable_numparse=True)
 
 
 def shown(mean: float, deviation: float | None, seeds: int) -> str:
@@ -155,6 +154,8 @@ def recommendation(
         lines.append(
             "That was measured with masks. Your data have none, and the command trains none."
         )
+    if row.note:
+        lines.append(row.note)
     if row.seeds == 1:
         lines.append("It rests on one seed, so that a difference of a few AP says nothing.")
     others = [o for o in near if o != row and o.images == row.images]
