@@ -40,6 +40,11 @@ from gn_det.utils import make_folder
 __all__ = ["add_sweep_arguments", "run_sweep"]
 
 
+def _no_hooks(folder: Path) -> tuple[HookBase, ...]:
+    """None besides the usual; a function with a name, since it goes to other processes."""
+    return ()
+
+
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --output, --seeds and --jobs."""
     parser.add_argument("--output", type=Path, required=True, help="folder of runs and report")
@@ -56,7 +61,7 @@ def run_sweep(
     device: str = "cpu",
     jobs: int = 1,
     num_workers: int = 0,
-    hooks_of: Callable[[Path], Sequence[HookBase]] = lambda folder: (),
+    hooks_of: Callable[[Path], Sequence[HookBase]] = _no_hooks,
 ) -> list[ClassifierResult]:
     """Train classifiers, each in a folder of ``output/runs``; finished ones are not trained again.
 
