@@ -55,7 +55,9 @@ def last_checkpoint(folder: Path) -> Path | None:
         name = file.read_text(encoding="utf-8").strip()
         problem = f"names {name[:200]!a}, which is no file of that folder"
     except FileNotFoundError:
-        return max(reversed(checkpoints), key=_iteration, default=None)
+        if len(checkpoints) > 1:
+            return max(reversed(checkpoints), key=_iteration)
+        return checkpoints[0] if checkpoints else None
     except (OSError, UnicodeDecodeError) as error:
         name, problem = "", f"cannot be read ({reason_of(error)})"
     if not name or name != os.path.basename(name) or not (folder / name).is_file():

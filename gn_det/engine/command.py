@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from detectron2.engine import default_argument_parser
 
 from gn_det.engine.faults import check_encoding, check_open_files, telling_faults
-from gn_det.engine.terminal import PrintableStream
+from gn_det.engine.terminal import PrintableStream, discard
 from gn_det.engine.termination import INTERRUPTED, catch_ending, end, end_loading_processes
 from gn_det.errors import InputError
 
@@ -209,9 +209,7 @@ def _empty(stream: TextIO) -> None:
     try:
         stream.flush()
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        discard(stream)
 
 
 def run_command(main: Callable[[], int | None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.engine.faults import fault_of
 from gn_det.engine.folders import clear_half_written
-from gn_det.engine.terminal import PrintableFilter
+from gn_det.engine.terminal import PrintableFilter, discard
 from gn_det.errors import InputError
 from gn_det.utils import unwritable, write_atomically
 
@@ -70,10 +69,7 @@ def _go_on_without(handler: logging.StreamHandler, record: logging.LogRecord) ->
         if fault_of(error) is None:  # else a signal of a loading process came in the writing
             logging.Handler.handleError(handler, record)
         return
-    # What follows goes nowhere, also where the stream is closed in the end.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, handler.stream.fileno())
-    os.close(nowhere)
+    discard(handler.stream)
     name = getattr(handler.stream, "name", "the log")
     print(f"{unwritable(name, error)}; the run goes on without it", file=sys.stderr)
 

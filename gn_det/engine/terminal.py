@@ -8,12 +8,13 @@ tracebacks included.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from typing import Any, TextIO
 
 from gn_det.utils import printable
 
-__all__ = ["PrintableFilter", "PrintableStream"]
+__all__ = ["PrintableFilter", "PrintableStream", "discard"]
 
 _COLOUR = re.compile(r"(\x1b\[[\d;]*m)")
 _CURSOR_UP = "\x1b[A"  # by which tqdm draws one bar below another
@@ -48,6 +49,13 @@ class PrintableFilter(logging.Filter):
         if record.exc_info and not record.exc_text:
             record.exc_text = _lines(logging.Formatter().formatException(record.exc_info))
         return True
+
+
+def discard(stream: TextIO) -> None:
+    """Let what is written to a stream from now on go nowhere, also when it is closed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _lines(text: str) -> str:

@@ -316,21 +316,23 @@ def _activates(owner: nn.Module) -> bool:
     )
 
 
+def _behind(sequence: nn.Sequential, conv: nn.Module) -> Iterator[nn.Module | None]:
+    """The layer that follows each time that a convolution stands in a sequence."""
+    return (then for layer, then in pairwise(sequence._modules.values()) if layer is conv)
+
+
 def _before_activation(sequence: nn.Sequential, conv: nn.Module) -> bool:
-    layers = [*sequence._modules.values()]
-    return any(layer is conv and _is_activation(then) for layer, then in pairwise(layers))
+    return any(map(_is_activation, _behind(sequence, conv)))
 
 
 def _before_resizing(sequence: nn.Sequential, conv: nn.Module) -> bool:
     """Whether a layer without parameters follows that is no activation, such as nn.Upsample."""
-    layers = [*sequence._modules.values()]
     return any(
-        layer is conv
-        and then is not None
+        then is not None
         and not any(True for _ in then.parameters())
         and not isinstance(then, (nn.Identity, nn.modules.dropout._DropoutNd))
         and not _is_activation(then)
-        for layer, then in pairwise(layers)
+        for then in _behind(sequence, conv)
     )
 
 
