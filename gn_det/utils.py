@@ -26,6 +26,7 @@ __all__ = [
     "make_folder",
     "markdown",
     "nearest",
+    "path_of",
     "printable",
     "read_json",
     "reason_of",
@@ -89,6 +90,11 @@ def nearest(name: str, candidates: Sequence[str]) -> str:
     by_letters = {candidate.lower(): candidate for candidate in candidates}
     matches = difflib.get_close_matches(name.lower(), by_letters, n=1, cutoff=0.5)
     return f"; did you mean {by_letters[matches[0]]}?" if matches else ""
+
+
+def path_of(path: str, name: str) -> str:
+    """The path of a part of the module at a path, "" for the whole model."""
+    return f"{path}.{name}" if path else name
 
 
 def printable(text: object, keep: str = "") -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
-from gn_det.modeling.timm_weights import classifiers_of
+from gn_det.modeling.timm_backbone.names import classifiers_of
 
 __all__ = ["in_timms_names", "top_classes"]
 
@@ -102,7 +102,7 @@ def top_classes(
 
 
 def _timm_model(name: str) -> Any:
-    from gn_det.modeling.timm_backbone import timm_name_problem
+    from gn_det.modeling.timm_backbone.names import timm_name_problem
 
     wrong = timm_name_problem(name)
     if wrong:

@@ -121,7 +121,7 @@ def _is_expectation(row: Any) -> bool:
 
 
 def _timm_name(value: Any) -> str:
-    from gn_det.modeling.timm_backbone import timm_name_problem
+    from gn_det.modeling.timm_backbone.names import timm_name_problem
 
     return timm_name_problem(value) if value else ""
 

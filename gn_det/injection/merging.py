@@ -11,12 +11,13 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from gn_det.injection.dataflow import is_unfused_norm, path_of
+from gn_det.injection.dataflow import is_unfused_norm
 from gn_det.injection.source import expression
 from gn_det.layers import FusedGroupNorm
 from gn_det.layers.recomputation import recomputed
 from gn_det.layers.weight_standardization import ConvWS1d, ConvWS2d, ConvWS3d
 from gn_det.ops.form import Form
+from gn_det.utils import path_of
 
 __all__ = ["Merging", "recompute"]
 

@@ -23,14 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import fx, nn
 
-from gn_det.injection.dataflow import (
-    Record,
-    UntraceableError,
-    is_unfused_norm,
-    path_of,
-    record,
-    unfused_kind,
-)
+from gn_det.injection.dataflow import Record, is_unfused_norm, record, unfused_kind
 from gn_det.injection.merging import Merging, recompute
 from gn_det.injection.source import (
     attribute_checks,
@@ -41,12 +34,14 @@ from gn_det.injection.source import (
     input_checks,
     named,
 )
+from gn_det.injection.stand_in import UntraceableError
 from gn_det.layers import FusedGroupNorm, FusedGroupNormAct
 from gn_det.layers.conv_norm import ConvNorm1d, ConvNorm2d, ConvTransposeNorm2d
 from gn_det.layers.detectron2 import loaded_blocks
 from gn_det.layers.watched import watched
 from gn_det.layers.weight_standardization import ConvWSNorm1d, ConvWSNorm2d
 from gn_det.ops.form import Form
+from gn_det.utils import path_of
 
 __all__ = ["CONV_NORMS", "Plan", "Rewritten", "plan"]
 

@@ -253,7 +253,7 @@ SITES = {
         {
             f"{_MODELING}.backbone.resnet.ResNet": _residual,
             f"{_MODELING}.backbone.regnet.AnyNet": find_by_type,
-            "gn_det.modeling.timm_backbone.TimmBackbone": find_by_type,
+            "gn_det.modeling.timm_backbone.backbone.TimmBackbone": find_by_type,
             f"{_MODELING}.roi_heads.roi_heads.Res5ROIHeads": lambda heads: _residual(heads.res5),
             "torchvision.models._utils.IntermediateLayerGetter": find_by_type,
         },

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from gn_det.injection.dataflow import UntraceableError, path_of
+from gn_det.injection.stand_in import UntraceableError
+from gn_det.utils import path_of
 
 __all__ = [
     "attribute_checks",

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from gn_det.modeling.timm_weights import write_converted
+from gn_det.modeling.timm_backbone.converted import write_converted
 from gn_det.modeling.with_gn import inject_options_from_config
 from gn_det.studies.conversion.pictures import TrainingPictures, held_out_pictures
 from gn_det.studies.conversion.report import write_report

@@ -18,7 +18,7 @@ from gn_det.modeling.bn_weights import warn_once
 from gn_det.modeling.with_gn import inject_options_from_config
 from gn_det.utils import whole_file
 
-__all__ = ["check_gn_of_weights", "classifiers_of", "write_converted"]
+__all__ = ["check_gn_of_weights", "write_converted"]
 
 _MADE_FOR = "gn_det_made_for"
 _HAND_OVER = "hand over from BN by MODEL.GN.HAND_OVER_STEPS"
@@ -74,12 +74,6 @@ def check_gn_of_weights(
             f"MODEL.TIMM.WEIGHTS {weights} was converted for GN of {_all_options(made_for)}, and "
             f"MODEL.GN says {_all_options(gn)}; take the same, or convert the weights with BN anew"
         )
-
-
-def classifiers_of(timm_model: Any) -> tuple[str, ...]:
-    """What the names of a timm model's classifiers begin with, such as ``head.fc.``."""
-    names = timm_model.pretrained_cfg.get("classifier") or ()
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
 def _all_options(gn: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from support.programs import ROOT
 
+import gn_det
 from gn_det import InputError
 from gn_det.config import load_config
+from gn_det.modeling import TimmBackbone
 from gn_det.modeling.bn_weights import warn_once
-from gn_det.modeling.timm_weights import write_converted
+from gn_det.modeling.timm_backbone.converted import write_converted
 
 MASK_RCNN = ROOT / "configs/timm/mask_rcnn_effnet_lite0_FPN.yaml"
 GN = ["MODEL.META_ARCHITECTURE", "GNGeneralizedRCNN"]
@@ -99,3 +103,26 @@ def test_weights_of_other_gn_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         built(files["converted"], keys, caplog)
+
+
+@pytest.mark.parametrize(
+    ("norm", "options", "message"),
+    [
+        ("GN", {"num_groups": 1}, None),
+        ("GN", {"num_groups": 32}, "was converted for GN of .*'num_groups': 1,.* says .*: 32"),
+        ("GN", {}, "says .*'num_groups': 32"),
+        ("GN", {"channels_per_group": 4}, "says .*'channels_per_group': 4"),
+        ("GN", {"num_groups": 1, "hand_over": True}, "a hand-over begins with BN"),
+        ("FrozenBN", {}, None),
+    ],
+)
+def test_weights_of_a_conversion_are_of_the_gn_that_the_class_is_given(
+    norm: str, options: dict, message: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.pth"
+    cfg = get_cfg()
+    gn_det.add_gn_config(cfg)
+    cfg.MODEL.GN.NUM_GROUPS = 1
+    write_converted(file, timm.create_model("resnet10t").state_dict(), cfg)
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        TimmBackbone("resnet10t", weights=str(file), norm=norm, **options)

@@ -1,0 +1,153 @@
+"""timm's models as backbones: any that timm can build with features_only, by its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import Backbone
+from torch import Tensor
+
+from gn_det.errors import InputError
+from gn_det.injection.eval_mode import eval_mode
+from gn_det.modeling.timm_backbone.converted import check_gn_of_weights
+from gn_det.modeling.timm_backbone.create import create
+from gn_det.modeling.timm_backbone.frozen_norm import freeze_batch_norms
+from gn_det.modeling.timm_backbone.stages import first_stages, parameters_behind
+from gn_det.modeling.with_gn import with_gn
+from gn_det.utils import reason_of
+
+__all__ = ["TimmBackbone"]
+
+
+class TimmBackbone(Backbone):
+    """A model of timm that returns its feature maps, named by their strides.
+
+    The map of stride 4 is ``res2``, that of stride 8 ``res3``, and so on, as in Detectron2's
+    ResNets. Parts of the model that no map comes from do not train.
+
+    Args:
+        name: of a model that ``timm.create_model(name, features_only=True)`` builds.
+        out_indices: which of its feature maps to return, by their place in timm's ``feature_info``.
+            Default: those of strides 4, 8, 16 and 32.
+        weights: "" for a random start, "timm" for the weights that timm downloads, or a file with
+            the state dict of the model, with or without its classifier, or that of ``body``
+            (.pth, .safetensors). Of a training with averaged weights (``state_dict_ema``,
+            ``model_ema``) these are taken.
+        norm: "FrozenBN" (default), "BN" or "GN": what the model's BN layers become. Frozen layers
+            keep their activation. Where GN has no map to normalize, as in gates behind global
+            pooling, "GN" freezes BN. Other norms, such as ConvNeXt's, stay.
+        freeze_at: stages that do not train, and whose BN is frozen: 1 is the stem (all up to stride
+            2), 2 adds what leads to ``res2``, up to 5 for all. Default: 0, for none.
+        options: those of :func:`gn_det.inject` and ``recompute``, for norm "GN".
+
+    Attributes:
+        name, weights: as given.
+        body: the model of timm.
+
+    Raises:
+        InputError: timm is not installed or knows no such model, there is no such feature map, two
+            have the same stride, weights cannot be read, lack tensors of the model, have others for
+            its parts or were converted for other GN, the model takes pictures of one size alone or
+            gives maps of other sizes than its strides say, or timm does not tell where stage
+            freeze_at ends.
+
+    Example::
+
+        backbone = TimmBackbone("resnet18", freeze_at=2)
+        assert backbone(torch.zeros(1, 3, 64, 64))["res5"].shape == (1, 512, 2, 2)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        out_indices: Sequence[int] = (),
+        weights: str = "",
+        norm: str = "FrozenBN",
+        freeze_at: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if norm not in ("FrozenBN", "BN", "GN"):
+            raise InputError(f"the norm of a timm backbone is {norm!r}, not FrozenBN, BN or GN")
+        if not isinstance(freeze_at, int) or freeze_at > 5:
+            raise InputError(
+                f"MODEL.BACKBONE.FREEZE_AT (freeze_at) is {freeze_at}, and has to be a whole "
+                "number of stages, up to 5"
+            )
+        body = create(name, tuple(out_indices), weights)
+        info = body.feature_info
+        strides = info.reduction()
+        names = [f"res{int(math.log2(stride))}" for stride in strides]
+        if len({*names}) < len(names):
+            raise InputError(
+                f"{name}: the feature maps {list(info.out_indices)} have strides {strides}, and a "
+                "detector takes one of each; choose with MODEL.TIMM.OUT_INDICES (out_indices)"
+            )
+        self.name, self.weights = name, weights
+        self.body = body
+        self._out_features = names
+        self._out_feature_strides = dict(zip(names, strides, strict=True))
+        self._out_feature_channels = dict(zip(names, info.channels(), strict=True))
+        self._size_divisibility = max(level["reduction"] for level in info.info)
+        features = _try(name, self)
+        # DistributedDataParallel waits for the gradient of every parameter that trains.
+        used = parameters_behind(features.values())
+        for parameter in self.parameters():
+            if parameter not in used:
+                parameter.requires_grad = False
+        frozen = first_stages(
+            name, body, freeze_at, dict(zip(strides, features.values(), strict=True))
+        )
+        for module in frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad = False
+        freeze_batch_norms(body, body.modules() if norm == "FrozenBN" else frozen)
+        if norm == "GN":
+            with_gn(self, "backbone", **options)
+            freeze_batch_norms(body, body.modules())
+            if weights:
+                check_gn_of_weights(
+                    weights, body, options, hands_over=bool(options.get("hand_over"))
+                )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Feature maps by name of (N, 3, H, W) pictures, each (N, C, H / stride, W / stride)."""
+        features = self.body(x)
+        if str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC"):
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        return dict(zip(self._out_features, features, strict=True))
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._size_divisibility
+
+
+def _try(name: str, backbone: TimmBackbone) -> dict[str, Tensor]:
+    """Its feature maps of a small picture, with the graph that leads to them."""
+    least = backbone.size_divisibility
+    device = next(backbone.parameters()).device
+    for times in (2, 8):  # some have no padding, and little is too small for them
+        height, width = times * least, (times + 1) * least
+        try:
+            with eval_mode(backbone), torch.enable_grad():
+                features = backbone(torch.zeros(1, 3, height, width, device=device))
+            break
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = reason_of(error)
+    else:
+        raise InputError(
+            f"timm's {name} does not take pictures of any size, as a detector needs it: {reason}"
+        )
+    for key, shape in backbone.output_shape().items():
+        found, wanted = features[key].shape[2:], (height // shape.stride, width // shape.stride)
+        if found != wanted:
+            raise InputError(
+                f"timm's {name} gives a map of {found[0]}x{found[1]} for a picture of "
+                f"{height}x{width}, and a detector takes one of {wanted[0]}x{wanted[1]} at stride "
+                f"{shape.stride}"
+            )
+    return features

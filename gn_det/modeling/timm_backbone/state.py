@@ -1,0 +1,115 @@
+"""State dicts for timm's models: what files hold, and whether a model takes all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from gn_det.errors import InputError
+from gn_det.modeling.timm_backbone.names import classifiers_of, flat_name
+from gn_det.utils import reason_of, some
+
+__all__ = ["check_all_loaded", "check_none_left", "fits", "read_state", "without_prefix"]
+
+
+def read_state(file: str) -> dict[str, Tensor]:
+    """The tensors of a file, which must have numbers."""
+    from timm.models import load_state_dict
+
+    file = str(Path(file).expanduser())
+    if not Path(file).is_file():
+        raise InputError(
+            f"MODEL.TIMM.WEIGHTS (weights of TimmBackbone) {file}: no such file; name one, or "
+            '"timm" for those that timm downloads. tools/convert_bn_to_gn.py --backbone makes what '
+            "recipes call calibrated and distilled, and `make weights/lite0.pth` the others"
+        )
+    try:
+        state = load_state_dict(file, weights_only=True)
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:  # of pickles and archives that are none
+        raise InputError(f"{file} holds no weights that can be read: {reason_of(error)}") from error
+    if not tensors:
+        raise InputError(f"{file} holds no weights")
+    floats = {k: v.float() for k, v in tensors.items() if v.is_floating_point()}
+    broken = [key for key, value in floats.items() if not value.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{file}: {len(broken)} of {len(tensors)} tensors have infinite or no numbers "
+            f"({some(broken, 3)})"
+        )
+    return tensors
+
+
+def without_prefix(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    """The weights of a model that others hold under a name of theirs, such as ``backbone.``."""
+    if state.keys() & names:
+        return state
+    for prefix in dict.fromkeys(key.partition(".")[0] + "." for key in state):
+        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if inside.keys() & names:
+            return inside
+    return state
+
+
+def fits(body: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has each tensor of a model by the model's own name."""
+    return all(
+        key in state and state[key].shape == value.shape for key, value in _tensors(body).items()
+    )
+
+
+def check_all_loaded(body: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
+    """timm loads what fits and says nothing of the rest."""
+    values = {
+        _fingerprint(value.float() if value.is_floating_point() else value)
+        for value in state.values()
+    }
+    # With features, some classes join the parts of a name in another way. What timm fits to the
+    # model, such as position biases, has another size in the file.
+    sizes = {key.replace(".", "_"): value.numel() for key, value in state.items()}
+    own = _tensors(body)
+    missing = [
+        key
+        for key, value in own.items()
+        if _fingerprint(value) not in values
+        and sizes.get(flat_name(key), value.numel()) == value.numel()
+    ]
+    if missing:
+        raise InputError(
+            f"{file} does not fit the timm model: it lacks {len(missing)} of {len(own)} tensors "
+            f"({some(missing, 3)})"
+        )
+
+
+def check_none_left(
+    whole: Any, body: nn.Module, state: Mapping[str, Tensor], file: str, *, by_name: bool
+) -> None:
+    """Check that the parts of a model have no more tensors in a file than they can take.
+
+    Files by other names than timm's now, which it translates, are not checked.
+    """
+    heads = {name.partition(".")[0] for name in classifiers_of(whole)}
+    own = {key for key in _tensors(whole) if key.partition(".")[0] not in heads}
+    if not by_name and not own <= state.keys():
+        return
+    known = {*whole.state_dict(), *body.state_dict()}
+    parts = {key.partition(".")[0] for key in known} - heads
+    left = [key for key in state if key not in known and key.partition(".")[0] in parts]
+    if left:
+        raise InputError(
+            f"{file} does not fit the timm model: {len(left)} of its {len(state)} tensors have no "
+            f"place in it ({some(left, 3)}); is it of another model?"
+        )
+
+
+def _tensors(body: nn.Module) -> dict[str, Tensor]:
+    """Those that weights have; the counters of BN are no part of some."""
+    state = body.state_dict()
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _fingerprint(tensor: Tensor) -> tuple[int, float]:
+    return tensor.numel(), tensor.double().sum().item()
