@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gn_det.checkpoint import check_weights_exist
 from gn_det.checkpoint.checkpointer import last_checkpoint
-from gn_det.config.constraints import check_complete_config
+from gn_det.config.combinations import check_complete_config
 from gn_det.data.datasets import register_folders
 from gn_det.engine.command import RunOptions
 from gn_det.engine.folders import written_folder

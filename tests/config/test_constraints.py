@@ -10,7 +10,8 @@ from support.programs import ROOT
 
 from gn_det import InputError
 from gn_det.config import load_config, load_lazy_config
-from gn_det.config.constraints import _RULES, check_complete_config
+from gn_det.config.combinations import check_complete_config
+from gn_det.config.constraints import _RULES
 
 # KEY, VALUE, and what the error says of it.
 WRONG = [
@@ -103,22 +104,6 @@ def test_a_value_that_cannot_work_is_refused_with_what_can(
 def test_all_wrong_values_are_named_at_once() -> None:
     with pytest.raises(InputError, match=r"SEED is -5.*; .*CHECKPOINT_PERIOD is 0"):
         load_config(CONFIG, ["SEED", "-5", "SOLVER.CHECKPOINT_PERIOD", "0"])
-
-
-# Values that are wrong together.
-TOGETHER = [
-    ("SOLVER.NESTEROV True SOLVER.MOMENTUM 0.0", "needs a SOLVER.MOMENTUM above 0"),
-    ("SOLVER.BASE_LR_END 7.0 SOLVER.LR_SCHEDULER_NAME WarmupCosineLR", "is above SOLVER.BASE_LR"),
-    ("SOLVER.LR_SCHEDULER_NAME WarmupStepWithFixedGammaLR SOLVER.MAX_ITER 2", "do not fit into"),
-    ("MODEL.PROPOSAL_GENERATOR.NAME RRPN", "go together"),
-    ("MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals", "needs MODEL.LOAD_PROPOSALS True"),
-]
-
-
-@pytest.mark.parametrize(("overrides", "message"), TOGETHER)
-def test_values_that_do_not_fit_each_other_are_refused(overrides: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        check_complete_config(load_config(CONFIG, overrides.split()))
 
 
 LAZY = [

@@ -21,7 +21,7 @@ import gn_det
 from gn_det import FusedGroupNorm, InputError
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
-from gn_det.config.constraints import check_complete_config
+from gn_det.config.combinations import check_complete_config
 from gn_det.engine import trainer
 from gn_det.engine.hand_over import HandOverHook
 from gn_det.engine.loop import fit

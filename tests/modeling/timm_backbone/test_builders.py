@@ -17,7 +17,7 @@ from torch import nn
 import gn_det
 from gn_det import InputError
 from gn_det.config import load_config
-from gn_det.config.constraints import check_complete_config
+from gn_det.config.combinations import check_complete_config
 from gn_det.engine import trainer as engine
 from gn_det.modeling import TimmBackbone
 
