@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ __all__ = [
     "PARTIAL",
     "amp_dtype",
     "check_regular_file",
+    "commit",
     "make_folder",
     "markdown",
     "nearest",
@@ -69,6 +71,17 @@ def check_regular_file(path: str | Path, what: str) -> None:
         raise InputError(f"{what} {path} cannot be read: {reason_of(error)}") from error
     if not stat.S_ISREG(mode):
         raise InputError(f"{what} {path} {is_} no file, but a folder, device, pipe or socket")
+
+
+def commit() -> str | None:
+    """That of the checkout that gn_det is in, marked where it has changes; None outside of one."""
+    asked = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def make_folder(path: Path) -> None:

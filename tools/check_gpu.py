@@ -277,7 +277,13 @@ def step_rows(
     from gn_det.config import get_config
     from gn_det.studies.comparison.cost import step_seconds
     from gn_det.studies.kernels.training_step import made_up_batch
-    from gn_det.studies.memory.step import VARIANTS, build_variant, count_step, measure_step
+    from gn_det.studies.memory.step import (
+        DETECTRON2_GN,
+        VARIANTS,
+        build_variant,
+        count_step,
+        measure_step,
+    )  # fmt: skip
     from gn_det.utils import amp_dtype
 
     cfg = get_config(extent.config)
@@ -302,7 +308,7 @@ def step_rows(
             "images": of_size(*images_of_size),
             "precision": "AMP" if amp else "fp32",
             "step ms": 1000 * seconds[variant],
-            "of Detectron2's GN": seconds[variant] / seconds["Detectron2's GN"],
+            "of Detectron2's GN": seconds[variant] / seconds[DETECTRON2_GN],
             "forecast MiB": count_step(cfg, variant, *images_of_size).total / 2**20,
         }
         if device.type == "cuda":
@@ -316,11 +322,13 @@ def step_rows(
 
 def share_weights(models: dict[str, torch.nn.Module]) -> None:
     """Give the models with GN the same weights, and frozen BN such as leave values finite."""
-    theirs = models["Detectron2's GN"].state_dict()
+    from gn_det.studies.memory.step import DETECTRON2_GN, FROZEN_BN
+
+    theirs = models[DETECTRON2_GN].state_dict()
     for variant, model in models.items():
-        if variant != "frozen BN":
+        if variant != FROZEN_BN:
             model.load_state_dict(theirs)
-    for module in models["frozen BN"].modules():
+    for module in models[FROZEN_BN].modules():
         if type(module).__name__ == "FrozenBatchNorm2d":
             module.weight.fill_(0.5)  # a frozen identity would let random blocks add up
 
@@ -335,6 +343,8 @@ def check_models(
     """
     from detectron2.utils.events import EventStorage
 
+    from gn_det.studies.memory.step import DETECTRON2_GN, GN_DET, RECOMPUTE
+
     features = {}
     for variant, model in models.items():
         with EventStorage(), torch.no_grad():
@@ -342,8 +352,8 @@ def check_models(
             features[variant] = model.backbone(model.preprocess_image(batch).tensor)
         if not math.isfinite(loss):
             raise ArithmeticError(f"the loss of {variant} is {loss}")
-    for variant in ("gn_det", "gn_det, RECOMPUTE"):
-        for level, truth in features["Detectron2's GN"].items():
+    for variant in (GN_DET, RECOMPUTE):
+        for level, truth in features[DETECTRON2_GN].items():
             difference = (features[variant][level] - truth).float()
             error = (difference.norm() / truth.float().norm()).item()
             if not error < tolerance:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import shlex
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,28 +31,24 @@ from gn_det.engine.schedule import resolve_schedule, stretched
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
-from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
 from gn_det.data.coco import read_coco
 from gn_det.data.datasets import register_folders
 from gn_det.data.facts import facts_of
-from gn_det.data.train_loader import build_train_loader
 from gn_det.errors import InputError
-from gn_det.plots.curves import read_metrics
 from gn_det.plots.figures import deviation
-from gn_det.studies.comparison.cost import saved_bytes, step_seconds
+from gn_det.studies.comparison.cost import costs_of
 from gn_det.studies.comparison.matrix import Run, check_comparable, check_folders, run_all
 from gn_det.studies.comparison.outcome import Comparison, Outcome
 from gn_det.studies.comparison.parts import hold_out_a_quarter, write_part
 from gn_det.studies.comparison.rates import Scores, best_rates, scores_of
 from gn_det.studies.comparison.report import write_report, write_summary
-from gn_det.studies.comparison.results import TASKS, Cost, RunResult, results_of
+from gn_det.studies.comparison.results import TASKS, RunResult, result_of, results_of
 from gn_det.studies.conversion.backbone import convert_backbone, settings_of, source_of
 from gn_det.studies.recommendation.measured import Row, read_rows, rows_text
-from gn_det.utils import write_atomically
+from gn_det.utils import commit, write_atomically
 
 
 def main() -> int:
@@ -137,7 +132,7 @@ def compare(
     data = checked(runs, options, folder, data)
     check_folders(runs)
     results, failures = trained(runs, args)
-    costs = measure(runs)
+    costs = costs_of(runs)
     compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
     write_report(folder, compared, recipes, held_out(data), results, costs, scores)
     forget(data)
@@ -160,7 +155,7 @@ def trained(
 ) -> tuple[list[RunResult], dict[str, str]]:
     """What the runs reached, those that are not finished being trained; and why some failed."""
     failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
-    return [result(run, failures.get(run.name, "")) for run in runs], failures
+    return [result_of(run, failures.get(run.name, "")) for run in runs], failures
 
 
 def rates(
@@ -189,7 +184,7 @@ def rates(
     trained(every, args)
     forget(divided)
     register_folders(data.folders)
-    return scores_of({lr: [result(run, failure(run)) for run in runs[lr]] for lr in args.lrs})
+    return scores_of({lr: [result_of(run, failure(run)) for run in runs[lr]] for lr in args.lrs})
 
 
 def failure(run: Run) -> str:
@@ -303,48 +298,6 @@ def at_length(
     return changed
 
 
-def result(run: Run, failure: str) -> RunResult:
-    """What a run has left in metrics.json, by the images that it had seen."""
-    step = run.cfg.SOLVER.IMS_PER_BATCH * run.cfg.SOLVER.ACCUMULATE_STEPS
-    curves = {}
-    if (run.folder / "metrics.json").exists():
-        metrics = read_metrics(run.folder / "metrics.json")
-        for name in ("bbox/AP", "segm/AP", "total_loss"):
-            if name in metrics:
-                curves[name] = {
-                    min(iteration + 1, run.cfg.SOLVER.MAX_ITER) * step: value
-                    for iteration, value in sorted(metrics[name].items())
-                }
-    return RunResult(run.recipe, run.ims_per_gpu, run.seed, step, failure, curves)
-
-
-def measure(runs: Sequence[Run]) -> list[Cost]:
-    """Cost of a step of every recipe as it ended, on the first images that the runs train on."""
-    costs = []
-    for ims_per_gpu in dict.fromkeys(run.ims_per_gpu for run in runs):
-        models, batch = {}, None
-        for run in runs:
-            if run.ims_per_gpu != ims_per_gpu or run.recipe in models or not run.finished:
-                continue
-            cfg = run.cfg.clone()
-            cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = ims_per_gpu, 0
-            cfg.MODEL.GN.HAND_OVER_STEPS = 0
-            batch = batch or next(iter(build_train_loader(cfg)))
-            models[run.recipe] = build_model(cfg).train()
-            Checkpointer(models[run.recipe]).load(str(run.folder / "model_final.pth"))
-        seconds = step_seconds(models, batch)
-        costs += [
-            Cost(
-                name,
-                ims_per_gpu,
-                saved_bytes(model, batch) / 2**20 / ims_per_gpu,
-                seconds[name] / ims_per_gpu,
-            )
-            for name, model in models.items()
-        ]
-    return costs
-
-
 def write_measured(
     args: argparse.Namespace, recipes: dict[str, CfgNode], outcomes: Sequence[Outcome]
 ) -> None:
@@ -373,21 +326,12 @@ def write_measured(
                     mask_ap=statistics.mean(mask) if mask else None,
                     mask_deviation=deviation(mask) if mask else None,
                     seeds=len(box),
-                    commit=commit(),
+                    commit=commit() or "",
                 )
                 rows.append(row)
     there = read_rows(file) if file.exists() else []
     anew = {row.key for row in rows}
     write_atomically(file, rows_text([*(row for row in there if row.key not in anew), *rows]))
-
-
-def commit() -> str:
-    """Of the checkout that this program is in; empty where there is none."""
-    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def held_out(data: RunData) -> str:

@@ -30,7 +30,7 @@ from gn_det.studies.memory.plan import (
     plan_table,
     plot_plan,
 )
-from gn_det.studies.memory.step import VARIANTS, StepMemory, measure_step
+from gn_det.studies.memory.step import GN_DET, RECOMPUTE, StepMemory, measure_step
 
 NOT_COUNTED = f"""Not counted: CUDA's context, the workspace of convolutions, gradients of
 activations, what losses, proposals and sampling keep, fragmentation. "fits" leaves
@@ -93,7 +93,7 @@ def measured(cfg: CfgNode, step: Step, steps: dict[Step, StepMemory]) -> str:
 
 def own(cfg: CfgNode) -> str:
     """The variant that the config asks for, with GN."""
-    return VARIANTS[-1] if cfg.MODEL.GN.RECOMPUTE else VARIANTS[-2]
+    return RECOMPUTE if cfg.MODEL.GN.RECOMPUTE else GN_DET
 
 
 def default_sizes(cfg: CfgNode) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from gn_det.errors import InputError
 from gn_det.modeling.with_gn import puts_gn_into_the_backbone
 from gn_det.studies.conversion.backbone import source_of
 from gn_det.studies.memory.plan import Card
-from gn_det.studies.memory.step import VARIANTS, count_step
+from gn_det.studies.memory.step import GN_DET, count_step
 from gn_det.studies.recommendation.measured import MEASURED, Row, read_rows
 from gn_det.studies.recommendation.nearest import best_row, far_in, nearest_rows
 from gn_det.utils import table
@@ -69,7 +69,7 @@ def images_that_fit(gpu_memory: str | None) -> int:
     size = (max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)
     fitting = 0
     for number in IMAGES_TRIED:
-        if card.fits(count_step(cfg, VARIANTS[-2], number, size)):
+        if card.fits(count_step(cfg, GN_DET, number, size)):
             fitting = number
     print(
         f"On {card.num_bytes / 2**30:.1f} GiB, {fitting} images of {size[0]}x{size[1]} fit with GN."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from gn_det.classification.networks import (
     check_network,
     stacked,
 )
+from gn_det.config.differences import check_same
 from gn_det.data.train_loader import TrainLoader, set_up_worker
 from gn_det.engine.loop import fit
 from gn_det.engine.step import AccumulatingTrainer
@@ -173,13 +174,60 @@ def train_classifier(
     if resume and finished:
         return finished
     if comm.is_main_process():
-        for split, images in (("train", train), ("val", val)):
-            if isinstance(images, ObjectCrops) and images.found:
-                file = Path(output_dir) / "datasets" / f"{split}.txt"
-                file.parent.mkdir(exist_ok=True)
-                write_atomically(file, images.found + "\n")
+        _write_found(output_dir, {"train": train, "val": val})
     torch.manual_seed(recipe.seed)
     classifier = recipe.build(len(train.classes)).to(device)
+    trainer = _trainer(recipe, classifier, train, device, num_workers)
+    checkpointer = Checkpointer(trainer.model, str(output_dir), trainer=trainer)
+    termination = TerminationHook(checkpointer)
+
+    def evaluate() -> float:
+        if comm.get_world_size() > 1:  # BN's averages are each process's own since the last step
+            for buffer in classifier.buffers():
+                dist.broadcast(buffer, 0)
+        return termination.evaluating(lambda: error_rate(classifier, val, num_workers=num_workers))
+
+    errors = EpochErrors(steps, evaluate)
+    max_iter = steps * recipe.epochs
+    writers: list[EventWriter] = []
+    if comm.is_main_process():
+        settings = {**asdict(recipe), **circumstances}
+        write_atomically(output_dir / _RECIPE, json.dumps(settings, indent=2) + "\n")
+        if quiet:
+            writers = [JSONWriter(str(output_dir / "metrics.json"))]
+        else:
+            writers = build_writers(str(output_dir), max_iter)
+    fit(
+        trainer,
+        checkpointer,
+        SCHEDULES[recipe.schedule],
+        max_iter,
+        weights=weights,
+        resume=resume,
+        checkpoint_period=steps,
+        max_to_keep=1,
+        writers=writers,
+        log_period=min(20, steps),  # of what an epoch has measured, each writing takes the last
+        more_hooks=[errors, *more_hooks],
+        termination=termination,
+    )
+    if not comm.is_main_process():
+        return {}
+    return _write_outcome(recipe, output_dir, classifier, errors)
+
+
+def _write_found(output_dir: Path, splits: Mapping[str, Dataset]) -> None:
+    """What was found in the data, where there was something."""
+    for split, images in splits.items():
+        if isinstance(images, ObjectCrops) and images.found:
+            file = output_dir / "datasets" / f"{split}.txt"
+            file.parent.mkdir(exist_ok=True)
+            write_atomically(file, images.found + "\n")
+
+
+def _trainer(
+    recipe: ClassifierRecipe, classifier: Classifier, train: Dataset, device: str, num_workers: int
+) -> AccumulatingTrainer:
     optimizer = torch.optim.SGD(
         classifier.parameters(),
         lr=recipe.lr * recipe.ims_per_gpu / 32,
@@ -197,43 +245,7 @@ def train_classifier(
         collate_fn=list,
     )
     model = wrap_ddp(classifier, device)
-    trainer = AccumulatingTrainer(model, loader, optimizer, 1, amp_dtype(recipe.amp), recipe.seed)
-    checkpointer = Checkpointer(model, str(output_dir), trainer=trainer)
-    termination = TerminationHook(checkpointer)
-
-    def evaluate() -> float:
-        if comm.get_world_size() > 1:  # BN's averages are each process's own since the last step
-            for buffer in classifier.buffers():
-                dist.broadcast(buffer, 0)
-        return termination.evaluating(lambda: error_rate(classifier, val, num_workers=num_workers))
-
-    errors = EpochErrors(steps, evaluate)
-    max_iter = steps * recipe.epochs
-    main = comm.is_main_process()
-    writers: list[EventWriter] = []
-    if main:
-        settings = {**asdict(recipe), **circumstances}
-        write_atomically(output_dir / _RECIPE, json.dumps(settings, indent=2) + "\n")
-        writers = (
-            [JSONWriter(str(output_dir / "metrics.json"))]
-            if quiet
-            else build_writers(str(output_dir), max_iter)
-        )
-    fit(
-        trainer,
-        checkpointer,
-        SCHEDULES[recipe.schedule],
-        max_iter,
-        weights=weights,
-        resume=resume,
-        checkpoint_period=steps,
-        max_to_keep=1,
-        writers=writers,
-        log_period=min(20, steps),  # of what an epoch has measured, each writing takes the last
-        more_hooks=[errors, *more_hooks],
-        termination=termination,
-    )
-    return _write_outcome(recipe, output_dir, classifier, errors) if main else {}
+    return AccumulatingTrainer(model, loader, optimizer, 1, amp_dtype(recipe.amp), recipe.seed)
 
 
 @torch.no_grad()
@@ -282,12 +294,7 @@ def finished_results(
     file, results = folder / _RECIPE, folder / _RESULTS
     if not file.exists():
         return None
-    before, now = read_json(file, dict), {**asdict(recipe), **circumstances}
-    changed = ", ".join(
-        f"{key} {before.get(key)} ({now[key]} now)" for key in now if now[key] != before.get(key)
-    )
-    if changed:
-        raise InputError(f"{folder} began with {changed}; leave it so, or name another folder")
+    check_same(folder, read_json(file, dict), {**asdict(recipe), **circumstances})
     return read_json(results, dict) if results.exists() else None
 
 

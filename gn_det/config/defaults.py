@@ -49,7 +49,7 @@ def add_gn_config(cfg: CfgNode) -> None:
     # Compute norms and ReLUs again in the backward pass: GN in the activation memory of frozen BN.
     cfg.MODEL.GN.RECOMPUTE = False
     # Steps at the beginning of a training in which GN takes over from the frozen BN that it
-    # replaces, by and by; 0 for GN from the first step.
+    # replaces, gradually; 0 for GN from the first step.
     cfg.MODEL.GN.HAND_OVER_STEPS = 0
 
     cfg.MODEL.TIMM = CfgNode()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["differences", "settings", "told"]
+from gn_det.errors import InputError
+
+__all__ = ["check_same", "differences", "settings", "told"]
 
 Differences = dict[str, dict[str, Any]]  # values by key, and by the name of the config
 
@@ -26,6 +29,24 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> Differences:
         for key in keys
         if len({repr(values.get(key)) for values in flat.values()}) > 1
     }
+
+
+def check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that what a folder holds has the settings that are asked for.
+
+    Args:
+        folder: named in the error.
+        there: settings with which it was begun.
+        now: those asked for.
+
+    Raises:
+        InputError: they are others, each named with both values.
+    """
+    if others := differences({"the run": there, "what is asked for": now}):
+        raise InputError(
+            f"{folder} holds a run with other settings: {told(others)}. Take the same ones, name "
+            "another folder, or remove that one"
+        )
 
 
 def told(found: Differences) -> str:

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 
 from gn_det.checkpoint.checkpointer import checkpoints_of
 from gn_det.config import load_config
-from gn_det.config.differences import differences, told
+from gn_det.config.differences import check_same
 from gn_det.engine.command import RunOptions
 from gn_det.errors import InputError
 from gn_det.utils import PARTIAL, make_folder, reason_of, with_null, write_atomically, writing
@@ -134,12 +134,7 @@ def check_same_settings(folder: Path, cfg: CfgNode) -> None:
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} holds something that is no run of this program")
         return
-    others = differences({"the run": load_config(file), "the config": cfg})
-    if others:
-        raise InputError(
-            f"{folder} holds a run with other settings: {told(others)}. Name another folder with "
-            "--output, or remove that one"
-        )
+    check_same(folder, load_config(file), cfg)
 
 
 def written_folder(output_dir: str | Path, options: RunOptions) -> Path:

@@ -122,13 +122,7 @@ def check_data(
     Raises:
         InputError: data that a run would fail on, or silently learn nothing from.
     """
-    if options.val and not options.train and not options.eval_only:
-        raise InputError("--val goes with --train")
-    by_name = {name: CocoFolder(name, *paths) for name, *paths in folders}
-    for split, given in (("train", options.train), ("val", options.val)):
-        if given:
-            paths = [str(Path(path).resolve()) for path in given]
-            by_name[_CUSTOM[split]] = CocoFolder(_CUSTOM[split], *paths)
+    by_name = _folders_by_name(options, folders)
     if options.train:
         train, test = [_CUSTOM["train"]], []
     if options.val:
@@ -156,35 +150,71 @@ def check_data(
     )
     for name in [*([] if options.eval_only else train), *test]:
         if name not in by_name:
-            dataset = _check_registered_images(name, value_range)
-            if name in train and dataset:
-                data.fingerprints[name] = fingerprint(dataset)
-            if name in test:
-                check_evaluator(name)
+            _check_registered(data, name, value_range)
             continue
-        checked = read(by_name[name], known=data.categories)
+        folder = by_name[name]
+        checked = read(folder, known=data.categories)
         if checked.undecided:
-            others = [by_name[other] for other in [*train, *test] if other in by_name]
-            as_stored = _drawn_as_stored(read, [f for f in others if f.name != name])
-            checked = read(by_name[name], known=data.categories, as_stored=as_stored)
-        check_objects(checked, training=name in train, keypoints=keypoints)
-        dataset = checked.dataset
-        data.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
-        if keypoints:
-            _settle_keypoints(data, dataset, by_name[name])
-        if name in train:
-            data.has_rle_masks |= any(
-                isinstance(a.get("segmentation"), dict) and not a.get("iscrowd")
-                for a in dataset["annotations"]
-            )
-        if checked.bad_images and not (options.skip_bad_images and _has_objects_left(checked)):
-            advice = "; --skip-bad-images leaves them out" if _has_objects_left(checked) else ""
-            raise InputError(f"{by_name[name].json_file}: {_describe(checked)}{advice}")
-        if name in train:
-            data.fingerprints[name] = fingerprint(checked.used)
-        if checked.needs_copy or checked.findings.table():
-            data.checked[name] = checked
+            others = [other for other in data.folders if other.name != name]
+            as_stored = _drawn_as_stored(read, others)
+            checked = read(folder, known=data.categories, as_stored=as_stored)
+        _take_folder(data, folder, checked, options.skip_bad_images, keypoints=keypoints)
     return data
+
+
+def _folders_by_name(
+    options: RunOptions, folders: Sequence[Sequence[str]]
+) -> dict[str, CocoFolder]:
+    """Those of the config, and those given on the command line under names of their own."""
+    if options.val and not options.train and not options.eval_only:
+        raise InputError("--val goes with --train")
+    by_name = {name: CocoFolder(name, *paths) for name, *paths in folders}
+    for split, given in (("train", options.train), ("val", options.val)):
+        if given:
+            paths = [str(Path(path).resolve()) for path in given]
+            by_name[_CUSTOM[split]] = CocoFolder(_CUSTOM[split], *paths)
+    return by_name
+
+
+def _check_registered(data: RunData, name: str, value_range: Sequence[float]) -> None:
+    """Check a set that code has registered."""
+    dataset, bad = check_registered(name, value_range)
+    if bad:
+        raise InputError(
+            f"{name}: {len(bad)} of {len(dataset['images'])} images cannot be used: "
+            f"{_named(bad, 5)}; mend them, or hand the set over as --train"
+        )
+    if name in data.train and dataset:
+        data.fingerprints[name] = fingerprint(dataset)
+    if name in data.test:
+        check_evaluator(name)
+
+
+def _take_folder(
+    data: RunData,
+    folder: CocoFolder,
+    checked: CheckedFolder,
+    skip_bad_images: bool,
+    *,
+    keypoints: bool,
+) -> None:
+    """Add to a run's data what was found in a folder, or refuse it."""
+    name, dataset = folder.name, checked.dataset
+    check_objects(checked, training=name in data.train, keypoints=keypoints)
+    data.categories = sorted((c["id"], c["name"]) for c in dataset["categories"])
+    if keypoints:
+        _settle_keypoints(data, dataset, folder)
+    if checked.bad_images and not (skip_bad_images and _has_objects_left(checked)):
+        advice = "; --skip-bad-images leaves them out" if _has_objects_left(checked) else ""
+        raise InputError(f"{folder.json_file}: {_describe(checked)}{advice}")
+    if name in data.train:
+        data.has_rle_masks |= any(
+            isinstance(a.get("segmentation"), dict) and not a.get("iscrowd")
+            for a in dataset["annotations"]
+        )
+        data.fingerprints[name] = fingerprint(checked.used)
+    if checked.needs_copy or checked.findings.table():
+        data.checked[name] = checked
 
 
 def check_config_data(cfg: CfgNode | DictConfig, options: RunOptions) -> RunData:
@@ -312,17 +342,6 @@ def _has_objects_left(checked: CheckedFolder) -> bool:
     return any(
         not a.get("iscrowd") for a in checked.dataset["annotations"] if a["image_id"] not in bad_ids
     )
-
-
-def _check_registered_images(name: str, value_range: Sequence[float]) -> dict[str, Any]:
-    dataset, bad = check_registered(name, value_range)
-    if bad:
-        named = _named(bad, 5)
-        raise InputError(
-            f"{name}: {len(bad)} of {len(dataset['images'])} images cannot be used: {named}; "
-            "mend them, or hand the set over as --train"
-        )
-    return dataset
 
 
 def _describe(checked: CheckedFolder) -> str:

@@ -1,4 +1,4 @@
-"""Hand-over: a GN that starts as the frozen BN that it replaces, and becomes GN by and by."""
+"""Hand-over: a GN that starts as the frozen BN that it replaces, and becomes GN gradually."""
 
 from __future__ import annotations
 

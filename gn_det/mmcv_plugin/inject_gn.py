@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from gn_det import injection
+from gn_det.errors import InputError
 from gn_det.layers import FusedGroupNorm
 from gn_det.mmcv_plugin.exact_boxes import use_exact_boxes
 
@@ -21,6 +23,7 @@ def inject_gn(
     sites: str | Sequence[str] = "default",
     num_groups: int | None = None,
     channels_per_group: int | None = None,
+    min_channels_per_group: int = 1,
     weight_standardization: bool = False,
     recompute: bool = False,
     **arguments: Any,
@@ -36,7 +39,8 @@ def inject_gn(
             from another only adds this one and ``type="InjectGN"``); or its whole config.
         sites: see :func:`gn_det.inject`; or "GN", for the GN layers that the config and the
             defaults of its parts name, and no others.
-        num_groups, channels_per_group, weight_standardization: see :func:`gn_det.inject`.
+        num_groups, channels_per_group, min_channels_per_group, weight_standardization: see
+            :func:`gn_det.inject`. Layers that sites "GN" means keep their own.
         recompute: whether to call :func:`gn_det.recompute` as well.
         arguments: of the model.
 
@@ -44,20 +48,27 @@ def inject_gn(
         The model.
 
     Raises:
-        InputError: as :func:`gn_det.inject`.
+        InputError: as :func:`gn_det.inject`, or options of it beside sites "GN".
     """
+    options = {
+        "num_groups": num_groups,
+        "channels_per_group": channels_per_group,
+        "min_channels_per_group": min_channels_per_group,
+        "weight_standardization": weight_standardization,
+    }
+    defaults = inspect.getfullargspec(inject_gn).kwonlydefaults or {}
+    given = {name: value for name, value in options.items() if value != defaults[name]}
+    if sites == "GN" and given:
+        raise InputError(
+            f'sites "GN" leaves the GN layers that the config names as they are, and {given} would '
+            "change nothing; leave it out, or name other sites"
+        )
     config = model if isinstance(model, dict) else {"type": model}
     built = MODELS.build({**arguments, **config})
     if sites == "GN":
         _use_fused_group_norm(built)
     else:
-        injection.inject(
-            built,
-            sites,
-            num_groups=num_groups,
-            channels_per_group=channels_per_group,
-            weight_standardization=weight_standardization,
-        )
+        injection.inject(built, sites, **options)
     injection.fuse(built)
     use_exact_boxes(built)
     return injection.recompute(built) if recompute else built

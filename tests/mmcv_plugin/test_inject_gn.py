@@ -221,3 +221,17 @@ def test_a_checkpoint_loads_into_the_model_of_its_config(
     load_checkpoint(model, str(tmp_path / "work/iter_3.pth"), strict=True, map_location="cpu")
     x, target = torch.randn(1, 3, 8, 8), torch.zeros(1, 1, 8, 8)
     assert torch.equal(model.eval()(x, target), run.model.eval()(x, target))
+
+
+@pytest.mark.parametrize(
+    "option", [{"num_groups": 1}, {"channels_per_group": 4}, {"weight_standardization": True}]
+)
+def test_options_of_norms_that_stay_as_they_are_are_refused(option: dict) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(option))}.* would change nothing"):
+        MODELS.build({**MODEL, "sites": "GN", **option})
+
+
+def test_groups_have_the_fewest_channels_that_are_asked_for() -> None:
+    model = MODELS.build({**MODEL, "min_channels_per_group": 8})
+    norms = [m for m in model.backbone.modules() if isinstance(m, nn.GroupNorm)]
+    assert [(norm.num_channels, norm.num_groups) for norm in norms] == [(16, 2)] * 4

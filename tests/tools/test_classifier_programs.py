@@ -58,7 +58,7 @@ def test_error_against_batch_size_and_the_gap_of_its_classifiers(
     assert len(finished) == 4
     assert programs("batch_size_sweep", *sweep) == printed
     assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
-    with pytest.raises(InputError, match=r"BN-64ims-seed0 began with lr 0.1 \(0.2 now\)"):
+    with pytest.raises(InputError, match="BN-64ims-seed0 holds .*: lr is 0.1 in the run, 0.2"):
         programs("batch_size_sweep", *sweep, "--lr", 0.2)
 
     gap = tmp_path / "gap"

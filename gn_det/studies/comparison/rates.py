@@ -34,7 +34,7 @@ def best_rates(scores: Scores) -> dict[tuple[str, int], float]:
     }
 
 
-def rates_table(scores: Scores, tablefmt: str = "github") -> str:
+def rates_table(scores: Scores) -> str:
     """AP of each recipe at each rate, and the rate that was chosen."""
     best = best_rates(scores)
     rates = sorted({lr for by_rate in scores.values() for lr in by_rate})
@@ -48,4 +48,4 @@ def rates_table(scores: Scores, tablefmt: str = "github") -> str:
         for (recipe, ims_per_gpu), by_rate in scores.items()
     ]
     headers = ["", "images at a time", *(f"AP at {lr:g}" for lr in rates), "chosen"]
-    return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
+    return table(rows, headers, tablefmt="github", disable_numparse=True)

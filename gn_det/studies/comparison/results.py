@@ -7,8 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gn_det.engine.evaluation import ap_of
+from gn_det.plots.curves import read_metrics
+from gn_det.studies.comparison.matrix import Run
 
-__all__ = ["TASKS", "Cost", "RunResult", "metrics_of", "pairs_of", "recipes_of", "results_of"]
+__all__ = [
+    "TASKS",
+    "Cost",
+    "RunResult",
+    "metrics_of",
+    "pairs_of",
+    "recipes_of",
+    "result_of",
+    "results_of",
+]
 
 
 TASKS = {"bbox/AP": "box AP", "segm/AP": "mask AP"}
@@ -60,6 +71,21 @@ class Cost:
     ims_per_gpu: int
     activation_mb: float
     seconds: float
+
+
+def result_of(run: Run, failure: str) -> RunResult:
+    """What a run has left in metrics.json, by the images that it had seen."""
+    step = run.cfg.SOLVER.IMS_PER_BATCH * run.cfg.SOLVER.ACCUMULATE_STEPS
+    curves = {}
+    if (run.folder / "metrics.json").exists():
+        metrics = read_metrics(run.folder / "metrics.json")
+        for name in ("bbox/AP", "segm/AP", "total_loss"):
+            if name in metrics:
+                curves[name] = {
+                    min(iteration + 1, run.cfg.SOLVER.MAX_ITER) * step: value
+                    for iteration, value in sorted(metrics[name].items())
+                }
+    return RunResult(run.recipe, run.ims_per_gpu, run.seed, step, failure, curves)
 
 
 def metrics_of(results: Sequence[RunResult]) -> list[str]:

@@ -75,7 +75,6 @@ def conversion_report(
     calibration: Calibration,
     metric: str = "",
     values: Mapping[str, float] | None = None,
-    plot: str = "conversion.png",
 ) -> str:
     """The report in Markdown.
 
@@ -84,7 +83,6 @@ def conversion_report(
         how: a paragraph on the calibration set, and on what loads the weights.
         calibration: of the norms.
         metric, values: see :func:`stage_table`; no values where nothing was evaluated.
-        plot: address of what :func:`plot_conversion` drew.
     """
     stages = f"## By stage\n\n{stage_table(metric, values)}\n\n" if values else ""
     return f"""# {markdown(source)} from BN to GN
@@ -98,7 +96,7 @@ converted model and bn that of the BN layer in the model as it was, its mean tha
 no better than a constant in each channel. Copied: with γ, β of the BN. Calibrated: with γ, β fitted
 by least squares, in {calibration.passes} passes over the calibration set.
 
-![Error of each norm]({plot})
+![Error of each norm](conversion.png)
 
 {calibration.to_markdown()}
 """

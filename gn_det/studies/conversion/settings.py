@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gn_det.config.differences import differences
-from gn_det.errors import InputError
+from gn_det.config.differences import check_same
 from gn_det.utils import read_json, write_atomically
 
 __all__ = ["UNFINISHED", "keep_settings", "seed_in"]
@@ -26,19 +25,10 @@ def keep_settings(file: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: they are others, each named with both values.
     """
-    if not file.exists():
+    if file.exists():
+        check_same(file.parent, read_json(file, dict), settings)
+    else:
         write_atomically(file, json.dumps(settings, indent=2) + "\n")
-        return
-    found = read_json(file, dict)
-    others = differences({"there": found, "now": settings})
-    if others:
-        there, now = (
-            {key: values[name] for key, values in others.items()} for name in ("there", "now")
-        )
-        raise InputError(
-            f"{file.parent} has weights of other settings: {there} there, and {now} now; remove "
-            "it, or name another folder"
-        )
 
 
 def seed_in(file: Path) -> int:

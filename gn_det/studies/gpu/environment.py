@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from gn_det.ops.backend import TRITON_VERSION
+from gn_det.utils import commit
 
 __all__ = ["environment"]
 
@@ -20,7 +19,7 @@ _PACKAGES = ("torchvision", "detectron2", "sal-detectron2", "apex", "liger-kerne
 def environment(device: torch.device) -> dict[str, Any]:
     """Facts by name; what is not there is left out."""
     facts: dict[str, Any] = {
-        "commit": _commit(),
+        "commit": commit(),
         "Python": platform.python_version(),
         "system": platform.platform(),
         "PyTorch": torch.__version__,
@@ -42,17 +41,3 @@ def environment(device: torch.device) -> dict[str, Any]:
             "multiprocessors": card.multi_processor_count,
         }
     return {name: fact for name, fact in facts.items() if fact is not None}
-
-
-def _commit() -> str | None:
-    """That of the checkout, marked where it has changes."""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gn_det.errors import InputError
 from gn_det.plots.figures import new_figure, save_figure
-from gn_det.studies.memory.step import VARIANTS, StepMemory, count_step
+from gn_det.studies.memory.step import RECOMPUTE, VARIANTS, StepMemory, count_step
 from gn_det.utils import table
 
 __all__ = ["MARGIN", "Card", "Step", "advice", "fixed_table", "plan", "plan_table", "plot_plan"]
@@ -111,13 +111,12 @@ def plan_table(steps: dict[Step, StepMemory], card: Card, tablefmt: str = "simpl
     return table(rows, headers, tablefmt=tablefmt, maxheadercolwidths=11)
 
 
-def fixed_table(memory: StepMemory, tablefmt: str = "simple") -> str:
+def fixed_table(memory: StepMemory) -> str:
     """Parameters, gradients and momentum by part of the model, in MiB."""
     kinds = (memory.parameters, memory.gradients, memory.momentum)
     rows = [[part, *(_mib(kind.get(part, 0)) for kind in kinds)] for part in memory.parameters]
     rows.append(["in all", *(_mib(sum(kind.values())) for kind in kinds)])
-    headers = ["", "parameters", "gradients", "momentum"]
-    return table(rows, headers, tablefmt=tablefmt)
+    return table(rows, ["", "parameters", "gradients", "momentum"])
 
 
 def advice(cfg: CfgNode, step: Step, card: Card, sizes: Sequence[tuple[int, int]]) -> str:
@@ -135,7 +134,7 @@ def advice(cfg: CfgNode, step: Step, card: Card, sizes: Sequence[tuple[int, int]
     keys: list[str] = []
     cfg = cfg.clone()
     cfg.defrost()
-    if step.variant != VARIANTS[-1]:
+    if step.variant != RECOMPUTE:
         keys.append("MODEL.GN.RECOMPUTE True")
         if card.fits(memory := _counted(cfg, step)):
             return _told(step, keys, memory)
@@ -223,9 +222,7 @@ def _counted(
     image_size: tuple[int, int] | None = None,
 ) -> StepMemory:
     """The step with recomputation."""
-    return count_step(
-        cfg, VARIANTS[-1], num_images or step.num_images, image_size or step.image_size
-    )
+    return count_step(cfg, RECOMPUTE, num_images or step.num_images, image_size or step.image_size)
 
 
 def _told(step: Step, keys: Sequence[str], memory: StepMemory) -> str:

@@ -32,6 +32,10 @@ from gn_det.modeling.with_gn import gn_options_from_config, with_gn
 from gn_det.utils import amp_dtype
 
 __all__ = [
+    "DETECTRON2_GN",
+    "FROZEN_BN",
+    "GN_DET",
+    "RECOMPUTE",
     "RESNET",
     "VARIANTS",
     "StepMemory",
@@ -46,6 +50,7 @@ __all__ = [
 RESNET = ("stem", "res2", "res3", "res4", "res5")
 
 VARIANTS = ("frozen BN", "Detectron2's GN", "gn_det", "gn_det, RECOMPUTE")
+FROZEN_BN, DETECTRON2_GN, GN_DET, RECOMPUTE = VARIANTS
 
 _SUPPORTED = (
     "GeneralizedRCNN with RPN and StandardROIHeads, CascadeROIHeads or Res5ROIHeads (their GN "
@@ -137,7 +142,7 @@ def memory_rows(num_images: int) -> list[dict[str, Any]]:
     for freeze_at in (0, 2):
         cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
         steps = {v: count_step(cfg, v, num_images, (800, 1333)) for v in VARIANTS}
-        frozen = steps[VARIANTS[0]]
+        frozen = steps[FROZEN_BN]
         rows += [
             {
                 "FREEZE_AT": freeze_at,
@@ -193,10 +198,10 @@ def build_variant(cfg: CfgNode, variant: str) -> nn.Module:
     """
     cfg = _without_gn(cfg)
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).train()
-    if variant != "frozen BN":
-        options = gn_options_from_config(cfg) | {"recompute": variant == "gn_det, RECOMPUTE"}
+    if variant != FROZEN_BN:
+        options = gn_options_from_config(cfg) | {"recompute": variant == RECOMPUTE}
         with_gn(model, cfg.MODEL.GN.SITES, **options)
-    if variant == "Detectron2's GN":
+    if variant == DETECTRON2_GN:
         unfuse(model)
     if cfg.MODEL.CHANNELS_LAST:
         for parameter in model.parameters():

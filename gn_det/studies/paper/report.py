@@ -64,7 +64,6 @@ def error_table(
     column: Callable[[ClassifierResult], Any],
     corner: str,
     metric: str = "val_error",
-    tablefmt: str = "github",
 ) -> str:
     """Errors in percent, mean ± sample standard deviation over the seeds.
 
@@ -73,7 +72,6 @@ def error_table(
         row, column: which cell a classifier belongs to.
         corner: what the columns are.
         metric: "val_error" or "train_error".
-        tablefmt: of tabulate.
     """
     columns = list(dict.fromkeys(map(column, trained)))
     rows = []
@@ -82,7 +80,7 @@ def error_table(
         rows.append(
             [name, *(mean_and_deviation(_errors(cell, metric), len(cell)) for cell in cells)]
         )
-    return table(rows, [corner, *columns], tablefmt=tablefmt, disable_numparse=True)
+    return table(rows, [corner, *columns], tablefmt="github", disable_numparse=True)
 
 
 def describe_degradation(trained: Sequence[ClassifierResult]) -> str:

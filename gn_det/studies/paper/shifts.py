@@ -122,7 +122,7 @@ def gap_csv(errors: Mapping[str, Errors]) -> str:
     )
 
 
-def gap_table(errors: Mapping[str, Errors], tablefmt: str = "github") -> str:
+def gap_table(errors: Mapping[str, Errors]) -> str:
     """A row for each model and shift: error by running averages, then by batches of each size."""
     sizes = list(dict.fromkeys(n for by in errors.values() for _, n in by))
     rows = [
@@ -131,7 +131,7 @@ def gap_table(errors: Mapping[str, Errors], tablefmt: str = "github") -> str:
         for shift in SHIFTS
     ]
     headers = ["", "shift", *(_AVERAGES if n is None else f"batches of {n}" for n in sizes)]
-    return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
+    return table(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def plot_gap(errors: Mapping[str, Errors], png: Path) -> None:

@@ -21,7 +21,7 @@ from gn_det.studies.memory.plan import (
     plan_table,
     plot_plan,
 )
-from gn_det.studies.memory.step import VARIANTS, StepMemory
+from gn_det.studies.memory.step import RECOMPUTE, VARIANTS, StepMemory
 
 GIB = 2**30
 
@@ -59,7 +59,7 @@ def in_gib(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
         cfg: CfgNode, variant: str, num_images: int, image_size: tuple[int, int]
     ) -> StepMemory:
         counted.append(Step(variant, num_images, image_size))
-        factor = (1 if variant == VARIANTS[-1] else 2) * (1 if cfg.SOLVER.AMP.ENABLED else 2)
+        factor = (1 if variant == RECOMPUTE else 2) * (1 if cfg.SOLVER.AMP.ENABLED else 2)
         pixels = image_size[0] * image_size[1]
         return memory(factor * num_images * pixels * GIB // 10_000, fixed=GIB)
 
@@ -98,7 +98,7 @@ def test_the_least_change_that_fits_is_told(gib: float, told: str, in_gib: list[
 def test_what_is_set_already_is_not_advised(in_gib: list[Step]) -> None:
     cfg = get_config("coco/mask_rcnn_R_50_FPN_gn_amp_1x.yaml")
     card = Card(round(2 / (1 - MARGIN) * GIB) + 1)
-    told = advice(cfg, Step(VARIANTS[-1], 2, (100, 100)), card, [])
+    told = advice(cfg, Step(RECOMPUTE, 2, (100, 100)), card, [])
     assert told.endswith(": SOLVER.IMS_PER_GPU 1 SOLVER.ACCUMULATE_STEPS 2 (2.0 GiB)")
 
 

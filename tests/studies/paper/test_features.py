@@ -9,6 +9,8 @@ import pytest
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.engine.hooks import EvalHook
+from matplotlib.figure import Figure
+from support.plots import lines_of
 from torch import nn
 
 from gn_det import FusedGroupNorm, InputError, fuse
@@ -103,10 +105,13 @@ def test_what_has_no_values_is_an_error(module: str, message: str, tmp_path: Pat
         read_features(tmp_path / "f.json")
 
 
-def test_numbers_and_picture(tmp_path: Path) -> None:
+def test_numbers_and_picture(tmp_path: Path, figures: list[Figure]) -> None:
     train(Model(), tmp_path / "f.json", "body", iterations=3, records=3)
     features = {name: read_features(tmp_path / "f.json") for name in ("none", "GN")}
     lines = features_csv(features).splitlines()
     assert lines[0] == "run,iteration,p1,p20,p80,p99" and len(lines) == 7
     plot_features(features, "body", tmp_path / "f.png")
-    assert (tmp_path / "f.png").stat().st_size > 10_000
+    drawn = {axes.get_title(): lines_of(axes) for axes in figures[0].axes}
+    assert drawn == {
+        run: {f"{p}%": [*values[p].items()] for p in values} for run, values in features.items()
+    }
