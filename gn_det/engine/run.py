@@ -35,7 +35,7 @@ class _Start(NamedTuple):
 def check_run(
     cfg: CfgNode | DictConfig, options: RunOptions, folder: Path, data: RunData | None = None
 ) -> RunData:
-    """Check everything that a run needs, and set and register its data sets; write nothing.
+    """Check all that a run needs, and set and register its data sets; nothing is in its folder yet.
 
     In this order: settings that have to fit each other, GPUs and processes, weights, frozen layers,
     annotations and images. Weights that have an address are downloaded.

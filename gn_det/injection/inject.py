@@ -51,15 +51,16 @@ def inject(
 
     A new norm is frozen if the norm that it replaces was frozen. Where that was FrozenBN, or where
     there was none, it is frozen if its convolution is, so FREEZE_AT keeps its meaning. Hooks, and
-    the dropout and activation of timm's norms, are kept. Norms of classes with a forward of their
-    own, norms behind linear layers, and the norms of gates behind global pooling stay as they are.
+    the dropout and activation of timm's norms, are kept.
+
+    These norms stay as they are: those of classes with a forward of their own, behind linear layers,
+    in gates behind global pooling, and those that are pruned, parametrized or read by the code
+    around them. audit lists each, and each convolution without a norm, with the reason.
 
     Subclasses of Detectron2's and torchvision's modules have the sites of their base. In other
-    classes, a part is known by where it hangs in the model (backbone, neck, rpn_head, mask_head).
-    A convolution there gains a norm where an activation follows it, or in a pyramid; predictors and
-    convolutions that predict weights or sampling points of others gain none. Norms of vectors, in
-    gates, and those that are pruned, parametrized or read by the code around them stay. audit lists
-    each of these, and each convolution without a norm, with the reason.
+    classes, a part is known by its name in the model (backbone, neck, rpn_head, mask_head). A
+    convolution there gains a norm where an activation follows it, or in a pyramid; predictors and
+    convolutions that predict weights or sampling points of others gain none.
 
     Call this before you build DistributedDataParallel. γ and β of BN and GN stay the same
     parameters, which an optimizer that was built before still trains; those in the place of

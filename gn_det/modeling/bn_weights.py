@@ -8,7 +8,7 @@ import re
 
 from detectron2.config import CfgNode
 
-__all__ = ["warn_of_bn_weights", "warn_once"]
+__all__ = ["log_once", "warn_of_bn_weights"]
 
 
 def warn_of_bn_weights(cfg: CfgNode) -> None:
@@ -19,7 +19,7 @@ def warn_of_bn_weights(cfg: CfgNode) -> None:
     weights = cfg.MODEL.WEIGHTS
     catalog = re.search(r"ImageNetPretrained/(?!.*GN)", weights)
     if catalog and not cfg.MODEL.GN.HAND_OVER_STEPS:
-        warn_once(
+        log_once(
             f"MODEL.WEIGHTS, {weights}, has BN: GN takes its γ and β without its statistics"
             f"{_frozen(cfg)}. Name weights with GN, such as "
             "detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl with MODEL.RESNETS.STRIDE_IN_1X1 "
@@ -34,6 +34,6 @@ def _frozen(cfg: CfgNode) -> str:
 
 
 @functools.cache
-def warn_once(text: str) -> None:
+def log_once(text: str) -> None:
     """Log a warning, the first time."""
     logging.getLogger("gn_det").warning(text)

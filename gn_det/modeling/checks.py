@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, RetinaNet
 
 from gn_det.errors import InputError
-from gn_det.modeling.bn_weights import warn_once
+from gn_det.modeling.bn_weights import log_once
 from gn_det.modeling.with_gn import WithGN
 
 __all__ = [
@@ -65,7 +65,7 @@ def warn_of_res5_head(cfg: CfgNode) -> None:
     kind = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
     whole = isinstance(kind, type) and issubclass(kind, WithGN)
     if "res5" in cfg.MODEL.ROI_HEADS.NAME.lower() and not whole and not _is_dense(kind):
-        warn_once(
+        log_once(
             f"the res5 stage of {cfg.MODEL.ROI_HEADS.NAME} keeps its own norms, "
             f"{cfg.MODEL.RESNETS.NORM or 'none'}, beside {cfg.MODEL.BACKBONE.NAME}; "
             "MODEL.META_ARCHITECTURE GNGeneralizedRCNN, or gn_det.inject on the whole model, gives "

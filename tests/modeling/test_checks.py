@@ -24,7 +24,7 @@ from torch import nn
 
 import gn_det
 from gn_det.modeling import WithGN
-from gn_det.modeling.bn_weights import warn_once
+from gn_det.modeling.bn_weights import log_once
 
 pytestmark = pytest.mark.usefixtures("without_memory")
 
@@ -107,7 +107,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for registry, entries in theirs.items():
         known = registry._obj_map | {entry.__name__: entry for entry in entries}
         monkeypatch.setattr(registry, "_obj_map", known)
-    warn_once.cache_clear()
+    log_once.cache_clear()
     yield
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 from gn_det.injection.inject import has_bns_values
-from gn_det.modeling.bn_weights import warn_once
+from gn_det.modeling.bn_weights import log_once
 from gn_det.modeling.with_gn import inject_options_from_config
 from gn_det.utils import whole_file
 
@@ -55,7 +55,7 @@ def check_gn_of_weights(
     made_for = _made_for(weights)
     if made_for is None:
         if gn is not None and not hands_over and any(map(_has_values_of_bn, body.modules())):
-            warn_once(
+            log_once(
                 f"MODEL.TIMM.WEIGHTS, {weights}, has BN: GN takes its γ and β without its "
                 f"statistics. Convert it (tools/convert_bn_to_gn.py --backbone), or {_HAND_OVER}"
             )
@@ -65,7 +65,7 @@ def check_gn_of_weights(
             "the weights that it was converted from, or set MODEL.GN.HAND_OVER_STEPS to 0"
         )
     elif gn is None:
-        warn_once(
+        log_once(
             f"MODEL.TIMM.WEIGHTS, {weights}, was converted for GN, and the config gives the "
             "backbone none. Unless your code injects it, name the weights with BN"
         )

@@ -110,6 +110,7 @@ def convert_in_stages(
     }
     metric: dict[str, float] = {}
     levels: dict[str, dict[str, float]] = {}
+    losses: tuple[float, ...] = ()
     teacher = None if to_distill is None else copy.deepcopy(model)
 
     def measure(stage: str, at_that_stage: nn.Module) -> None:
@@ -120,6 +121,9 @@ def convert_in_stages(
         if to_distill is not None and teacher is not None:
             levels[stage] = level_errors(student, teacher, to_distill.held_out, to_distill.features)
 
+    def found() -> Conversion:
+        return Conversion(calibration, dict(metric), dict(levels), losses)
+
     sites = bn_sites(model, **options)
     measure("BN", model)
     if evaluate is not None or to_distill is not None:
@@ -128,11 +132,10 @@ def convert_in_stages(
         compare("copied", copied)
         del copied
     calibration = convert_bn(model, batches, call, sites, **options)
-    conversion = Conversion(calibration, metric, levels)
     measure("calibrated", model)
     compare("calibrated", model)
     if keep is not None:
-        keep(model, conversion)
+        keep(model, found())
     if weight_standardization:
         inject(model, sites, weight_standardization=True)
     if to_distill is not None and teacher is not None:
@@ -145,17 +148,16 @@ def convert_in_stages(
             held_out=to_distill.held_out,
             checkpoint=to_distill.checkpoint,
         )
-        levels["distilled"] = distillation.after
-        conversion = Conversion(calibration, metric, levels, distillation.losses)
+        levels["distilled"], losses = distillation.after, distillation.losses
         measure("distilled", model)
         if keep is not None:
-            keep(model, conversion)
+            keep(model, found())
     if fine_tune is not None:
         fine_tune(model)
         measure("fine-tuned", model)
     if to_distill is not None:
         to_distill.checkpoint.unlink()
-    return conversion
+    return found()
 
 
 def write_weights(model: nn.Module, folder: Path) -> None:

@@ -19,7 +19,7 @@ import gn_det
 from gn_det import InputError
 from gn_det.config import load_config
 from gn_det.modeling import TimmBackbone
-from gn_det.modeling.bn_weights import warn_once
+from gn_det.modeling.bn_weights import log_once
 from gn_det.modeling.timm_backbone.converted import write_converted
 
 MASK_RCNN = ROOT / "configs/timm/mask_rcnn_effnet_lite0_FPN.yaml"
@@ -31,9 +31,9 @@ HAND_OVER = ["MODEL.GN.HAND_OVER_STEPS", "200"]
 
 @pytest.fixture(autouse=True)
 def anew() -> Iterator[None]:
-    warn_once.cache_clear()
+    log_once.cache_clear()
     yield
-    warn_once.cache_clear()
+    log_once.cache_clear()
 
 
 @pytest.fixture(scope="module")
