@@ -53,9 +53,9 @@ def inject(
     there was none, it is frozen if its convolution is, so FREEZE_AT keeps its meaning. Hooks, and
     the dropout and activation of timm's norms, are kept.
 
-    These norms stay as they are: those of classes with a forward of their own, behind linear layers,
-    in gates behind global pooling, and those that are pruned, parametrized or read by the code
-    around them. audit lists each, and each convolution without a norm, with the reason.
+    These norms stay as they are: those of classes with a forward of their own, behind linear
+    layers, in gates behind global pooling, and those that are pruned, parametrized or read by the
+    code around them. audit lists each, and each convolution without a norm, with the reason.
 
     Subclasses of Detectron2's and torchvision's modules have the sites of their base. In other
     classes, a part is known by its name in the model (backbone, neck, rpn_head, mask_head). A
