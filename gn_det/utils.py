@@ -191,7 +191,8 @@ def read_json(path: Path, kind: type[T]) -> T:
 def reason_of(error: BaseException) -> str:
     """What an error says, in one line: that of the system where there is one."""
     lines = str(error).splitlines()
-    return getattr(error, "strerror", None) or (lines[0] if lines else type(error).__name__)
+    said = getattr(error, "strerror", None) or (lines[0] if lines else type(error).__name__)
+    return printable(said)
 
 
 def with_null(value: Any) -> Any:

@@ -126,7 +126,7 @@ def build_with_mmengine(config_file: str, overrides: list[str]) -> nn.Module:
         if external
         else Config.fromfile(config_file)
     )
-    config.merge_from_dict(dict(_override(each) for each in overrides if each != "--"))
+    config.merge_from_dict(dict(_override(each) for each in overrides))
     if "model" not in config:
         raise InputError(f"{config_file} has no model")
     init_default_scope(config.get("default_scope") or "mmengine")

@@ -25,6 +25,7 @@ from gn_det.engine.command import (
     run_command,
 )
 from gn_det.engine.folders import study_folder
+from gn_det.engine.resume import keep_data
 from gn_det.engine.run import check_run
 from gn_det.engine.run_data import RunData
 from gn_det.engine.schedule import resolve_schedule, stretched
@@ -64,21 +65,26 @@ def main() -> int:
     forget(data)
     if len(args.lrs) > 1 or args.parts not in ([], ["all"]):
         training_set(data)
+    if not data.test:
+        raise InputError(
+            "the runs have no held-out set: give --val JSON IMAGES_DIR, or name one in the recipes"
+        )
     with study_folder(args.output):
+        keep_data(args.output / "data.json", data)
         data.write_copies()
         outcomes = []
         for comparison in comparisons(args, options, data):
             same_data = data if comparison.options == options else None
             outcomes.append(compare(comparison, recipes, args, same_data))
-        if args.train:
-            write_measured(args, recipes, outcomes)
-        if len(outcomes) > 1:
-            write_summary(args.output, outcomes)
+            if args.train:
+                write_measured(args, recipes, outcomes[-1:])
+            if len(outcomes) > 1:
+                write_summary(args.output, outcomes)
     return 1 if any(result.failure for o in outcomes for result in o.results) else 0
 
 
 def comparisons(args: argparse.Namespace, options: RunOptions, data: RunData) -> list[Comparison]:
-    """One for each part of the training set and number of steps; the parts are written."""
+    """One for each part of the training set and number of steps; its data are written."""
     found = []
     for part in args.parts or ["all"]:
         for steps in args.steps or [None]:
@@ -86,16 +92,22 @@ def comparisons(args: argparse.Namespace, options: RunOptions, data: RunData) ->
             names = [f"{part}pictures"] * bool(args.parts) + [f"{steps}steps"] * bool(args.steps)
             names += ["quick"] * args.quick
             folder = args.output / "-".join(names)
-            pictures = None if part == "all" else int(part)
-            if pictures is None:
-                found.append(Comparison(folder, options, None, steps))
-                continue
-            json_file, images = training_set(data)
-            part_file = folder / "data" / "train.json"
-            write_part(json_file, pictures, part_file)
-            of_part = replace(options, train=(str(part_file), images))
+            pictures, of_part = None, options
+            if part != "all":
+                json_file, images = training_set(data)
+                pictures, part_file = int(part), folder / "data" / "train.json"
+                write_part(json_file, pictures, part_file)
+                of_part = replace(options, train=(str(part_file), images))
+            if len(args.lrs) > 1:
+                divided = training_set(data)[0] if pictures is None else str(part_file)
+                hold_out_a_quarter(divided, *quarters_in(folder))
             found.append(Comparison(folder, of_part, pictures, steps))
     return found
+
+
+def quarters_in(folder: Path) -> tuple[Path, Path]:
+    """The JSON of the three quarters to train on while learning rates are chosen, and the other."""
+    return folder / "rates" / "data" / "train.json", folder / "rates" / "data" / "val.json"
 
 
 def training_set(data: RunData) -> tuple[str, str]:
@@ -165,10 +177,9 @@ def rates(
 
     The other three quarters are trained on, with the first seed.
     """
-    json_file, images = training_set(data)
+    _, images = training_set(data)
     folder = comparison.folder / "rates"
-    train, val = folder / "data" / "train.json", folder / "data" / "val.json"
-    hold_out_a_quarter(json_file, train, val)
+    train, val = quarters_in(comparison.folder)
     options = replace(comparison.options, train=(str(train), images), val=(str(val), images))
     runs = {}
     for lr in args.lrs:
@@ -312,7 +323,7 @@ def write_measured(
             if box:
                 weights = recipes[recipe].MODEL.WEIGHTS or recipes[recipe].MODEL.TIMM.WEIGHTS
                 row = Row(
-                    data=Path(args.train[0]).absolute().parent.name,
+                    data=name_of_data(args.train[0]),
                     **asdict(outcome.facts),
                     recipe=recipe,
                     config=next(f for f in args.recipes + args.beside if Path(f).stem == recipe),
@@ -332,6 +343,12 @@ def write_measured(
     there = read_rows(file) if file.exists() else []
     anew = {row.key for row in rows}
     write_atomically(file, rows_text([*(row for row in there if row.key not in anew), *rows]))
+
+
+def name_of_data(json_file: str) -> str:
+    """The name of the folder of a data set, whose JSON may be below annotations/, as COCO's is."""
+    folder = Path(json_file).absolute().parent
+    return (folder.parent if folder.name == "annotations" else folder).name
 
 
 def held_out(data: RunData) -> str:
@@ -393,7 +410,7 @@ def parse_arguments() -> argparse.Namespace:
     add_data_arguments(parser)
     add_overrides(parser)
     args = parser.parse_args()
-    for key in ("lrs", "parts", "steps"):
+    for key in ("ims_per_gpu", "lrs", "parts", "seeds", "steps"):
         setattr(args, key, [*dict.fromkeys(getattr(args, key))])
     if args.quick:
         args.seeds = args.seeds[:1]

@@ -159,7 +159,7 @@ def recommendation(
     if row.seeds == 1:
         lines.append("It rests on one seed, so that a difference of a few AP says nothing.")
     others = [o for o in near if o != row and o.images == row.images]
-    close = [o for o in others if o.ims_per_batch <= fitting and row.ap - o.ap < 1]
+    close = [o for o in others if o.ims_at_a_time <= fitting and row.ap - o.ap < 1]
     if close:
         names = ", ".join(f"{o.recipe} at {o.ims_per_batch} a step" for o in close)
         lines.append(f"Within 1 AP of it: {names}.")
@@ -192,7 +192,7 @@ def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> s
     scale = row.ims_per_batch / cfg.SOLVER.IMS_PER_BATCH  # of the reference
     steps = round(row.steps * scale)
     settings: dict[str, object] = {
-        "SOLVER.IMS_PER_GPU": row.ims_per_batch,
+        "SOLVER.IMS_PER_GPU": row.ims_per_batch // cfg.SOLVER.ACCUMULATE_STEPS,
         "SOLVER.BASE_LR": f"{row.lr / scale:g}",
         "SOLVER.MAX_ITER": steps,
     }

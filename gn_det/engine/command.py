@@ -183,9 +183,17 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
+        action=_Overrides,
         metavar="KEY VALUE",
         help="config overrides, after all flags",
     )
+
+
+class _Overrides(argparse.Action):
+    """Overrides, to be recorded without the -- that ends the list of a flag before them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, values[1:] if values[:1] == ["--"] else values)
 
 
 def _open(stream: TextIO | None) -> TextIO:

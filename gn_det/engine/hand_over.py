@@ -59,6 +59,11 @@ class HandOverHook(HookBase):
         if self.trainer.iter >= self.steps:
             self._finish()
             return
+        if self.steps > self.trainer.max_iter:
+            logging.getLogger(__name__).warning(
+                f"this training ends at step {self.trainer.max_iter}, in the middle of a hand-over "
+                f"in {self.steps} steps: its norms are no GN then, and checkpoints hold GN alone"
+            )
         if not self._began:
             self._check_start()
             for name, norm in hand_overs(self.model):
@@ -69,13 +74,13 @@ class HandOverHook(HookBase):
             self._began = True
         for name in self._sums:
             norm = self.model.get_submodule(name)
-            self._watched.append(norm.register_forward_pre_hook(partial(self._watch, name)))
+            self._watched.append(norm.register_forward_pre_hook(partial(_watch, self._step, name)))
 
     def before_step(self) -> None:
         since_fit = self.trainer.iter - self.fitting_steps
         if since_fit >= 0:
             self._fit()
-        self._step = {name: torch.zeros_like(sums) for name, sums in self._sums.items()}
+        self._step.update((name, torch.zeros_like(sums)) for name, sums in self._sums.items())
         for _, norm in hand_overs(self.model):
             norm.alpha = max(since_fit, 0) / max(self.steps - self.fitting_steps, 1)
 
@@ -119,18 +124,6 @@ class HandOverHook(HookBase):
                 "set MODEL.GN.HAND_OVER_STEPS to 0 for these"
             )
 
-    @torch.no_grad()
-    def _watch(self, name: str, norm: HandOver, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
-        if not norm.training or not x.numel():
-            return
-        if not (norm.weight.requires_grad or x.requires_grad):
-            raise InputError(
-                f"{name} is frozen, would become GN, and what feeds it could not adapt: a "
-                "hand-over needs MODEL.BACKBONE.FREEZE_AT 0"
-            )
-        self._step[name] += sums_of_gn(x, norm.num_groups, norm.eps, norm.bn_of(x))
-
     def _stop_watching(self) -> None:
         for handle in self._watched:
             handle.remove()
@@ -139,13 +132,22 @@ class HandOverHook(HookBase):
     def _fit(self) -> None:
         """Set γ, β of GN, once."""
         self._stop_watching()
+        unseen = []
         for name, sums in self._sums.items():
             norm, fit = self.model.get_submodule(name), ChannelFit(sums)
             if not sums.isfinite().all():
                 raise InputError(f"{name}: its input was not finite before the hand-over to GN")
             if fit.count:
                 fit.set(norm)
-        self._sums, self._step = {}, {}
+            else:
+                unseen.append(name)
+        if unseen:
+            logging.getLogger(__name__).warning(
+                f"{len(unseen)} of {len(self._sums)} norms had no input in the first "
+                f"{self.fitting_steps} steps ({some(unseen, 3)}), and become GN with γ and β of BN"
+            )
+        self._sums = {}
+        self._step.clear()
 
     def _finish(self) -> None:
         if any(hand_overs(self.model)):
@@ -177,3 +179,17 @@ class HandOverHook(HookBase):
         for name, sums in state_dict["sums"].items():
             self._sums[name] = sums.to(norms[name].weight.device)
         self._began = True
+
+
+# No method of the hook, since copies and pickles of the model have what watches it.
+@torch.no_grad()
+def _watch(step: dict[str, Tensor], name: str, norm: HandOver, args: tuple[Tensor, ...]) -> None:
+    x = args[0]
+    if not norm.training or not x.numel():
+        return
+    if not (norm.weight.requires_grad or x.requires_grad):
+        raise InputError(
+            f"{name} is frozen, would become GN, and what feeds it could not adapt: a "
+            "hand-over needs MODEL.BACKBONE.FREEZE_AT 0"
+        )
+    step[name] += sums_of_gn(x, norm.num_groups, norm.eps, norm.bn_of(x))

@@ -19,9 +19,9 @@ from gn_det.config.differences import differences, told
 from gn_det.engine.command import RunOptions
 from gn_det.engine.run_data import RunData
 from gn_det.errors import InputError
-from gn_det.utils import reason_of, table, write_atomically
+from gn_det.utils import read_json, reason_of, table, write_atomically
 
-__all__ = ["begin_or_resume"]
+__all__ = ["begin_or_resume", "keep_data"]
 
 # What of a run may change on the way: the solver (but for the images of a step), the evaluation,
 # and how the same is computed.
@@ -62,7 +62,7 @@ def begin_or_resume(
         return
     began = {
         "processes": options.world_size,
-        "data": data.fingerprints,
+        "data": {n: f for n, f in data.fingerprints.items() if n in data.train},
     }
     checkpoint = last_checkpoint(folder) if options.resume else None
     if checkpoint is None:
@@ -149,18 +149,38 @@ def _check_began(began: dict[str, Any], file: Path) -> None:
             f"{file} is damaged ({reason_of(error)}); remove it to resume without a check that the "
             "data are the same"
         ) from error
-    for name, now in began["data"].items():
-        then = data.get(name)
-        if then != now:
-            raise InputError(
-                f"the training set {name} is another than the run began with: {_describe(then)} "
-                f"then, {_describe(now)} now. Take the data as they were, or another output folder"
-            )
+    _check_same_data(data, began["data"])
     if processes != began["processes"]:
         print(
             f"The run began with {processes} processes and goes on with {began['processes']}: "
             "its batches will be other ones than without the change"
         )
+
+
+def keep_data(file: Path, data: RunData) -> None:
+    """Write what tells the data of a study from others, or check that they are the same.
+
+    Args:
+        file: JSON.
+        data: what its runs train and evaluate on.
+
+    Raises:
+        InputError: they are others, or the file is damaged.
+    """
+    if file.exists():
+        _check_same_data(read_json(file, dict), data.fingerprints)
+    else:
+        write_atomically(file, json.dumps(data.fingerprints, indent=2) + "\n")
+
+
+def _check_same_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name, found in now.items():
+        if then.get(name) != found:
+            raise InputError(
+                f"the set {name} is another than the run began with: {_describe(then.get(name))} "
+                f"then, {_describe(found)} now. Take the data as they were, or another output "
+                "folder"
+            )
 
 
 def _describe(fingerprint: dict[str, Any] | None) -> str:

@@ -43,7 +43,7 @@ class RunData:
         keypoints: names of the keypoints of all categories, where the model learns such.
         has_rle_masks: whether objects (not only crowds) have RLE segmentations, which Detectron2
             reads as bitmasks only.
-        fingerprints: by name, what tells the training sets from others; of those that are JSON.
+        fingerprints: by name, what tells the sets from others; of those that are JSON.
         checked: by name, the folders of which something has to be said, or a copy written.
     """
 
@@ -184,7 +184,7 @@ def _check_registered(data: RunData, name: str, value_range: Sequence[float]) ->
             f"{name}: {len(bad)} of {len(dataset['images'])} images cannot be used: "
             f"{_named(bad, 5)}; mend them, or hand the set over as --train"
         )
-    if name in data.train and dataset:
+    if dataset:
         data.fingerprints[name] = fingerprint(dataset)
     if name in data.test:
         check_evaluator(name)
@@ -212,7 +212,7 @@ def _take_folder(
             isinstance(a.get("segmentation"), dict) and not a.get("iscrowd")
             for a in dataset["annotations"]
         )
-        data.fingerprints[name] = fingerprint(checked.used)
+    data.fingerprints[name] = fingerprint(checked.used)
     if checked.needs_copy or checked.findings.table():
         data.checked[name] = checked
 

@@ -24,7 +24,15 @@ from gn_det.errors import InputError
 from gn_det.injection.batches import running_on
 from gn_det.injection.eval_mode import eval_mode
 from gn_det.injection.report import Report
-from gn_det.utils import amp_dtype, check_regular_file, reason_of, some, table, whole_file
+from gn_det.utils import (
+    amp_dtype,
+    check_regular_file,
+    make_folder,
+    reason_of,
+    some,
+    table,
+    whole_file,
+)
 
 __all__ = ["Distillation", "distill", "level_errors"]
 
@@ -98,11 +106,11 @@ def distill(
         Distillation: the error of each level before and after, and the loss of each step.
 
     Raises:
-        InputError: steps is below 1 or lr not above 0, student and teacher are one, give the same
-            features or are swapped, the batches are none or end, the teacher fails on one, feature
-            maps differ in number, names or shapes or have one value for each channel, the loss is
-            not finite, or the checkpoint is of other networks, steps or lr, or of another call or
-            other held-out batches.
+        InputError: steps is below 1 or lr not above 0, student and teacher are one, share tensors,
+            give the same features or are swapped, the batches are none or end, the teacher fails on
+            one or its features are not finite, feature maps differ in number, names or shapes or
+            have one value for each channel, the loss is not finite, or the checkpoint is of other
+            networks, steps or lr, or of another call or other held-out batches.
 
     Example::
 
@@ -118,6 +126,7 @@ def distill(
     are_numbers = isinstance(steps, Integral) and isinstance(lr, Real)
     if not are_numbers or steps < 1 or not 0 < lr < math.inf:
         raise InputError(f"steps {steps!r} and lr {lr!r}: at least 1 step, and an lr above 0")
+    steps, lr = int(steps), float(lr)  # a checkpoint with NumPy's could not be read
     if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
         raise InputError(
             f"distillation goes through the batches again and again, and a "
@@ -125,10 +134,17 @@ def distill(
         )
     if student is teacher:
         raise InputError("the student is the teacher; give a copy of the network with BN")
+    if shared := _shared(student, teacher):
+        raise InputError(
+            f"student and teacher share {len(shared)} parameters or buffers ({some(shared, 3)}), "
+            "and the teacher would change; copy.deepcopy the network with BN before convert_bn"
+        )
     if _has_bn(student) and not _has_bn(teacher):
         raise InputError("the student has BN, and the teacher has none; give them the other way")
     held_out = [*held_out] or [*islice(_endless(batches, 0), 4)]
     file = None if checkpoint is None else Path(checkpoint)
+    if file is not None:
+        make_folder(file.parent)
     start = copy.deepcopy(student.state_dict())
     with _for_distillation(student, teacher):
         try:
@@ -176,6 +192,10 @@ def level_errors(
     for name, (squares, total, total_squares) in sums.items():
         spread = (total_squares - total.square() / counts[name]).sum().item()
         error = squares.sum().item()
+        if not math.isfinite(spread):
+            raise InputError(
+                f"the teacher's {name} is not finite on the held-out batches: are these?"
+            )
         errors[name] = math.sqrt(error / spread) if spread > 0 else math.inf if error else 0.0
     return errors
 
@@ -218,10 +238,11 @@ def _learn(
             loss = torch.stack([_loss(*both) for both in levels.values()]).mean()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                raise InputError(
-                    f"distillation, step {step}: the loss is {losses[-1]}; take a learning rate "
-                    f"below {lr:g}"
-                )
+                if not all(theirs.isfinite().all() for _, theirs in levels.values()):
+                    advice = "the teacher's features are not finite: is the batch?"
+                else:
+                    advice = f"take a learning rate below {lr:g}"
+                raise InputError(f"distillation, step {step}: the loss is {losses[-1]}; {advice}")
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -274,6 +295,13 @@ def _resume(
 
 def _shown(errors: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
+
+
+def _shared(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Names of what is in both networks."""
+    theirs = {*teacher.parameters(), *teacher.buffers()}
+    ours = (*student.named_parameters(), *student.named_buffers())
+    return [name for name, tensor in ours if tensor in theirs]
 
 
 def _has_bn(model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 from gn_det.layers.group_norm import FusedGroupNorm, FusedGroupNormAct
+from gn_det.utils import some
 
 __all__ = ["HandOver", "eps_of", "finish", "hand_over_from", "hand_overs", "statistics_of"]
 
@@ -105,21 +106,27 @@ class HandOverGroupNormAct(HandOver, FusedGroupNormAct):
     """FusedGroupNormAct with a hand-over."""
 
 
+# Running mean, running variance, eps.
+Statistics = tuple[Tensor, Tensor, float]
+
 _CLASSES: dict[type, type] = {
     FusedGroupNorm: HandOverGroupNorm,
     FusedGroupNormAct: HandOverGroupNormAct,
 }
 
 
-def statistics_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Running mean, running variance and eps of each BN of a model, by its name.
+def statistics_of(model: nn.Module) -> dict[str, Statistics | None]:
+    """Running mean, running variance and eps of each BN of a model, by its name; None without.
 
-    BN of any kind that has running statistics, and norms whose hand-over has not begun.
+    BN of any kind that has running statistics, PyTorch's without such, and norms whose hand-over
+    has not begun.
     """
-    found = {}
+    found: dict[str, Statistics | None] = {}
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is not None:
             found[name] = (module.running_mean, module.running_var, eps_of(module))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            found[name] = None
     return found
 
 
@@ -141,16 +148,26 @@ def _measured_eps(bn: nn.Module) -> float:
     return float(bn.forward(ones).max()) ** -2  # whose hooks are of the layer itself
 
 
-def hand_over_from(model: nn.Module, bns: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
-    """Let the GN layers of a model, with γ and β, that replaced BN be handed over, in place.
+def hand_over_from(model: nn.Module, bns: Mapping[str, Statistics | None]) -> None:
+    """Let the GN layers of a model that replaced BN be handed over, in place.
 
     Args:
         model: after inject.
         bns: :func:`statistics_of` the model before inject.
+
+    Raises:
+        InputError: some of these BN layers have no statistics, or no γ and β.
     """
-    for name, module in model.named_modules():
-        if name in bns and type(module) in _CLASSES and module.weight is not None:
-            mean, variance, eps = bns[name]
+    gn = {name: m for name, m in model.named_modules() if name in bns and type(m) in _CLASSES}
+    unable = [name for name, module in gn.items() if bns[name] is None or module.weight is None]
+    if unable:
+        raise InputError(
+            f"{len(unable)} of {len(gn)} BN layers have no statistics, or no γ and β to fit "
+            f"({some(unable, 3)}), and a hand-over needs both"
+        )
+    for name, module in gn.items():
+        if (statistics := bns[name]) is not None:
+            mean, variance, eps = statistics
             module.__class__ = _CLASSES[type(module)]
             module.alpha, module.bn_eps = 1.0, eps
             module.register_buffer("running_mean", mean.detach().clone())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from gn_det import InputError
-from gn_det.engine.command import above_zero, at_least, run_command
+from gn_det.engine.command import above_zero, add_overrides, at_least, run_command
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,13 @@ def test_what_is_no_number_shows_the_usage(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="2"):
         parser.parse_args(["--number", "1.5"])
     assert "argument --number: invalid int value: '1.5'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends_a_list", [False, True])
+def test_what_ends_the_list_of_a_flag_is_no_override(ends_a_list: bool) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", nargs="+", type=int)
+    add_overrides(parser)
+    flag = ["--seeds", "0", "--"] if ends_a_list else []
+    args = parser.parse_args([*flag, "MODEL.DEVICE", "cpu"])
+    assert args.opts == ["MODEL.DEVICE", "cpu"]

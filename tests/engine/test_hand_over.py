@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -367,6 +368,43 @@ def test_it_copies() -> None:
         norm.alpha = 0.5
     x = torch.stack(batches()[0])
     assert torch.equal(copy.deepcopy(model).features(x), model.features(x))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_it_copies_while_gn_is_fitted(copied: Callable, tmp_path: Path) -> None:
+    copies = []
+    see = Recorder(lambda model: copies.append((copied(model), copied(model.state_dict()))))
+    train(handed_over(), tmp_path, max_iter=5, steps=30, hook=see)
+    x = torch.stack(batches()[0])
+    for model, state in copies[:3]:
+        plain = handed_over().eval()
+        plain.load_state_dict(state)
+        assert torch.isfinite(model.features(x)).all()
+
+
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
+def test_bn_that_has_nothing_to_hand_over_is_named(options: dict) -> None:
+    network = with_bn()
+    network.bn = nn.BatchNorm2d(8, **options)
+    with pytest.raises(InputError, match=r"1 of 3 BN layers have no .*\(bn\), and a hand-over"):
+        handed_over(network)
+
+
+def test_norms_that_the_fit_did_not_see_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = with_bn()
+    network.unused = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    nn.init.normal_(network.unused[1].bias)
+    train(handed_over(network), tmp_path)
+    assert "1 of 4 norms had no input in the first 1 steps (unused.1)" in caplog.text
+
+
+def test_a_training_that_ends_in_the_middle_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(handed_over(), tmp_path, max_iter=3)
+    assert "ends at step 3, in the middle of a hand-over in 4 steps" in caplog.text
 
 
 SMALL = ROOT / "configs/small/quickstart.yaml"

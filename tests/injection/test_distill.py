@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -256,7 +258,7 @@ def _another_level_with_bn(model: nn.Module, x: Tensor) -> Tensor:
         ({"batches": []}, "no batches"),
         ({"batches": iter(batches())}, "cannot be read so"),
         ({"call": _another_level_with_bn}, "the student gives feature maps"),
-        ({"call": lambda model, x: model(x)["two"] * float("nan")}, "the loss is nan"),
+        ({"call": lambda model, x: model(x)["two"] * float("nan")}, "output is not finite on the held-out"),
         ({"call": lambda model, x: model(x[:1])["two"].mean((2, 3))}, "one value for each channel"),
         ({"call": lambda model, x: [model(x)["two"], None]}, "gives a NoneType as 1"),
         ({"call": lambda model, x: {"boxes": [model(x)["two"]]}}, "gives a list as boxes"),
@@ -314,3 +316,46 @@ def test_networks_that_are_equal_or_swapped_are_told() -> None:
         gn_det.distill(student, copy.deepcopy(student), batches(), steps=1)
     with pytest.raises(InputError, match="the student has BN, and the teacher has none"):
         gn_det.distill(teacher, student, batches(), steps=1)
+
+
+def test_networks_that_share_tensors_are_told_before_the_teacher_changes() -> None:
+    student, teacher = networks()
+    teacher.second = student.second
+    before = copy.deepcopy(teacher.state_dict())
+    with pytest.raises(InputError, match=r"share 4 parameters or .*\(second.0.weight,.*deepcopy"):
+        gn_det.distill(student, teacher, batches(), steps=1)
+    assert all(map(torch.equal, teacher.state_dict().values(), before.values()))
+
+
+@pytest.mark.parametrize("lr", [1e-3, np.float64(1e-3), np.float32(1e-3)])
+@pytest.mark.parametrize("steps", [6, np.int64(6), np.int32(6)])
+def test_numbers_of_numpy_can_be_continued_as_well(steps: int, lr: float, tmp_path: Path) -> None:
+    calls = count()
+
+    def stops(model: nn.Module, x: Tensor) -> Tensor:
+        if next(calls) > 12:
+            raise KeyboardInterrupt
+        return model(x)
+
+    file = tmp_path / "new" / "folder" / "distillation.pth"
+    with pytest.raises(KeyboardInterrupt):
+        gn_det.distill(*networks(), batches(), steps=steps, lr=lr, checkpoint=file, call=stops)
+    assert file.exists()
+    student, teacher = networks()
+    found = gn_det.distill(student, teacher, batches(), steps=steps, lr=lr, checkpoint=file)
+    again, teacher = networks()
+    assert found.losses == gn_det.distill(again, teacher, batches(), steps=6, lr=float(lr)).losses
+
+
+@pytest.mark.parametrize(
+    ("number", "held_out", "message"),
+    [
+        (2, batches(4)[3:], "step 2: the loss is nan; the teacher's features are not finite"),
+        (0, (), "the teacher's one is not finite on the held-out batches"),
+    ],
+)
+def test_a_batch_that_is_not_finite_is_told(number: int, held_out: list, message: str) -> None:
+    given = batches()
+    given[number][0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match=message):
+        gn_det.distill(*networks(), given, steps=4, held_out=held_out)

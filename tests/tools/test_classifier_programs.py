@@ -157,6 +157,24 @@ def test_features_of_any_module_of_a_detector(
     assert {row["run"] for row in rows(tmp_path / "out/features.csv")} == {"scratch_gn", "frozenbn"}
 
 
+def test_a_sweep_goes_on_with_the_images_that_it_began_with(
+    programs: Callable, tmp_path: Path
+) -> None:
+    folder = small_folder(tmp_path)
+    flags = [
+        "batch_size_sweep", "--data", folder, "--size", 32, "--network", "resnet10", "--epochs", 1,
+        "--device", "cpu", "--norms", "GN", "--seeds", 0, "--output", tmp_path / "out",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="GN-16ims-seed0: 8 images do not make a step of 16"):
+        programs(*flags, "--ims-per-gpu", 4, 16)
+    assert not (tmp_path / "out").exists()
+    programs(*flags, "--ims-per-gpu", 4)
+    programs(*flags, "--ims-per-gpu", 4)
+    next((folder / "train" / "0").iterdir()).unlink()
+    with pytest.raises(InputError, match="training_images is 8 in the run, 7"):
+        programs(*flags, "--ims-per-gpu", 4)
+
+
 def test_groups_without_gn_are_an_error(programs: Callable, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="num_groups 8 .* are of GN, and the norm is BN"):
         programs(

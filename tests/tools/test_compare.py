@@ -29,6 +29,11 @@ def flags(shapes: Path, output: Path, *recipes: str, seeds: tuple[int, ...] = (0
     ]  # fmt: skip
 
 
+def without_val(words: list) -> list:
+    place = words.index("--val")
+    return [*words[:place], *words[place + 3 :]]
+
+
 def steps_of(output: Path) -> dict[str, int]:
     """Lines of metrics.json by run, which grow when a run trains again."""
     return {
@@ -86,7 +91,7 @@ def test_comparing_again_trains_nothing_and_an_interrupted_run_goes_on(
     (interrupted / "results.json").unlink()
     (interrupted / "model_final.pth").unlink()
     (interrupted / "last_checkpoint").write_text("model_0000001.pth")
-    assert call_main(PROGRAM, *flags(shapes, compared)) == 0
+    assert call_main(PROGRAM, *flags(shapes, compared, seeds=(0, 1, 1))) == 0
     after = steps_of(compared)
     assert [name for name in before if after[name] > before[name]] == ["gn-1ims-seed1"]
     assert (interrupted / "results.json").exists()
@@ -114,7 +119,7 @@ def test_what_is_there_is_not_overwritten(
     [
         (lambda s, o: flags(s, o, "bn", "nothing"), r"nothing\.yaml does not exist"),
         (lambda s, o: flags(s, o, "bn", "bn"), "two recipes are called bn"),
-        (lambda s, o: flags(s, o, seeds=(0, 0)), "has bn-1ims-seed0 twice"),
+        (lambda s, o: without_val(flags(s, o)), "the runs have no held-out set: give --val"),
         (lambda s, o: flags(s / "gone", o), r"gone.*train\.json does not exist"),
         (lambda s, o: [*flags(s, o), "MODEL.WEIGHTS", "gone.pth"], r"weights gone\.pth do not"),
     ],
@@ -125,6 +130,17 @@ def test_bad_input_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         call_main(PROGRAM, *asked(shapes, tmp_path / "output"))
     assert not (tmp_path / "output" / "runs").exists()
+
+
+@pytest.mark.slow
+def test_results_on_other_data_are_not_taken_for_those_of_the_new(
+    compared: Path, edit_shapes: Callable, call_main: Callable
+) -> None:
+    before = (compared / "measured.csv").read_text()
+    shapes = edit_shapes(lambda dataset: dataset["annotations"].pop())
+    with pytest.raises(InputError, match="the set custom_train is another than the run began with"):
+        call_main(PROGRAM, *flags(shapes, compared))
+    assert (compared / "measured.csv").read_text() == before
 
 
 @pytest.mark.slow

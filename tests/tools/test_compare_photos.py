@@ -112,6 +112,7 @@ def test_numbers_of_steps_stretch_the_schedule_and_the_hand_over(
     ("change", "message"),
     [
         (["--parts", 7], "a part of 7 pictures: .* has 5 with objects"),
+        (["--parts", "all", 3, "--lrs", 0.01, 0.02], "3 pictures .* it takes 4"),
         (["--steps", 0], "--steps 0: at least 1"),
         (["--parts", "some"], "SystemExit"),
         (["--lrs", 0.01, -1], "--lrs -1.0: a finite number above 0"),

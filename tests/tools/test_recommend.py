@@ -71,6 +71,21 @@ def test_the_recommendation_names_its_row_and_the_command_has_its_schedule(
     assert (cfg.SOLVER.WARMUP_ITERS, cfg.MODEL.GN.HAND_OVER_STEPS) == (200, 400)
 
 
+def test_batches_that_were_accumulated_are_recommended_so(
+    shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    table = tmp_path / "measured.csv"
+    keys = "SOLVER.ACCUMULATE_STEPS 4"
+    table.write_text(rows_text([row(shapes, overrides=keys, ims_per_batch=4, lr=0.04)]))
+    call_main(PROGRAM, shapes, "--measured", table)
+    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    start = command.index("SOLVER.ACCUMULATE_STEPS")
+    reference = load_config(command[command.index("--config-file") + 1], command[start:])
+    cfg = resolve_schedule(reference, 1)
+    images = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE_STEPS
+    assert (images, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (4, 1200, pytest.approx(0.04))
+
+
 def test_weights_that_have_to_be_made_come_with_their_command(
     shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
 ) -> None:

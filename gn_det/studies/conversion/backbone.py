@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from gn_det.modeling.timm_backbone.converted import write_converted
 from gn_det.modeling.with_gn import inject_options_from_config
 from gn_det.studies.conversion.pictures import TrainingPictures, held_out_pictures
-from gn_det.studies.conversion.report import write_report
+from gn_det.studies.conversion.report import images_shown, write_report
 from gn_det.studies.conversion.settings import keep_settings
 from gn_det.studies.conversion.stages import (
     CHECKPOINT,
@@ -62,7 +63,8 @@ def settings_of(cfg: CfgNode, steps: int, num_images: int = CALIBRATION_IMAGES) 
     if weights != "timm":
         check_regular_file(weights, "weights")
         digest.update(Path(weights).read_bytes())
-    pictures = [entry["file_name"] for entry in _training_pictures(cfg)]
+    files = [entry["file_name"] for entry in _training_pictures(cfg)]
+    pictures = [f"{file} {os.path.getsize(file)}" for file in files]
     return {
         "model": cfg.MODEL.TIMM.NAME,
         "weights": f"{Path(weights).name} {digest.hexdigest()[:12]}",
@@ -118,10 +120,10 @@ def convert_backbone(
     model = build_model(bn_cfg).eval()
     backbone = getattr(model.backbone, "bottom_up", model.backbone)
     statistics = copy.deepcopy(backbone.body.state_dict())
-    number = -(-min(len(_training_pictures(cfg)), num_images) // cfg.SOLVER.IMS_PER_BATCH)
-    logging.getLogger(__name__).info(
-        f"fitting γ, β of GN on {number * cfg.SOLVER.IMS_PER_BATCH} training pictures"
-    )
+    total, batch = len(_training_pictures(cfg)), cfg.SOLVER.IMS_PER_BATCH
+    number = -(-min(total, num_images) // batch)
+    fitted = images_shown(number * batch, total)
+    logging.getLogger(__name__).info(f"fitting γ, β of GN on {fitted}")
 
     def features(backbone: nn.Module, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         return backbone(model.preprocess_image(inputs).tensor)
@@ -135,10 +137,10 @@ def convert_backbone(
         state = {**statistics, **backbone.body.state_dict()}
         write_converted(folder / f"{stage}.pth", state, made_for)
         how = (
-            f"γ, β were fitted on {num_images} training pictures (seed {cfg.SEED}) to the BN "
-            f"layers of {markdown(bn_cfg.MODEL.TIMM.WEIGHTS)}: calibrated.pth. Then the backbone "
-            f"learnt the features of that with BN, in {steps} steps of {cfg.SOLVER.IMS_PER_BATCH} "
-            "training pictures: distilled.pth."
+            f"γ, β were fitted on {fitted} (seed {cfg.SEED}) to the BN layers of "
+            f"{markdown(bn_cfg.MODEL.TIMM.WEIGHTS)}: calibrated.pth. Then the backbone learnt the "
+            f"features of that with BN, in {steps} {'step' if steps == 1 else 'steps'} of "
+            f"{batch} training images: distilled.pth."
         )
         write_report(folder, cfg.MODEL.TIMM.NAME, how, conversion, "", settings)
 

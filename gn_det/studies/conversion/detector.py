@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from gn_det.injection import DetectorBatch, run_on_boxes
 from gn_det.injection.convert_bn import bn_sites, has_bn
 from gn_det.modeling.with_gn import groups_from_config
 from gn_det.studies.conversion.pictures import TrainingPictures, held_out_pictures
-from gn_det.studies.conversion.report import write_report
+from gn_det.studies.conversion.report import images_shown, write_report
 from gn_det.studies.conversion.stages import (
     CHECKPOINT,
     FINE_TUNED,
@@ -88,11 +89,14 @@ def convert_detector(
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     evaluation = _Evaluation(cfg, folder)
 
+    total = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
+    fitted = images_shown(calibration_images, total)
+
     def report(conversion: Conversion) -> None:
         how = (
-            f"γ, β were fitted on {calibration_images} training images (seed {cfg.SEED}) to the "
-            f"BN layers of {markdown(cfg.MODEL.WEIGHTS)}. [config.yaml](config.yaml) loads the "
-            f"weights, {WEIGHTS}. It is the config of the model with BN, except for "
+            f"γ, β were fitted on {fitted} (seed {cfg.SEED}) to the BN layers of "
+            f"{markdown(cfg.MODEL.WEIGHTS)}. [config.yaml](config.yaml) loads the weights, "
+            f"{WEIGHTS}. It is the config of the model with BN, except for "
             f"MODEL.META_ARCHITECTURE {gn_cfg.MODEL.META_ARCHITECTURE}, MODEL.GN.SITES "
             f"{gn_cfg.MODEL.GN.SITES} and MODEL.WEIGHTS. Layers that FREEZE_AT froze stay frozen."
         )

@@ -17,7 +17,7 @@ from gn_det.studies.conversion.stages import Conversion
 from gn_det.utils import markdown, table, with_null, write_atomically
 from gn_det.version import __version__
 
-__all__ = ["conversion_report", "plot_conversion", "stage_table", "write_report"]
+__all__ = ["conversion_report", "images_shown", "plot_conversion", "stage_table", "write_report"]
 
 
 def write_report(
@@ -67,6 +67,12 @@ def stage_table(metric: str, values: Mapping[str, float], tablefmt: str = "githu
     """
     rows = [[stage, f"{value:.4g}"] for stage, value in values.items()]
     return table(rows, ["", metric], tablefmt=tablefmt, disable_numparse=True)
+
+
+def images_shown(number: int, total: int) -> str:
+    """How many training images a network saw, of how many there are."""
+    images = f"{number} training image{'s' if number > 1 else ''}"
+    return f"{images}, some of the {total} twice or more" if total < number else images
 
 
 def conversion_report(

@@ -85,13 +85,23 @@ def run_sweep(
     print(json.dumps(asdict(first), indent=2))
     for recipe in recipes.values():
         recipe.check(device)
-    load_images(first.data, first.size, first.max_objects)
+    train, _ = load_images(first.data, first.size, first.max_objects)
+    for name, recipe in recipes.items():
+        if recipe.ims_per_gpu > len(train):
+            raise InputError(
+                f"{name}: {len(train)} images do not make a step of {recipe.ims_per_gpu}"
+            )
     outcomes: dict[str, dict[str, Any] | str] = {}
     threads = max(1, torch.get_num_threads() // jobs)
     with study_folder(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
         waiting = []
         for name, recipe in recipes.items():
-            finished = finished_results(recipe, output / "runs" / name)
+            finished = finished_results(
+                recipe,
+                output / "runs" / name,
+                ims_per_step=recipe.ims_per_gpu,
+                training_images=len(train),
+            )
             if finished:
                 outcomes[name] = finished
                 progress.update()

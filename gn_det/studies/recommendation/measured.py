@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -68,6 +70,13 @@ class Row:
         return *data, *recipe, self.ims_per_batch, self.steps
 
     @property
+    def ims_at_a_time(self) -> int:
+        """Images of a forward pass, of which a step may add up several."""
+        words = shlex.split(self.overrides)
+        keys = dict(zip(words[::2], words[1::2], strict=False))
+        return self.ims_per_batch // int(keys.get("SOLVER.ACCUMULATE_STEPS", 1))
+
+    @property
     def images(self) -> int:
         """That the training saw."""
         return self.steps * self.ims_per_batch
@@ -79,6 +88,11 @@ class Row:
 
 
 _COLUMNS = [field.name for field in fields(Row)]
+# What a data set is compared by, in proportion, and what divides.
+_ABOVE_ZERO = {
+    *("pictures", "classes", "objects_per_picture", "object_size"),
+    *("ims_per_batch", "steps", "lr", "seeds"),
+}
 _KINDS = {field.name: str(field.type) for field in fields(Row)}
 
 
@@ -112,6 +126,8 @@ def _row(file: str | Path, number: int, line: dict[str, str]) -> Row:
         text = line.get(column) or ""
         try:
             values[column] = _value(kind, text)
+            if column in _ABOVE_ZERO and not values[column]:
+                raise ValueError
         except ValueError as error:
             raise InputError(f"{file}, line {number}: {column} is {text!r}, no {kind}") from error
     return Row(**values)
@@ -120,9 +136,12 @@ def _row(file: str | Path, number: int, line: dict[str, str]) -> Row:
 def _value(kind: str, text: str) -> str | int | float | None:
     if kind == "str":
         return text
-    if kind == "int":
-        return int(text)
-    return None if kind == "float | None" and not text else float(text)
+    if kind == "float | None" and not text:
+        return None
+    number = int(text) if kind == "int" else float(text)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError
+    return number
 
 
 def _shown(value: object) -> object:

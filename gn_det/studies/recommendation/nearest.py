@@ -39,7 +39,7 @@ def far_in(facts: DataFacts, row: Row) -> dict[str, tuple[float, float]]:
 
 def best_row(rows: Sequence[Row], images_that_fit: int) -> Row | None:
     """The row with the highest AP among the longest trainings whose batch fits; None where none."""
-    fitting = [row for row in rows if row.ims_per_batch <= images_that_fit]
+    fitting = [row for row in rows if row.ims_at_a_time <= images_that_fit]
     return max(fitting, key=lambda row: (row.images, row.ap), default=None)
 
 

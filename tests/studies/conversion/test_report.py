@@ -11,6 +11,7 @@ from support.plots import lines_of
 from gn_det.injection.convert_bn import Calibration, CalibrationRow
 from gn_det.studies.conversion.report import (
     conversion_report,
+    images_shown,
     level_report,
     plot_conversion,
     plot_distillation,
@@ -81,3 +82,15 @@ def test_errors_and_stages_are_drawn(
     if stages:
         assert more[0].get_title() == "accuracy"
         assert [bar.get_height() for bar in more[0].patches] == [*stages.values()]
+
+
+@pytest.mark.parametrize(
+    ("number", "total", "text"),
+    [
+        (16, 61, "16 training images"),
+        (1, 1, "1 training image"),
+        (4, 3, "4 training images, some of the 3 twice or more"),
+    ],
+)
+def test_images_that_a_network_saw_are_counted(number: int, total: int, text: str) -> None:
+    assert images_shown(number, total) == text

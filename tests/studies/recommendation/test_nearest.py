@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,10 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
         ("", "has the columns None"),
         (rows_text([ROW]).replace("0.02", "fast"), "line 2: lr is 'fast', no float"),
         (rows_text([ROW]).replace(",300,", ",,"), "line 2: steps is '', no int"),
+        (rows_text([replace(ROW, object_size=0.0)]), "line 2: object_size is '0', no float"),
+        (rows_text([replace(ROW, box_ap=math.nan)]), "line 2: box_ap is 'nan', no float"),
+        (rows_text([replace(ROW, objects_per_picture=math.inf)]), "is 'inf', no float"),
+        (rows_text([replace(ROW, seeds=-1)]), "line 2: seeds is '-1', no int"),
     ],
 )
 def test_a_table_of_something_else_is_refused(text: str, message: str, tmp_path: Path) -> None:
