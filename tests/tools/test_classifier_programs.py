@@ -168,8 +168,10 @@ def test_a_sweep_goes_on_with_the_images_that_it_began_with(
     with pytest.raises(InputError, match="GN-16ims-seed0: 8 images do not make a step of 16"):
         programs(*flags, "--ims-per-gpu", 4, 16)
     assert not (tmp_path / "out").exists()
-    programs(*flags, "--ims-per-gpu", 4)
-    programs(*flags, "--ims-per-gpu", 4)
+    assert "an epoch leaves out" not in programs(*flags, "--ims-per-gpu", 4)
+    assert "Of 8 images, an epoch leaves out 2 at 3 per step." in programs(
+        *flags, "--ims-per-gpu", 3
+    )
     next((folder / "train" / "0").iterdir()).unlink()
     with pytest.raises(InputError, match="training_images is 8 in the run, 7"):
         programs(*flags, "--ims-per-gpu", 4)

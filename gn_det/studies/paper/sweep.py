@@ -91,6 +91,10 @@ def run_sweep(
             raise InputError(
                 f"{name}: {len(train)} images do not make a step of {recipe.ims_per_gpu}"
             )
+    sizes = dict.fromkeys(recipe.ims_per_gpu for recipe in recipes.values())
+    left_out = [f"{len(train) % n} at {n} per step" for n in sizes if len(train) % n]
+    if left_out:
+        print(f"Of {len(train)} images, an epoch leaves out {', '.join(left_out)}.")
     outcomes: dict[str, dict[str, Any] | str] = {}
     threads = max(1, torch.get_num_threads() // jobs)
     with study_folder(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
