@@ -116,7 +116,7 @@ def rows_table(rows: list[Row], recommended: Row | None = None) -> str:
         for row in sorted(rows, key=lambda row: (-row.images, -row.ap))
     ]
     headers = [
-        *("", "measured on", "recipe", "weights", "images a step", "steps", "learning rate"),
+        *("", "measured on", "recipe", "weights", "images per step", "steps", "learning rate"),
         *("box AP", "mask AP", "seeds", "commit"),
     ]
     return table(cells, headers, disable_numparse=True)

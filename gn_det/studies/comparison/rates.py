@@ -47,5 +47,5 @@ def rates_table(scores: Scores) -> str:
         ]
         for (recipe, ims_per_gpu), by_rate in scores.items()
     ]
-    headers = ["", "images at a time", *(f"AP at {lr:g}" for lr in rates), "chosen"]
+    headers = ["", "images per GPU", *(f"AP at {lr:g}" for lr in rates), "chosen"]
     return table(rows, headers, tablefmt="github", disable_numparse=True)

@@ -48,7 +48,7 @@ def groups_table(groups: Mapping[str, Sequence[RunResult]], tablefmt: str = "git
             values = [value for run in runs if (value := run.mean_ap) is not None]
             cells.append(mean_and_deviation(values, len(runs)))
         rows.append([recipe, n, *cells])
-    headers = ["", "images at a time", *groups]
+    headers = ["", "images per GPU", *groups]
     return table(rows, headers, tablefmt=tablefmt, disable_numparse=True)
 
 
