@@ -119,7 +119,7 @@ def test_each_recipe_has_the_rate_of_its_highest_ap() -> None:
     # The lower of two that are as good, and where every run failed.
     assert best_rates(scores) == {("bn", 2): 0.01, ("gn", 2): 0.01, ("ws", 2): 0.01}
     lines = rates_table(scores).splitlines()
-    assert lines[0].replace(" ", "") == "||imagesatatime|APat0.01|APat0.02|chosen|"
+    assert lines[0].replace(" ", "") == "||imagesperGPU|APat0.01|APat0.02|chosen|"
     assert lines[3].replace(" ", "") == "|gn|2|2.0|failed|0.01|"
 
 
@@ -130,8 +130,10 @@ def test_a_model_that_finds_nothing_has_an_ap_of_0() -> None:
 
 
 @pytest.fixture
-def pictures() -> Iterator[list[dict]]:
-    entries = [{"file_name": "a.jpg"}, {"file_name": "b.jpg"}]
+def pictures(tmp_path: Path) -> Iterator[list[dict]]:
+    entries = [{"file_name": str(tmp_path / f"{name}.jpg")} for name in "ab"]
+    for entry in entries:
+        Path(entry["file_name"]).write_bytes(b"picture")
     DatasetCatalog.register("pictures", lambda: entries)
     yield entries
     DatasetCatalog.remove("pictures")
@@ -151,6 +153,7 @@ def pictures() -> Iterator[list[dict]]:
         "steps",
         "weights",
         "pictures",
+        "a picture",
     ],
     ids=str,
 )
@@ -166,7 +169,10 @@ def test_weights_are_made_anew_for_other_settings(
     if change == "weights":
         weights.write_bytes(b"another")
     if change == "pictures":
-        pictures.append({"file_name": "c.jpg"})
+        pictures.append(pictures[0])
+    if change == "a picture":
+        Path(pictures[0]["file_name"]).write_bytes(b"another")
+        Path(pictures[1]["file_name"]).write_bytes(b"one more")
     cfg = load_config(file, [*keys, *(change if isinstance(change, list) else [])])
     after = settings_of(cfg, 500 if change == "steps" else 400)
     assert before != after and json.loads(json.dumps(after)) == after
