@@ -71,7 +71,7 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 def _record(root: nn.Module, tracer: _Tracer) -> Record:
-    drawn, watch = _random_states(), Watch(root)
+    drawn, watch = _random_states(), Watch(root, tracer.paths)
     try:
         with warnings.catch_warnings(), watch.running():
             warnings.simplefilter("ignore")
@@ -110,7 +110,7 @@ class _Tracer(fx.Tracer):
     ) -> None:
         super().__init__()
         self.entered = {"": root}
-        self._paths = {module: path for path, module in root.named_modules()}
+        self.paths = {module: path for path, module in root.named_modules()}
         self._forward, self._enters, self._given = forward, enters, given
         self._stand_ins: list[weakref.ref] = []
         self._functions = {
@@ -181,15 +181,15 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        if m not in self._paths:
+        if m not in self.paths:
             raise UntraceableError(f"calls a {type(m).__name__} that is none of its parts")
-        path = self._paths[m]
+        path = self.paths[m]
         if not self._enters(m):
             return self.create_proxy("call_module", path, args, kwargs)
         self.entered[path] = m
         if hasattr(m, "convolved"):
             convolved = self.create_proxy("call_module", path_of(path, "convolved"), args, kwargs)
-            return self.create_proxy("call_module", self._paths[m.norm], (convolved,), {})
+            return self.create_proxy("call_module", self.paths[m.norm], (convolved,), {})
         if "forward" in vars(m):
             raise UntraceableError(f"calls {path}, which has a forward of its own")
         check_code(unfused_kind(m).forward)

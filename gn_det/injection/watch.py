@@ -7,7 +7,7 @@ import copy
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
@@ -65,15 +65,15 @@ class Watch:
 
     Args:
         root: the module.
+        paths: of it and of its parts.
 
     Attributes:
         reads: what the modules hold besides modules and tensors, and was read: by path and name.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, paths: Mapping[nn.Module, str]) -> None:
         self.reads: dict[tuple[str, str], Any] = {}
-        self._root = root
-        self._paths = {module: path for path, module in root.named_modules()}
+        self._root, self._paths = root, paths
         self._states: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
 
     @contextmanager
