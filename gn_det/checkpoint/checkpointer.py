@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -289,7 +290,10 @@ def _as_it_was_on_failure(model: nn.Module) -> Iterator[None]:
 
     What fits cannot be told before: modules fill in keys of their own while they load.
     """
-    before = {key: value.to("cpu", copy=True) for key, value in model.state_dict().items()}
+    before = {
+        key: value.to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for key, value in model.state_dict().items()
+    }
     try:
         yield
     except BaseException:

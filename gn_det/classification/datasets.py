@@ -6,6 +6,8 @@ the global generators, which :class:`gn_det.data.train_loader.TrainLoader` seeds
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from gn_det.data.pictures import read_picture
 from gn_det.data.shapes import CATEGORIES, draw_object
 from gn_det.errors import InputError
 
-__all__ = ["Digits", "Folder", "GeneratedImages", "load_images"]
+__all__ = ["Digits", "Folder", "GeneratedImages", "data_settings", "load_images"]
 
 
 def load_images(
@@ -56,6 +58,32 @@ def load_images(
             f"{data}: the held-out classes {val.classes} are not the training ones, {train.classes}"
         )
     return train, val
+
+
+def data_settings(train: Dataset, val: Dataset) -> dict[str, Any]:
+    """What tells a classification set from others: its number of training images, and digests.
+
+    A digest is a SHA-256 of the files of a split, with the boxes and classes of their objects; None
+    for images that are built in, which are always the same.
+
+    Args:
+        train, val: as :func:`load_images` returns them.
+    """
+    return {
+        "training_images": len(train),
+        "training_digest": _digest(train),
+        "held_out_digest": _digest(val),
+    }
+
+
+def _digest(images: Dataset) -> str | None:
+    if isinstance(images, ObjectCrops):
+        entries = images.objects
+    elif isinstance(images, Folder):
+        entries = images.samples
+    else:
+        return None
+    return hashlib.sha256(json.dumps([images.classes, entries]).encode()).hexdigest()
 
 
 def _split(
@@ -161,6 +189,9 @@ class Folder(Dataset):
         size: side in pixels.
         augmented: whether they are training images.
 
+    Attributes:
+        samples: file and index of the class of each image.
+
     Raises:
         InputError: there are no images of classes; from an item, its file is no image.
     """
@@ -179,13 +210,13 @@ class Folder(Dataset):
                 "--data is digits, generated, or a folder with train/ and val/, or with "
                 "train.json, val.json and images/"
             ) from error
-        self.classes = self._folder.classes
+        self.classes, self.samples = self._folder.classes, self._folder.samples
 
     def __len__(self) -> int:
         return len(self._folder)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        file, label = self._folder.samples[index]
+        file, label = self.samples[index]
         rgb = np.asarray(self._transform(self._folder.loader(file)))
         return sample(rgb[..., ::-1], label, file)
 

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.backbone_file import write_backbone
 from gn_det.classification.crops import ObjectCrops
-from gn_det.classification.datasets import load_images
+from gn_det.classification.datasets import data_settings, load_images
 from gn_det.classification.epoch_errors import EpochErrors
 from gn_det.classification.networks import (
     PIXEL_MEAN,
@@ -169,7 +169,7 @@ def train_classifier(
     steps = len(train) // ims_per_step
     if steps == 0:
         raise InputError(f"{len(train)} images do not make a step of {ims_per_step}")
-    circumstances = {"ims_per_step": ims_per_step, "training_images": len(train)}
+    circumstances = {"ims_per_step": ims_per_step, **data_settings(train, val)}
     finished = finished_results(recipe, output_dir, **circumstances)
     if resume and finished:
         return finished

@@ -10,6 +10,7 @@ from torch import nn
 
 from gn_det.injection.fuse import fused_forms, why_not_fused
 from gn_det.injection.inject import has_bns_values
+from gn_det.injection.kinds import is_called_norm
 from gn_det.injection.places import Places, find_places
 from gn_det.injection.recompute import recomputed_norms
 from gn_det.injection.report import Report
@@ -211,11 +212,10 @@ def _out_of_reach(model: nn.Module, places: Places) -> Iterator[tuple[str, str, 
     for site in SITES:
         for name, _, _ in find_owners(model, site) if site not in there else ():
             yield site, name or "the model", SITES[site].hint or "nothing to normalize"
-    norms = (slot.norm for slot in places.slots if slot.norm is not None)
-    reached = {part for norm in norms for part in norm.modules()}
+    reached = places.norms
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if module in reached or not ("norm" in kind.lower() or isinstance(module, _BN_OR_GN)):
+        if module in reached or not (is_called_norm(module) or isinstance(module, _BN_OR_GN)):
             continue
         holder = model.get_submodule(name.rpartition(".")[0])
         if module in places.gated:

@@ -150,6 +150,8 @@ class Look:
             return _GATE
         if self._is_dynamic(name, conv, above):
             return _DYNAMIC
+        if then := self._norm_behind(conv):
+            return f"behind it is {type(then).__name__}, which stays"
         if part.site == "other" or not part.open:
             in_head = part.site not in ("other", "backbone", "fpn", "fpn.top_block")
             return _PREDICTOR if in_head and _predicts(name) else nowhere
@@ -206,6 +208,14 @@ class Look:
         if getattr(conv, "transposed", False) and site != "mask_head.deconv":
             return False
         return _activates(owner) and self._feeds(conv, part) and not _predicts(name)
+
+    def _norm_behind(self, conv: Layer) -> nn.Module | None:
+        """The norm of a kind that nobody knows that follows a convolution in an nn.Sequential."""
+        for parent in self.parents[conv]:
+            for then in _behind(parent, conv) if isinstance(parent, nn.Sequential) else ():
+                if then is not None and normalizes(then, conv.out_channels):
+                    return then
+        return None
 
     def _has_norm_beside(self, name: str, conv: Layer) -> bool:
         """Whether there is a norm that may be this convolution's.

@@ -20,7 +20,7 @@ from gn_det.injection.places import find_places
 from gn_det.injection.report import Report
 from gn_det.injection.sites import SITES, Slot
 from gn_det.layers import Groups
-from gn_det.utils import markdown, printable, table
+from gn_det.utils import markdown, printable, reason_of, table
 
 __all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn", "has_bn"]
 
@@ -64,12 +64,15 @@ class Calibration(Report):
         rows: in the order of execution, norms that were not reached last.
         passes: over the calibration set in which γ, β were fitted.
         copied, calibrated: mean error of the norms.
+        left: layers with running statistics that GN does not stand in for, at any site;
+            :func:`gn_det.audit` has the reasons.
     """
 
     rows: tuple[CalibrationRow, ...]
     passes: int
     copied: float
     calibrated: float
+    left: tuple[str, ...] = ()
 
     @property
     def not_reached(self) -> tuple[str, ...]:
@@ -94,11 +97,16 @@ class Calibration(Report):
         text = table(rows, headers, tablefmt=style, floatfmt=".3f", missingval="-")
         if any(row.constant_channels for row in self.rows):
             text += "\n\nconstant: channels whose normalized input does not vary, with the BN's γ"
+        shown = markdown if style == "github" else printable
         if self.not_reached:
-            shown = markdown if style == "github" else printable
             text += (
                 f"\n\nNot reached by the calibration set, γ and β of the BN kept: "
                 f"{', '.join(map(shown, self.not_reached))}"
+            )
+        if self.left:
+            text += (
+                "\n\nNot converted, though with running statistics (gn_det.audit has the reasons): "
+                f"{', '.join(map(shown, self.left))}"
             )
         return text
 
@@ -148,8 +156,9 @@ def convert_bn(
 
     Raises:
         InputError: a site has no BN or other layers beside BN (see :func:`bn_sites`), BN has no
-            running statistics, batches can be read only once or reach no converted norm, a value is
-            not finite, or the two models take different paths or look at different boxes.
+            running statistics, the model cannot be copied, batches can be read only once or reach
+            no converted norm, a value is not finite, or the two models take different paths or look
+            at different boxes.
 
     Example::
 
@@ -171,6 +180,9 @@ def convert_bn(
     bns = {name: slot.norm for name, slot in bn_slots.items()}
     for name, bn in bns.items():
         _check_statistics(name, bn)
+    reached = find_places(model).norms
+    with_statistics = (m for m in names if "running_mean" in m._buffers)
+    left = tuple(names[module] for module in with_statistics if module not in reached)
     converted = _copied(model)
     place_norms(converted, _slots_with_bn(converted, sites, groups), groups)
     norms: dict[str, Any] = {name: converted.get_submodule(name) for name in bns}
@@ -199,6 +211,7 @@ def convert_bn(
         result.passes,
         mean(result.copied),
         mean(result.calibrated),
+        left,
     )
 
 
@@ -287,19 +300,32 @@ def _check_statistics(name: str, bn: Layer) -> None:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy; named tuples that hold no tensors, as old ShapeSpecs, need not be copyable."""
+    """A deep copy; named tuples that hold no tensors, as old ShapeSpecs, need not be copyable.
+
+    Raises:
+        InputError: the model cannot be copied, as one with pruned weights.
+    """
     memo: dict[int, Any] = {}
+    seen: set[int] = set()
 
     def keep(value: Any) -> None:
-        if isinstance(value, dict):
-            keep([*value.values()])
-        elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
             if not any(isinstance(each, (Tensor, nn.Module, list, dict)) for each in value):
                 memo[id(value)] = value
-        elif isinstance(value, (list, tuple)):
-            for each in value:
+        elif isinstance(value, (dict, list, tuple)):
+            for each in value.values() if isinstance(value, dict) else value:
                 keep(each)
 
     for module in model.modules():
         keep(vars(module))
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{type(model).__name__} cannot be copied, and a copy is fitted to the model with BN "
+            f"({reason_of(error)}). torch.nn.utils.prune.remove and remove_weight_norm make "
+            "weights plain tensors, which can be"
+        ) from error

@@ -269,28 +269,37 @@ def _resume(
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         found, began = {key: state[key] for key in settings}, dict(state["before"])
+        states, losses = {name: dict(state[name]) for name in parts}, list(state["losses"])
         as_before = began.keys() == before.keys() and all(
             math.isclose(began[name], error, rel_tol=0.01, abs_tol=1e-4)  # of another machine
             for name, error in before.items()
         )
-        if found == settings and as_before:
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-            return list(state["losses"])
-    except Exception as error:  # of what is no archive, or of another student
+    except Exception as error:  # whatever torch.load raises of what is no archive
         raise InputError(
-            f"{file} is no checkpoint of this distillation ({reason_of(error)}); remove it"
+            f"{file} is no checkpoint of a distillation ({reason_of(error)}); remove it"
         ) from error
-    if found == settings:
+    if found != settings:
+        raise InputError(
+            f"{file} is of a distillation with {found}, and this one has {settings}; take the "
+            "same, or another file"
+        )
+    if not as_before:
         raise InputError(
             f"{file} is of a distillation that began with the errors {_shown(began)}, and this one "
             f"begins with {_shown(before)}: take the same student, call and held-out batches, or "
             "another file"
         )
-    raise InputError(
-        f"{file} is of a distillation with {found}, and this one has {settings}; take the same, "
-        "or another file"
-    )
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(states[name])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{file} does not fit the {name} of this distillation ({reason_of(error)}); take "
+                "the same student, or another file"
+            ) from error
+    return losses
 
 
 def _shown(errors: Mapping[str, float]) -> str:

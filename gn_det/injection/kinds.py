@@ -18,6 +18,7 @@ from gn_det.errors import InputError
 __all__ = [
     "Layer",
     "is_a",
+    "is_called_norm",
     "is_conv",
     "is_norm",
     "library_of",
@@ -81,6 +82,11 @@ def _is_frozen_copy(module: nn.Module) -> bool:
     return own and {"weight", "bias", "running_mean", "running_var"} <= module._buffers.keys()
 
 
+def is_called_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm by the name of its class, or by running statistics as BN has."""
+    return bool(_NORM_NAMES.fullmatch(type(module).__name__)) or "running_mean" in module._buffers
+
+
 def normalizes(module: nn.Module, channels: int) -> bool:
     """Whether a module is a norm of so many channels of a map, of any kind, or holds one.
 
@@ -91,7 +97,7 @@ def normalizes(module: nn.Module, channels: int) -> bool:
     if any(is_conv(part) or isinstance(part, nn.Linear) for part in parts):
         return False
     return any(
-        (is_norm(part) or _NORM_NAMES.fullmatch(type(part).__name__) is not None)
+        (is_norm(part) or is_called_norm(part))
         and type(part) is not nn.LayerNorm
         and _width(part) == channels
         for part in parts

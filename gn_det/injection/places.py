@@ -28,6 +28,12 @@ class Places(NamedTuple):
     bare: list[Bare]
     gated: set[nn.Module]
 
+    @property
+    def norms(self) -> set[nn.Module]:
+        """Every norm that inject can replace, with those in lists of norms."""
+        found = (slot.norm for slot in self.slots if slot.norm is not None)
+        return {part for norm in found for part in norm.modules()}
+
 
 def find_places(model: nn.Module) -> Places:
     """Every place for a norm in a model, and the convolutions that are none."""

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -79,7 +79,19 @@ class Watch:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Note what this thread reads from modules meanwhile, and let it set nothing."""
-        thread, plain = threading.get_ident(), object.__getattribute__
+        try:
+            with ExitStack() as replaced:
+                for owner, name, function in [*self._replacements()]:
+                    replaced.enter_context(_replaced(owner, name, function))
+                yield
+        finally:
+            changed = [*self._put_back()]
+        if changed:
+            raise UntraceableError(f"changes {path_of(*changed[0])}")
+
+    def _replacements(self) -> Iterator[tuple[Any, str, Any]]:
+        """Yields (owner, name, function) of what takes the place of Python's and PyTorch's."""
+        thread, plain = threading.get_ident(), nn.Module.__getattribute__
         set_attribute = nn.Module.__setattr__
 
         def read(module: nn.Module, name: str) -> Any:
@@ -110,32 +122,23 @@ class Watch:
             of_classes = "classmethod" in type(function).__name__
             return classmethod(call) if of_classes else call
 
-        unseen = [(why, *where, vars(where[0]).get(where[1])) for why, where in _UNSEEN.items()]
-        count = builtins.len
-        builtins.len = length_of(count)
-        nn.Module.__getattribute__, nn.Module.__setattr__ = read, refuse
-        for why, owner, name, function in unseen:
-            setattr(owner, name, refused(function or getattr(owner, name), why))
-        try:
-            yield
-        finally:
-            builtins.len = count
-            del nn.Module.__getattribute__
-            nn.Module.__setattr__ = set_attribute
-            for _, owner, name, function in unseen:
-                if function is None:  # what torch.backends.cudnn passes on to another module
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, function)
-            changed = [
-                where for where, value in self.reads.items() if self._restored(*where, value)
-            ]
-            for where, (value, before) in self._states.items():
-                if not _is_as_before(value, before):
-                    vars(value).update(before)
-                    changed.append(where)
-        if changed:
-            raise UntraceableError(f"changes {path_of(*changed[0])}")
+        yield builtins, "len", length_of(builtins.len)
+        yield nn.Module, "__getattribute__", read
+        yield nn.Module, "__setattr__", refuse
+        for why, (owner, name) in _UNSEEN.items():
+            # torch.backends.cudnn passes on to another module what it does not hold itself.
+            if function := vars(owner).get(name) or getattr(owner, name, None):
+                yield owner, name, refused(function, why)
+
+    def _put_back(self) -> Iterator[tuple[str, str]]:
+        """Undo what was changed meanwhile in lists, dicts and objects, and yield where."""
+        for where, value in self.reads.items():
+            if self._restored(*where, value):
+                yield where
+        for where, (value, before) in self._states.items():
+            if not _is_as_before(value, before):
+                vars(value).update(before)
+                yield where
 
     def _restored(self, path: str, name: str, value: Any) -> bool:
         """Whether a list or a dict was changed meanwhile; it is put back."""
@@ -145,6 +148,20 @@ class Watch:
         now.clear()
         (now.extend if isinstance(value, (list, deque)) else now.update)(value)
         return True
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, function: Any) -> Iterator[None]:
+    """Another attribute of a module or a class for a time; one that it inherits comes back."""
+    own = vars(owner).get(name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 def _has_state(value: Any) -> bool:

@@ -40,14 +40,14 @@ class HandOver:
     lacks_statistics = False
     is_of_gn: bool | None = None
 
-    def normalize(self, x: Tensor, activation: str | None = None, *fused: Any) -> Tensor:
+    def normalize(self, x: Tensor, activation: str | None = None) -> Tensor:  # type: ignore[override]
         if self.training and "running_mean" in self._buffers:
             raise InputError(
                 "the norms wait for a hand-over (MODEL.GN.HAND_OVER_STEPS, or hand_over=True), and "
                 "nothing hands over to GN: set train.hand_over_steps of a LazyConfig, or give the "
                 "trainer gn_det.engine.hand_over.HandOverHook(model, steps) by its register_hooks"
             )
-        gn = super().normalize(x, None, *fused)
+        gn = super().normalize(x)
         if self.alpha < 1:
             gn = torch.lerp(self.bn_of(x), gn, self.alpha)
         return F.relu(gn) if activation is not None else gn

@@ -109,6 +109,7 @@ def group_norm(
     _check_parameter("residual_weight", residual_weight, x)
     _check_parameter("residual_bias", residual_bias, x)
     relu = activation is not None
+    takes_aten = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or under_transform()
 
     if not torch.jit.is_tracing():
         if not torch.compiler.is_compiling() and 0 < x.numel() == x.size(0) * num_groups:
@@ -123,7 +124,6 @@ def group_norm(
                 residual_weight=residual_weight, residual_bias=residual_bias,
             )  # fmt: skip
             return y.contiguous(memory_format=layout_of(x))
-        takes_aten = torch.onnx.is_in_onnx_export() or under_transform()
         if kernels_run_on(x.device.type) and not takes_aten:
             tensors = x, weight, bias, residual, residual_weight, residual_bias
             if is_eager() and Kind.takes(tensors) and guarded.kernels_work(x.device, x.dtype):
@@ -135,10 +135,12 @@ def group_norm(
                 x, num_groups, weight, bias, eps, relu,
                 residual, normalize_residual, residual_weight, residual_bias,
             )[0]  # fmt: skip
-    return group_norm_composed(
+    y = group_norm_composed(
         x, num_groups, weight, bias, eps, relu,
         residual, normalize_residual, residual_weight, residual_bias,
     )  # fmt: skip
+    # ATen knows no channels_last on a GPU. What is traced or under a transform has no strides.
+    return y if takes_aten else y.contiguous(memory_format=layout_of(x))
 
 
 def _autocasts(device_type: str) -> bool:

@@ -260,7 +260,9 @@ def test_weights_that_are_not_finite_are_not_saved(good: Checkpointer, tmp_path:
     assert saved(tmp_path) == before
 
 
-def test_a_state_that_is_no_tensor_is_saved_as_well(tmp_path: Path) -> None:
+def test_a_state_that_is_no_tensor_is_saved_as_well_and_does_not_hinder_loading(
+    tmp_path: Path,
+) -> None:
     class Versioned(nn.Linear):
         def get_extra_state(self) -> dict:
             return {"version": 1}
@@ -271,6 +273,10 @@ def test_a_state_that_is_no_tensor_is_saved_as_well(tmp_path: Path) -> None:
     Checkpointer(Versioned(2, 2), str(tmp_path)).save("model_0000001")
     saved_model = torch.load(tmp_path / "model_0000001.pth")["model"]
     assert saved_model["_extra_state"] == {"version": 1}
+    weights, loaded = nn.Linear(2, 2).state_dict(), Versioned(2, 2)
+    path = save(tmp_path / "weights.pth", weights)
+    Checkpointer(loaded, trainer=Trainer()).resume_or_load(path, resume=False)
+    assert torch.equal(loaded.weight, weights["weight"])
 
 
 def test_a_first_checkpoint_that_fails_says_that_there_is_none(tmp_path: Path) -> None:

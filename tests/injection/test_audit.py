@@ -157,6 +157,19 @@ def test_a_gn_of_a_class_of_its_own_is_called_one() -> None:
     assert left.reason == "NaiveGroupNorm, a GN of its own class, which stays"
 
 
+@pytest.mark.parametrize("name", ["MyBN", "InPlaceABN", "FRN", "Statistics", "SwitchNorm2d"])
+def test_norms_of_kinds_that_nobody_knows_are_listed_with_their_convolution(name: str) -> None:
+    norm = type(name, (nn.Module,), {})()
+    norm.weight = nn.Parameter(torch.ones(8))
+    if name == "Statistics":
+        norm.register_buffer("running_mean", torch.zeros(8))
+    left = audit(nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.ReLU())).left_alone
+    assert [(each.modules, each.reason) for each in left] == [
+        (("1",), f"{name}, which GN does not stand in for"),
+        (("0",), f"behind it is {name}, which stays"),
+    ]
+
+
 @pytest.mark.parametrize("inside", [nn.Sigmoid, nn.Hardsigmoid])
 def test_the_norm_of_a_gate_is_told(inside: type[nn.Module]) -> None:
     gate = nn.Sequential(

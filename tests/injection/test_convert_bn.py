@@ -17,9 +17,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import zoo
 from torch import Tensor, nn
+from torch.nn.utils.prune import l1_unstructured
 from torch.testing import assert_close
 
-from gn_det import FusedGroupNorm, InputError, inject
+from gn_det import FusedGroupNorm, InputError, audit, inject
 from gn_det.injection import convert_bn
 from gn_det.injection.convert_bn import Calibration
 
@@ -317,6 +318,12 @@ def part_without() -> nn.Module:
     return resnet
 
 
+def pruned() -> nn.Module:
+    model = trained(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)))
+    l1_unstructured(model[0], "weight", 0.5)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
@@ -325,6 +332,7 @@ def part_without() -> nn.Module:
         (mixed, {"sites": "bakcbone"}, "no site 'bakcbone'; did you mean backbone"),
         (mixed, {"sites": ["backbone"]}, "site backbone: Sequential has none"),
         (lambda: Two(nn.BatchNorm2d(8, track_running_stats=False)), {}, "no running statistics"),
+        (pruned, {}, r"Sequential cannot be copied.*prune\.remove"),
     ],
 )
 def test_what_cannot_be_converted_is_an_error(model: Callable, options: dict, message: str) -> None:
@@ -420,6 +428,7 @@ class OldSpec(namedtuple("Base", "channels stride")):
 def test_models_that_hold_what_deepcopy_cannot_copy_are_converted() -> None:
     model = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
     model.shapes = {"res2": [OldSpec(channels=8, stride=4)]}
+    model.shapes["all"] = model.shapes
     with pytest.raises(TypeError):
         copy.deepcopy(model)
     assert len(convert_bn(model, PICTURES).rows) == 1
@@ -477,6 +486,27 @@ def test_the_report_is_a_table_of_a_row_for_each_norm_in_order_of_execution() ->
     assert lines[2].startswith("| 0.norm") and lines[3].startswith("| 2 ")
     assert lines[4].startswith("| mean") and f"{found.calibrated:.3f}" in lines[4]
     assert "constant: channels whose normalized input does not vary" in str(found)
+
+
+def test_layers_with_running_statistics_that_stay_are_told() -> None:
+    class Own(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 2
+
+    class Running(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x - self.running_mean[:, None, None]
+
+    model = trained(nn.Sequential(Two(nn.BatchNorm2d(8)), Own(8), Running()))
+    found = convert_bn(model, pictures())
+    assert found.left == ("1", "2")
+    assert "Not converted, though with running statistics" in str(found)
+    assert {"1", "2"} <= {name for each in audit(model).left_alone for name in each.modules}
+    assert not example().left and "Not converted" not in str(example())
 
 
 def test_the_report_as_json_holds_every_number() -> None:

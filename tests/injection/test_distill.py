@@ -310,6 +310,22 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, change: str) 
     assert all(map(torch.equal, student.state_dict().values(), before.values()))
 
 
+def test_memory_that_runs_out_says_nothing_against_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    student, teacher = networks()
+    file = tmp_path / "distillation.pth"
+    gn_det.distill(student, teacher, batches(), steps=2, checkpoint=file)
+
+    def runs_out(optimizer: torch.optim.Optimizer, state: dict) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", runs_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        gn_det.distill(networks()[0], teacher, batches(), steps=2, checkpoint=file)
+    assert file.exists()
+
+
 def test_networks_that_are_equal_or_swapped_are_told() -> None:
     student, teacher = networks()
     with pytest.raises(InputError, match="gives the features of the teacher already; copy"):

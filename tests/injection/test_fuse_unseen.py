@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import threading
 from collections import OrderedDict, deque
@@ -14,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from gn_det import fuse, inject
+from gn_det.injection import watch
 from gn_det.injection.rewrite import Rewritten
 
 
@@ -332,6 +335,28 @@ def test_a_registry_of_classes_does_not_see_the_generated_one() -> None:
     fused = fuse(inject(Theirs(), num_groups=2))
     assert isinstance(fused, Rewritten) and isinstance(copy.deepcopy(fused), Theirs)
     assert known == {"Theirs": Theirs}
+
+
+def test_recording_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(watch._UNSEEN, "asks what PyTorch no longer has", (torch, "no_such"))
+    reads: list[str] = []
+
+    def read(module: nn.Module, name: str) -> Any:  # another library's
+        reads.append(name)
+        return object.__getattribute__(module, name)
+
+    monkeypatch.setattr(nn.Module, "__getattribute__", read, raising=False)
+    there = {why: vars(owner).get(name) for why, (owner, name) in watch._UNSEEN.items()}
+    fused = fuse(inject(resnet18()))
+    assert isinstance(fused.layer1[0], Rewritten)
+    assert len is vars(builtins)["len"] and type(len).__name__ == "builtin_function_or_method"
+    assert vars(nn.Module)["__getattribute__"] is read and reads
+    assert {why: vars(owner).get(name) for why, (owner, name) in watch._UNSEEN.items()} == there
+    fused.note = 1
+
+
+def test_what_a_record_does_not_show_is_called_so_in_this_pytorch() -> None:
+    assert not [name for owner, name in watch._UNSEEN.values() if not hasattr(owner, name)]
 
 
 def test_other_threads_call_functions_meanwhile() -> None:

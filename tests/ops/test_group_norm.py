@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from support.kernels import CHANNELS_LAST, CONTIGUOUS, DTYPES, check_against_reference, make_inputs
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from gn_det.ops import group_norm
 from gn_det.ops.form import FORMS, Form
@@ -160,6 +161,30 @@ def test_the_inputs_are_left_as_they_were() -> None:
     group_norm(**inputs, num_groups=3, **options_of(form))
     for name, tensor in inputs.items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:group_norm of an input")
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("num_images", [0, 1, 2])
+@pytest.mark.parametrize("pixels", [(), (1,), (1, 1), (1, 1, 1)], ids=str)
+def test_a_group_of_one_value_gives_the_bias_however_many_images(
+    num_images: int, pixels: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = torch.randn(num_images, 8, *pixels, dtype=dtype)
+    bias = torch.randn(8).to(dtype)
+    y = group_norm(x, 8, torch.rand(8).to(dtype), bias)
+    # Float32 rounds x - mean, and divides it by the square root of eps.
+    torch.testing.assert_close(y, bias.view(8, *pixels).expand_as(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_the_layout_is_kept_on_a_gpu_without_triton(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setenv("GN_DET_BACKEND", "aten")
+    with FakeTensorMode():
+        x = torch.randn(2, 8, 6, 7, dtype=dtype, device="cuda").to(memory_format=CHANNELS_LAST)
+        assert group_norm(x, 4).is_contiguous(memory_format=CHANNELS_LAST)
 
 
 def test_a_nan_stays_in_its_group_and_goes_through_relu() -> None:

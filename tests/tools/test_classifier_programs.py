@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,6 +176,30 @@ def test_a_sweep_goes_on_with_the_images_that_it_began_with(
     next((folder / "train" / "0").iterdir()).unlink()
     with pytest.raises(InputError, match="training_images is 8 in the run, 7"):
         programs(*flags, "--ims-per-gpu", 4)
+
+
+@pytest.mark.parametrize(
+    ("split", "change"),
+    [
+        ("train", {"bbox": [1, 1, 5, 5]}),
+        ("train", {"category_id": 2}),
+        ("val", {"bbox": [1, 1, 5, 5]}),
+    ],
+)
+def test_a_sweep_goes_on_with_the_objects_that_it_began_with(
+    programs: Callable, edit_shapes: Callable, tmp_path: Path, split: str, change: dict[str, Any]
+) -> None:
+    flags = [
+        "batch_size_sweep", "--data", edit_shapes(lambda dataset: None), "--size", 16,
+        "--network", "resnet10", "--epochs", 1, "--device", "cpu", "--norms", "GN",
+        "--ims-per-gpu", 4, "--seeds", 0, "--output", tmp_path / "out",
+    ]  # fmt: skip
+    programs(*flags)
+    programs(*flags)
+    edit_shapes(lambda dataset: dataset["annotations"][0].update(change), split)
+    digest = {"train": "training_digest", "val": "held_out_digest"}[split]
+    with pytest.raises(InputError, match=f"holds a run with other settings: {digest} is "):
+        programs(*flags)
 
 
 def test_groups_without_gn_are_an_error(programs: Callable, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from detectron2.engine import HookBase
 from tqdm import tqdm
 
 from gn_det.classification.command import CPU
-from gn_det.classification.datasets import load_images
+from gn_det.classification.datasets import data_settings, load_images
 from gn_det.classification.training import ClassifierRecipe, finished_results, train_classifier
 from gn_det.engine.command import at_least
 from gn_det.engine.faults import fault_of
@@ -85,7 +85,7 @@ def run_sweep(
     print(json.dumps(asdict(first), indent=2))
     for recipe in recipes.values():
         recipe.check(device)
-    train, _ = load_images(first.data, first.size, first.max_objects)
+    train, val = load_images(first.data, first.size, first.max_objects)
     for name, recipe in recipes.items():
         if recipe.ims_per_gpu > len(train):
             raise InputError(
@@ -104,7 +104,7 @@ def run_sweep(
                 recipe,
                 output / "runs" / name,
                 ims_per_step=recipe.ims_per_gpu,
-                training_images=len(train),
+                **data_settings(train, val),
             )
             if finished:
                 outcomes[name] = finished
