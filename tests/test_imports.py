@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Storey by storey, and in each the lowest layer first. A module may import from its own layer and
 # from those below; the studies from none of each other.
 LIBRARY = [
-    {"errors", "utils", "version"},
+    {"budget", "errors", "utils", "version"},
     {"ops"},
     {"layers"},
     {"injection"},

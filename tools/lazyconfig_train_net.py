@@ -32,16 +32,17 @@ from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
 from gn_det.checkpoint import Checkpointer
+from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.config import load_lazy_config
 from gn_det.data.datasets import register_folders
 from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader, set_up_worker
-from gn_det.modeling.timm_backbone import check_timm_input
+from gn_det.modeling.timm_backbone import TimmBackbone, check_timm_input
 from gn_det.utils import amp_dtype
 
 
@@ -75,6 +76,9 @@ def run(config_file: str, overrides: list[str], options: RunOptions, data: RunDa
 
     as_written = copy.deepcopy(cfg)
     _ours(cfg, options.skip_bad_images)
+    goes_on = options.resume and last_checkpoint(folder) is not None
+    if goes_on or (options.eval_only and cfg.train.init_checkpoint):
+        _leave_out_timm_weights(cfg.model)
     with building("the model"):
         model = instantiate(cfg.model).to(cfg.train.device)
         check_timm_input(model, starts_from_weights=bool(cfg.train.init_checkpoint))
@@ -163,6 +167,19 @@ def _ours(cfg: DictConfig, skip_bad_images: bool) -> None:
         if "mapper" in loader and _is(loader.mapper, DatasetMapper):
             loader.mapper._target_ = PictureMapper
             loader.mapper.setdefault("value_range", train.mapper.get("value_range", []))
+
+
+def _leave_out_timm_weights(node: Any) -> None:
+    """Of a model whose checkpoint is going to be loaded, so that their file need not be there."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node and _is(node, TimmBackbone):
+            node.weights = ""
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                _leave_out_timm_weights(node[key])
+    elif isinstance(node, ListConfig):
+        for each in node:
+            _leave_out_timm_weights(each)
 
 
 def _is(node: DictConfig, target: object) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from gn_det.checkpoint.budget import check_archive
+from gn_det.budget import check_archive
 from gn_det.checkpoint.unpickling import RECORDS, unpickle
 from gn_det.errors import InputError
 from gn_det.utils import some

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gn_det.checkpoint.budget import check_pickle
+from gn_det.budget import check_pickle
 from gn_det.errors import InputError
 
 __all__ = ["RECORDS", "unpickle"]
@@ -30,7 +30,7 @@ def unpickle(file: Path) -> Any:
 
     Raises:
         InputError: it asks for anything else, which is named (``posix.system``), exceeds a budget
-            of :mod:`gn_det.checkpoint.budget`, or is no pickle.
+            of :mod:`gn_det.budget`, or is no pickle.
     """
     try:
         with open(file, "rb") as stream:

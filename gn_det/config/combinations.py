@@ -28,9 +28,13 @@ def check_complete_config(cfg: CfgNode) -> None:
 
 def _backbone(cfg: CfgNode) -> Iterator[str]:
     model = cfg.MODEL
-    if model.BACKBONE.NAME.startswith("build_timm_") != bool(model.TIMM.NAME):
+    given_gn = model.BACKBONE.NAME == "build_gn_backbone"
+    key, builder = (
+        ("GN.BACKBONE", model.GN.BACKBONE) if given_gn else ("BACKBONE.NAME", model.BACKBONE.NAME)
+    )
+    if builder.startswith("build_timm_") != bool(model.TIMM.NAME):
         yield (
-            f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}, and MODEL.TIMM.NAME "
+            f"MODEL.{key} is {builder}, and MODEL.TIMM.NAME "
             f"{model.TIMM.NAME!r}; build_timm_fpn_backbone and its like go with a model of timm"
         )
     has_res5_head = model.META_ARCHITECTURE.endswith("RCNN") and (

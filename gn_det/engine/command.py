@@ -90,6 +90,13 @@ def training_parser(description: str, overrides: str) -> argparse.ArgumentParser
         epilog=f"The flags come first, then config overrides as {overrides}."
     )
     parser.description = description
+    ours = {
+        "resume": "go on from the last checkpoint in the output folder; the model, the batch, the "
+        "seed and the data have to be those that the run began with",
+        "opts": f"config overrides, {overrides}",
+    }
+    for action in parser._actions:
+        action.help = ours.get(action.dest, action.help)
     # Detectron2's default is one port for all runs of a user, at which two runs may meet.
     parser.set_defaults(dist_url="auto")
     add_data_arguments(parser)

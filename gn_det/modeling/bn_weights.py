@@ -22,8 +22,8 @@ def warn_of_bn_weights(cfg: CfgNode) -> None:
         log_once(
             f"MODEL.WEIGHTS, {weights}, has BN: GN takes its γ and β without its statistics"
             f"{_frozen(cfg)}. Name weights with GN, such as "
-            "detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl with MODEL.RESNETS.STRIDE_IN_1X1 "
-            "False, hand over from BN by MODEL.GN.HAND_OVER_STEPS, or convert a trained model by "
+            "catalog://ImageNetPretrained/FAIR/R-50-GN with MODEL.RESNETS.STRIDE_IN_1X1 False, "
+            "hand over from BN by MODEL.GN.HAND_OVER_STEPS, or convert a trained model by "
             "gn_det.convert_bn"
         )
 

@@ -134,6 +134,36 @@ def test_a_hand_over_from_frozen_bn_ends_in_gn(
     assert not torch.allclose(handed[f"{name}.weight"], bn[f"{name}.weight"], atol=1e-3)
 
 
+def test_a_checkpoint_needs_no_file_of_timms_weights(
+    shapes: Path, tmp_path: Path, call_main: Callable
+) -> None:
+    config = tmp_path / "timm.py"
+    config.write_text(
+        "from detectron2.config import LazyCall as L\n"
+        "from detectron2.modeling.backbone import FPN\n"
+        "from gn_det.config import load_lazy_config\n"
+        "from gn_det.modeling import TimmBackbone\n"
+        f"base = load_lazy_config({str(ROOT / 'configs/small/quickstart.py')!r})\n"
+        "model, train, optimizer = base.model, base.train, base.optimizer\n"
+        "lr_multiplier, dataloader = base.lr_multiplier, base.dataloader\n"
+        "model.input_format, model.pixel_mean = 'RGB', [123.675, 116.28, 103.53]\n"
+        "model.pixel_std = [58.395, 57.12, 57.375]\n"
+        "body = L(TimmBackbone)(name='resnet10t', norm='GN', weights='')\n"
+        "model.backbone = L(FPN)(\n"
+        "    bottom_up=body, in_features=['res2', 'res3', 'res4', 'res5'], out_channels=64,\n"
+        "    top_block=model.backbone.top_block,\n"
+        ")\n"
+    )
+    flags = ["--config-file", config, *folder_flags(shapes), *tiny(tmp_path / "run")]
+    call_main(TOOL, *flags)
+    gone = f"model.backbone.bottom_up.weights={tmp_path}/gone.pth"
+    trained = f"train.init_checkpoint={tmp_path}/run/model_final.pth"
+    (tmp_path / "again").mkdir()
+    call_main(TOOL, "--eval-only", *flags, gone, trained, f"train.output_dir={tmp_path}/again")
+    with pytest.raises(InputError, match=r"gone\.pth: no such file"):
+        call_main(TOOL, *flags, gone, f"train.output_dir={tmp_path}/anew")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

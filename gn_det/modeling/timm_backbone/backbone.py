@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from torch import Tensor
 
@@ -21,12 +22,23 @@ from gn_det.utils import reason_of
 
 __all__ = ["TimmBackbone"]
 
+_OPTIONS_OF_GN = {
+    "num_groups",
+    "channels_per_group",
+    "min_channels_per_group",
+    "weight_standardization",
+    "recompute",
+    "hand_over",
+}
+
 
 class TimmBackbone(Backbone):
     """A model of timm that returns its feature maps, named by their strides.
 
     The map of stride 4 is ``res2``, that of stride 8 ``res3``, and so on, as in Detectron2's
-    ResNets. Parts of the model that no map comes from do not train.
+    ResNets. Parts of the model that no map comes from do not train. Pictures whose sides the model
+    itself cannot take, as HRNet without its map of stride 32, are padded with zeros at the right
+    and at the bottom, and the maps are cropped.
 
     Args:
         name: of a model that ``timm.create_model(name, features_only=True)`` builds.
@@ -41,15 +53,16 @@ class TimmBackbone(Backbone):
             pooling, "GN" freezes BN. Other norms, such as ConvNeXt's, stay.
         freeze_at: stages that do not train, and whose BN is frozen: 1 is the stem (all up to stride
             2), 2 adds what leads to ``res2``, up to 5 for all. Default: 0, for none.
-        options: those of :func:`gn_det.inject` and ``recompute``, for norm "GN".
+        options: those of :func:`gn_det.inject`, ``recompute`` and ``hand_over``, for norm "GN".
 
     Attributes:
         name, weights: as given.
         body: the model of timm.
 
     Raises:
-        InputError: timm is not installed or knows no such model, there is no such feature map, two
-            have the same stride, weights cannot be read, lack tensors of the model, have others for
+        InputError: an option is not known, or given for another norm than "GN", timm is not
+            installed or knows no such model, there is no such feature map, two have the same
+            stride, weights cannot be read, lack tensors of the model, have others for
             its parts or were converted for other GN, the model takes pictures of one size alone or
             gives maps of other sizes than its strides say, or timm does not tell where stage
             freeze_at ends.
@@ -78,6 +91,18 @@ class TimmBackbone(Backbone):
                 f"MODEL.BACKBONE.FREEZE_AT (freeze_at) is {freeze_at}, and has to be a whole "
                 "number of stages, up to 5"
             )
+        if unknown := options.keys() - _OPTIONS_OF_GN:
+            raise InputError(
+                f"a timm backbone has no option {', '.join(sorted(unknown))}: those of GN are "
+                f"{', '.join(sorted(_OPTIONS_OF_GN))}"
+            )
+        if options and norm != "GN":
+            raise InputError(f'{options} is for norm "GN", and the norm is {norm!r}')
+        if not isinstance(out_indices, Sequence) or not all(type(i) is int for i in out_indices):
+            raise InputError(
+                f"MODEL.TIMM.OUT_INDICES (out_indices) is {out_indices!r}, and has to be a list of "
+                "whole numbers"
+            )
         body = create(name, tuple(out_indices), weights)
         info = body.feature_info
         strides = info.reduction()
@@ -92,15 +117,19 @@ class TimmBackbone(Backbone):
         self._out_features = names
         self._out_feature_strides = dict(zip(names, strides, strict=True))
         self._out_feature_channels = dict(zip(names, info.channels(), strict=True))
-        self._size_divisibility = max(level["reduction"] for level in info.info)
-        features = _try(name, self)
-        # DistributedDataParallel waits for the gradient of every parameter that trains.
-        used = parameters_behind(features.values())
-        for parameter in self.parameters():
-            if parameter not in used:
+        self._size_divisibility = self._body_divisibility = 0
+        picture, features = _try(name, self, [level["reduction"] for level in info.info])
+        names_of = {parameter: key for key, parameter in self.named_parameters()}
+        self._behind = {
+            key: {names_of[parameter] for parameter in parameters_behind([feature])}
+            for key, feature in features.items()
+        }
+        used = set().union(*self._behind.values())
+        for parameter, key in names_of.items():
+            if key not in used:
                 parameter.requires_grad = False
         frozen = first_stages(
-            name, body, freeze_at, dict(zip(strides, features.values(), strict=True))
+            name, body, freeze_at, picture, dict(zip(strides, features.values(), strict=True))
         )
         for module in frozen:
             for parameter in module.parameters(recurse=False):
@@ -116,38 +145,85 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name of (N, 3, H, W) pictures, each (N, C, H / stride, W / stride)."""
+        height, width = x.shape[2:]
+        pads = self._body_divisibility > self._size_divisibility
+        if pads:
+            x = F.pad(
+                x, (0, -width % self._body_divisibility, 0, -height % self._body_divisibility)
+            )
         features = self.body(x)
         if str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC"):
             features = [feature.permute(0, 3, 1, 2) for feature in features]
-        return dict(zip(self._out_features, features, strict=True))
+        found = dict(zip(self._out_features, features, strict=True))
+        if pads:
+            for key, stride in self._out_feature_strides.items():
+                found[key] = found[key][..., : -(-height // stride), : -(-width // stride)]
+        return found
+
+    def read_only(self, names: Collection[str]) -> None:
+        """Let only those parameters train that some of the maps come from.
+
+        DistributedDataParallel waits for the gradient of every parameter that trains.
+
+        Args:
+            names: of the maps that are read.
+        """
+        read = set().union(*(self._behind[name] for name in names))
+        unread = set().union(*self._behind.values()) - read
+        for key, parameter in self.named_parameters():
+            if key in unread:
+                parameter.requires_grad = False
 
     @property
     def size_divisibility(self) -> int:
         return self._size_divisibility
 
 
-def _try(name: str, backbone: TimmBackbone) -> dict[str, Tensor]:
-    """Its feature maps of a small picture, with the graph that leads to them."""
-    least = backbone.size_divisibility
+def _try(
+    name: str, backbone: TimmBackbone, strides: Sequence[int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A small picture and its feature maps, with the graph that leads to them.
+
+    It is found out of which number the sides have to be multiples: the stride of the last map that
+    is returned, of the last that there is, or twice that.
+
+    Args:
+        name: of the model.
+        backbone: which gets that number.
+        strides: of all maps that there are.
+    """
+    returned = max(backbone._out_feature_strides.values())
     device = next(backbone.parameters()).device
-    for times in (2, 8):  # some have no padding, and little is too small for them
-        height, width = times * least, (times + 1) * least
-        try:
-            with eval_mode(backbone), torch.enable_grad():
-                features = backbone(torch.zeros(1, 3, height, width, device=device))
+    reason = ""
+    for least in dict.fromkeys((returned, max(strides), 2 * max(strides))):
+        backbone._size_divisibility = backbone._body_divisibility = least
+        said = ""
+        for times in (2, 8):  # some have no padding, and little is too small for them
+            picture = torch.zeros(1, 3, times * least, (times + 1) * least, device=device)
+            try:
+                with eval_mode(backbone), torch.enable_grad():
+                    features = backbone(picture)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                said = "does not take pictures of any size, as a detector needs it: "
+                said += reason_of(error)
+                continue
+            said = _wrong_map(backbone, picture, features)
+            if not said:
+                backbone._size_divisibility = returned
+                return picture, features
             break
-        except (AssertionError, RuntimeError, ValueError) as error:
-            reason = reason_of(error)
-    else:
-        raise InputError(
-            f"timm's {name} does not take pictures of any size, as a detector needs it: {reason}"
-        )
+        reason = reason or said
+    raise InputError(f"timm's {name} {reason}")
+
+
+def _wrong_map(backbone: TimmBackbone, picture: Tensor, features: dict[str, Tensor]) -> str:
+    """What is wrong with the first map that has another size than its stride says."""
+    height, width = picture.shape[2:]
     for key, shape in backbone.output_shape().items():
         found, wanted = features[key].shape[2:], (height // shape.stride, width // shape.stride)
         if found != wanted:
-            raise InputError(
-                f"timm's {name} gives a map of {found[0]}x{found[1]} for a picture of "
-                f"{height}x{width}, and a detector takes one of {wanted[0]}x{wanted[1]} at stride "
-                f"{shape.stride}"
+            return (
+                f"gives a map of {found[0]}x{found[1]} for a picture of {height}x{width}, and a "
+                f"detector takes one of {wanted[0]}x{wanted[1]} at stride {shape.stride}"
             )
-    return features
+    return ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import pairwise
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -55,7 +56,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         weights=weights,
         norm=keys.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        **gn_options_from_config(cfg),
+        **(gn_options_from_config(cfg) if keys.NORM == "GN" else {}),
     )
     if weights and keys.NORM != "GN":
         check_gn_of_weights(
@@ -64,7 +65,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
             inject_options_from_config(cfg) if puts_gn_into_the_backbone(cfg) else None,
             hands_over=cfg.MODEL.GN.HAND_OVER_STEPS > 0,
         )
-    if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+    if "build_timm_backbone" in (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.GN.BACKBONE):
         _check_heads_on_map(cfg, backbone)
     return backbone
 
@@ -76,10 +77,11 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     adds is P6 behind res5.
 
     Raises:
-        InputError: see :func:`build_timm_backbone`; a level is not there, or the last is not read.
+        InputError: see :func:`build_timm_backbone`; a level is not there, one between two is left
+            out, or the last is not read.
     """
     bottom_up = build_timm_backbone(cfg, input_shape)
-    in_features = _in_features(cfg, bottom_up)
+    in_features = _in_features(cfg, bottom_up, bottom_up.output_shape())
     top_block = LastLevelMaxPool()
     top_block.in_feature = in_features[-1].replace("res", "p")
     return _fpn(cfg, bottom_up, in_features, top_block)
@@ -88,21 +90,34 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Detectron2's FPN for RetinaNet, with two levels more, on the model MODEL.TIMM.NAME of timm.
 
+    FPN takes the levels MODEL.FPN.IN_FEATURES, or those that RetinaNet reads where that is empty.
+
     Raises:
-        InputError: see :func:`build_timm_fpn_backbone`.
+        InputError: see :func:`build_timm_fpn_backbone`; RetinaNet does not read a level.
     """
     bottom_up = build_timm_backbone(cfg, input_shape)
-    in_features = _in_features(cfg, bottom_up)
+    there = [*bottom_up.output_shape()]
+    if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet"):
+        read = [name.replace("p", "res") for name in cfg.MODEL.RETINANET.IN_FEATURES]
+        there = [name for name in there if name in read]
+        unread = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in read]
+        if unread or not there:
+            raise InputError(
+                f"MODEL.FPN.IN_FEATURES has {', '.join(unread or bottom_up.output_shape())}, and "
+                f"MODEL.RETINANET.IN_FEATURES {list(cfg.MODEL.RETINANET.IN_FEATURES)} reads none "
+                "of them; name the same levels in both"
+            )
+    in_features = _in_features(cfg, bottom_up, there)
     last = in_features[-1]
     channels = bottom_up.output_shape()[last].channels
     top_block = LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, last)
     return _fpn(cfg, bottom_up, in_features, top_block)
 
 
-def _in_features(cfg: CfgNode, bottom_up: TimmBackbone) -> list[str]:
-    """The levels that FPN takes."""
+def _in_features(cfg: CfgNode, bottom_up: TimmBackbone, by_default: Iterable[str]) -> list[str]:
+    """The levels that FPN takes; what leads to others alone does not train."""
     there = bottom_up.output_shape()
-    in_features = list(cfg.MODEL.FPN.IN_FEATURES) or [*there]
+    in_features = list(cfg.MODEL.FPN.IN_FEATURES) or [*by_default]
     absent = [name for name in in_features if name not in there]
     if absent:
         raise InputError(
@@ -110,7 +125,15 @@ def _in_features(cfg: CfgNode, bottom_up: TimmBackbone) -> list[str]:
             f"{', '.join(f'{name} (stride {shape.stride})' for name, shape in there.items())}; "
             "name some of these, or set MODEL.TIMM.OUT_INDICES"
         )
+    strides = [there[name].stride for name in in_features]
+    if any(after != 2 * before for before, after in pairwise(strides)):
+        raise InputError(
+            "FPN takes levels of which each has twice the stride of the one before, and "
+            f"MODEL.FPN.IN_FEATURES, or else MODEL.TIMM.OUT_INDICES, names "
+            f"{', '.join(in_features)}, of strides {strides}"
+        )
     _check_last_is_read(bottom_up, "MODEL.FPN.IN_FEATURES", in_features)
+    bottom_up.read_only(in_features)
     return in_features
 
 
@@ -151,6 +174,7 @@ def _check_heads_on_map(cfg: CfgNode, backbone: TimmBackbone) -> None:
     if not read <= there.keys():
         return  # Detectron2 names those that are not there
     _check_last_is_read(backbone, "MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES", read)
+    backbone.read_only(read)
     channels, wanted = there[heads.IN_FEATURES[0]].channels, 4 * cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
     if heads.NAME == "Res5ROIHeads" and channels != wanted:
         raise InputError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from gn_det.budget import check_archive
 from gn_det.errors import InputError
 from gn_det.modeling.timm_backbone.names import classifiers_of, flat_name
 from gn_det.utils import reason_of, some
@@ -16,7 +18,12 @@ __all__ = ["check_all_loaded", "check_none_left", "fits", "read_state", "without
 
 
 def read_state(file: str) -> dict[str, Tensor]:
-    """The tensors of a file, which must have numbers."""
+    """The tensors of a file, which must have numbers.
+
+    Raises:
+        InputError: there is no such file, it holds anything but tensors and plain containers,
+            would take much memory to read (:mod:`gn_det.budget`), or numbers are not finite.
+    """
     from timm.models import load_state_dict
 
     file = str(Path(file).expanduser())
@@ -26,13 +33,19 @@ def read_state(file: str) -> dict[str, Tensor]:
             '"timm" for those that timm downloads. tools/convert_bn_to_gn.py --backbone makes what '
             "recipes call calibrated and distilled, and `make weights/lite0.pth` the others"
         )
+    if not file.endswith(".safetensors"):
+        check_archive(Path(file))
     try:
         state = load_state_dict(file, weights_only=True)
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # of pickles and archives that are none
-        raise InputError(f"{file} holds no weights that can be read: {reason_of(error)}") from error
+    except Exception as error:  # whatever torch and safetensors make of foreign files
+        reason = reason_of(error).partition(" No automatic")[0]  # advice to load unsafely
+        raise InputError(f"{file} holds no weights that can be read: {reason}") from error
     if not tensors:
-        raise InputError(f"{file} holds no weights")
+        raise InputError(
+            f"{file} holds no weights, but {some(state, 5)}; save the state dict alone, or under "
+            "state_dict"
+        )
     floats = {k: v.float() for k, v in tensors.items() if v.is_floating_point()}
     broken = [key for key, value in floats.items() if not value.isfinite().all()]
     if broken:
@@ -44,14 +57,22 @@ def read_state(file: str) -> dict[str, Tensor]:
 
 
 def without_prefix(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    """The weights of a model that others hold under a name of theirs, such as ``backbone.``."""
+    """The weights of a model that others hold under names of theirs, such as ``model.backbone.``.
+
+    Of several such names, the one with the most of the model's tensors is taken.
+    """
     if state.keys() & names:
         return state
-    for prefix in dict.fromkeys(key.partition(".")[0] + "." for key in state):
-        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if inside.keys() & names:
-            return inside
-    return state
+    prefixes: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        for i in range(1, len(parts)):
+            if ".".join(parts[i:]) in names:
+                prefixes[".".join(parts[:i]) + "."] += 1
+    if not prefixes:
+        return state
+    ((prefix, _),) = prefixes.most_common(1)
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def fits(body: nn.Module, state: Mapping[str, Tensor]) -> bool:
@@ -63,19 +84,16 @@ def fits(body: nn.Module, state: Mapping[str, Tensor]) -> bool:
 
 def check_all_loaded(body: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
     """timm loads what fits and says nothing of the rest."""
-    values = {
-        _fingerprint(value.float() if value.is_floating_point() else value)
-        for value in state.values()
-    }
-    # With features, some classes join the parts of a name in another way. What timm fits to the
-    # model, such as position biases, has another size in the file.
-    sizes = {key.replace(".", "_"): value.numel() for key, value in state.items()}
+    # With features, some classes join the parts of a name in another way.
+    named = {flat_name(key): value for key, value in state.items()}
     own = _tensors(body)
+    # What timm translates has other names: of these, it is found out by the values.
+    flat = {flat_name(key) for key in own}
+    others = {_fingerprint(value) for key, value in named.items() if key not in flat}
     missing = [
         key
         for key, value in own.items()
-        if _fingerprint(value) not in values
-        and sizes.get(flat_name(key), value.numel()) == value.numel()
+        if flat_name(key) not in named and _fingerprint(value) not in others
     ]
     if missing:
         raise InputError(
@@ -112,4 +130,5 @@ def _tensors(body: nn.Module) -> dict[str, Tensor]:
 
 
 def _fingerprint(tensor: Tensor) -> tuple[int, float]:
-    return tensor.numel(), tensor.double().sum().item()
+    value = tensor.float() if tensor.is_floating_point() else tensor
+    return value.numel(), value.double().sum().item()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+from detectron2.modeling import FPN
 from support.timm_models import BN, of_every_family
 from torch import nn
 
@@ -65,6 +69,47 @@ def test_models_that_no_detector_can_take_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         TimmBackbone(name, freeze_at=freeze_at)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freezeat": 2}, "a timm backbone has no option freezeat: those of GN are channels_per_"),
+        ({"norm": "GN", "num_group": 8}, "no option num_group"),
+        ({"num_groups": 8}, """{'num_groups': 8} is for norm "GN", and the norm is 'FrozenBN'"""),
+        ({"norm": "BN", "hand_over": True}, """is for norm "GN", and the norm is 'BN'"""),
+        ({"out_indices": 3}, "is 3, and has to be a list of whole numbers"),
+        ({"out_indices": ["3"]}, r"is \['3'\], and has to be a list"),
+        ({"out_indices": [3.0]}, r"is \[3.0\], and has to be a list"),
+    ],
+    ids=str,
+)
+def test_options_that_are_none_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TimmBackbone("test_resnet", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "out_indices", "multiple"),
+    [("hrnet_w18_small", [1, 2, 3], 32), ("mobilevitv2_050", [], 64), ("resnet10t", [1, 2], 8)],
+)
+@pytest.mark.parametrize("size", [(64, 96), (80, 112), (48, 176)], ids=str)
+def test_maps_have_their_strides_whatever_sides_the_model_takes(
+    name: str, out_indices: list[int], multiple: int, size: tuple[int, int]
+) -> None:
+    backbone = TimmBackbone(name, out_indices=out_indices).eval()
+    fpn = FPN(backbone, [*backbone.output_shape()], 8)
+    x = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        maps = backbone(x)
+    for key, shape in backbone.output_shape().items():
+        assert maps[key].shape[2:] == tuple(-(-side // shape.stride) for side in size)
+    if not any(side % fpn.size_divisibility for side in size):  # to which Detectron2 pads
+        fpn(x)
+    padded = F.pad(x, (0, -size[1] % multiple, 0, -size[0] % multiple))
+    with torch.no_grad():
+        (wanted, *_) = backbone.body(padded)
+    assert torch.equal(maps["res2"], wanted[..., : size[0] // 4, : size[1] // 4])
 
 
 def test_position_biases_are_those_of_weights_that_come_later() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, LazyCall, instantiate
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, build_model
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, build_backbone, build_model
 from support.programs import ROOT
 from support.timm_models import BN, config
 from torch import nn
@@ -42,6 +42,74 @@ def test_retinanets_pyramid_ends_in_p7() -> None:
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
     fpn = build("build_timm_retinanet_fpn_backbone", cfg)
     assert list(fpn(torch.rand(1, 3, 128, 128))) == ["p3", "p4", "p5", "p6", "p7"]
+
+
+def test_retinanet_has_the_levels_that_it_reads() -> None:
+    cfg = config(NAME="resnet18")
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    fpn = build("build_timm_retinanet_fpn_backbone", cfg)
+    assert list(fpn(torch.rand(1, 3, 128, 128))) == ["p3", "p4", "p5", "p6", "p7"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    with pytest.raises(InputError, match="IN_FEATURES has res2, and .* reads none of them"):
+        build("build_timm_retinanet_fpn_backbone", cfg)
+
+
+@pytest.mark.parametrize(
+    ("builder", "settings"),
+    [
+        ("build_timm_retinanet_fpn_backbone", ["MODEL.META_ARCHITECTURE", "RetinaNet"]),
+        ("build_timm_fpn_backbone", ["MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"]),
+        ("build_timm_fpn_backbone", ["MODEL.FPN.IN_FEATURES", "[]"]),
+        ("build_timm_fpn_backbone", ["MODEL.TIMM.OUT_INDICES", "[1, 2, 3]"]),
+        ("build_timm_backbone", [
+            "MODEL.RPN.IN_FEATURES", "['res5']", "MODEL.ROI_HEADS.IN_FEATURES", "['res5']",
+            "MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.BACKBONE.NAME",
+            "build_timm_backbone",
+        ]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+@pytest.mark.parametrize("name", ["resnet18", "hrnet_w18_small"])
+def test_what_trains_gets_a_gradient_from_the_levels_that_are_read(
+    name: str, norm: str, builder: str, settings: list[str]
+) -> None:
+    cfg = config(NAME=name, NORM=norm)
+    cfg.merge_from_list(settings)
+    backbone = build(builder, cfg)
+    features = backbone(torch.rand(2, 3, 64, 64))
+    if builder == "build_timm_backbone":
+        features = {"res5": features["res5"]}
+    sum(y.square().mean() for y in features.values()).backward()
+    trained = {key: p for key, p in backbone.named_parameters() if p.requires_grad}
+    assert trained and not [key for key, p in trained.items() if p.grad is None]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["MODEL.TIMM.OUT_INDICES", "[1, 3]"],
+        ["MODEL.FPN.IN_FEATURES", "['res3', 'res5']"],
+        ["MODEL.FPN.IN_FEATURES", "['res5', 'res4', 'res3']"],
+    ],
+)
+def test_levels_that_are_not_one_behind_the_other_are_refused(settings: list[str]) -> None:
+    cfg = config(NAME="resnet18")
+    cfg.merge_from_list(settings)
+    with pytest.raises(InputError, match=r"each has twice the stride .* of strides \["):
+        build("build_timm_fpn_backbone", cfg)
+
+
+def test_build_gn_backbone_takes_a_builder_of_timms() -> None:
+    cfg = config(NAME="resnet18")
+    cfg.merge_from_list([
+        "MODEL.BACKBONE.NAME", "build_gn_backbone", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+        "MODEL.GN.BACKBONE", "build_timm_fpn_backbone",
+    ])  # fmt: skip
+    check_complete_config(cfg)
+    assert {row.site for row in gn_det.audit(build_backbone(cfg)).rows} == {"backbone", "fpn"}
+    cfg.MODEL.GN.BACKBONE = "build_resnet_fpn_backbone"
+    with pytest.raises(InputError, match="MODEL.GN.BACKBONE is build_resnet_fpn_backbone, and"):
+        check_complete_config(cfg)
 
 
 def test_plain_backbone_gives_the_maps_that_are_asked_for() -> None:

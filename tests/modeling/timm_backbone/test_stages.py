@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.timm_models import BN, of_every_family
+from torch import nn
 
 import gn_det
 from gn_det import InputError
@@ -56,6 +57,38 @@ def test_stages_are_frozen_where_the_model_ends_early_or_has_levels_without_modu
         if parameter.requires_grad
     }
     assert found == set(trains)
+
+
+# Of BN, which has no gradient of its own where its convolution is frozen and it is not.
+@pytest.mark.parametrize(
+    ("name", "freeze_at", "frozen", "trains"),
+    [
+        ("tresnet_m", 1, {"body_conv1"}, {"body_layer1"}),
+        ("ghostnet_050", 1, {"conv_stem", "bn1", "blocks_0"}, {"blocks_1"}),
+        ("repghostnet_050", 1, {"conv_stem", "bn1", "blocks_0"}, {"blocks_1"}),
+        ("xception41p", 2, {"blocks_0.shortcut", "blocks_0.stack"}, {"blocks_1.shortcut"}),
+        ("efficientvim_m1", 4, {"model.patch_embed"}, {"model.stages.0.downsample"}),
+        ("resnet18", 1, {"conv1", "bn1"}, {"layer1"}),
+        ("densenet121", 1, {"features_conv0", "features_norm0"}, {"features_denseblock1"}),
+        ("dla46_c", 1, {"base_layer", "level0", "level1"}, {"level2"}),
+        ("swin_tiny_patch4_window7_224", 1, {"patch_embed"}, {"layers_0"}),
+    ],
+)
+def test_a_stage_ends_where_its_map_does_and_the_stem_before_stride_4(
+    name: str, freeze_at: int, frozen: set[str], trains: set[str]
+) -> None:
+    backbone = TimmBackbone(name, norm="BN", freeze_at=freeze_at)
+
+    def parameters(parts: set[str]) -> list[nn.Parameter]:
+        return [p for part in parts for p in backbone.body.get_submodule(part).parameters()]
+
+    assert not any(parameter.requires_grad for parameter in parameters(frozen))
+    assert all(parameter.requires_grad for parameter in parameters(trains)) and parameters(trains)
+    for part in frozen:
+        assert not any(isinstance(m, BN) for m in backbone.body.get_submodule(part).modules())
+    for key, shape in backbone.output_shape().items():
+        behind = [p for p in backbone.named_parameters() if p[0] in backbone._behind[key]]
+        assert any(p.requires_grad for _, p in behind) == (shape.stride > 2**freeze_at), key
 
 
 def test_a_stage_below_the_stem_is_none() -> None:

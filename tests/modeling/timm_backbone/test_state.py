@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ def test_a_file_of_the_body_is_what_the_backbone_starts_from(name: str, tmp_path
         assert torch.equal(backbone.state_dict()[key], tensor), key
 
 
+@pytest.mark.parametrize("lacking", ["layer1.0.bn1.running_mean", "running_var", "bias"])
+def test_a_tensor_that_lacks_is_told_though_another_has_its_values(
+    lacking: str, tmp_path: Path
+) -> None:
+    state = timm.create_model("resnet18").state_dict()  # whose biases and means are zeros alone
+    torch.save({k: v for k, v in state.items() if not k.endswith(lacking)}, tmp_path / "part.pth")
+    with pytest.raises(InputError, match=rf"it lacks \d+ of \d+ tensors \(\S*{lacking}"):
+        TimmBackbone("resnet18", weights=str(tmp_path / "part.pth"))
+
+
 def test_weights_that_lack_a_part_of_the_model_are_refused(tmp_path: Path) -> None:
     state = timm.create_model("tf_efficientnet_lite0").state_dict()
     torch.save({k: v for k, v in state.items() if "blocks.3" not in k}, tmp_path / "part.pth")
@@ -60,12 +71,20 @@ def test_weights_that_lack_a_part_of_the_model_are_refused(tmp_path: Path) -> No
         TimmBackbone("tf_efficientnet_lite0", weights=str(tmp_path / "part.pth"))
 
 
+class DoesNotLoad:
+    """Of code."""
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "no such file"),
-        (b"no archive", "holds no weights that can be read"),
+        (b"no archive", "it is no file that torch.save wrote"),
         ({}, "holds no weights"),
+        (b"<html>", "it is no file that torch.save wrote"),
+        ({"net": {"conv1.weight": torch.zeros(1)}}, "holds no weights, but net; save the state"),
+        ([1, 2], "holds no weights that can be read"),
+        ({"conv1.weight": DoesNotLoad()}, "Unsupported globals: .*DoesNotLoad"),
         ({"conv1.weight": torch.zeros(1)}, "timm cannot build resnet18"),
     ],
 )
@@ -95,7 +114,10 @@ def test_weights_of_a_larger_relative_are_refused(file_of: str, name: str, tmp_p
         TimmBackbone(name, weights=str(tmp_path / "weights.pth"))
 
 
-@pytest.mark.parametrize("prefix", ["model.", "backbone.", "body.", "module.", "encoder."])
+PREFIXES = ["model.", "backbone.", "body.", "module.", "encoder.", "model.backbone."]
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "backbone.bottom_up.body."])
 @pytest.mark.parametrize("name", ["resnet18", "hrnet_w18_small"])
 def test_a_name_before_all_names_is_no_matter(name: str, prefix: str, tmp_path: Path) -> None:
     state = timm.create_model(name, num_classes=3).state_dict()
@@ -103,6 +125,18 @@ def test_a_name_before_all_names_is_no_matter(name: str, prefix: str, tmp_path: 
     torch.save({"state_dict": {**held, "loss.weight": torch.ones(3)}}, tmp_path / "x.pth")
     body = TimmBackbone(name, weights=str(tmp_path / "x.pth")).body
     assert torch.equal(body.conv1.weight, state["conv1.weight"])
+
+
+def test_an_archive_that_unpacks_to_much_more_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1_000_000)}, tmp_path / "x.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pth") as archive,
+        zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in archive.infolist():
+            small.writestr(entry.filename, archive.read(entry))
+    with pytest.raises(InputError, match=r"small\.pth is refused: \d+ bytes would unpack to 4\d+"):
+        TimmBackbone("resnet18", weights=str(tmp_path / "small.pth"))
 
 
 def test_numbers_that_are_none_are_told(tmp_path: Path) -> None:

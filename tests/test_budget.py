@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gn_det import InputError
-from gn_det.checkpoint.budget import check_pickle
+from gn_det.budget import check_pickle
 from gn_det.checkpoint.reading import read_weights
 
 PROTO = pickle.PROTO + b"\x02"
