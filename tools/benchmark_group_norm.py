@@ -56,9 +56,27 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--form", choices=FORMS, default="GN+ReLU")
-    parser.add_argument("--ims-per-gpu", **at_least(1), nargs="+", default=[1, 2], metavar="N")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument(
+        "--form",
+        choices=FORMS,
+        default="GN+ReLU",
+        help="what a call computes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ims-per-gpu",
+        **at_least(1),
+        nargs="+",
+        default=[1, 2],
+        metavar="N",
+        help="images per GPU (default: 1 2)",
+    )
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        default=SECTIONS,
+        help="tables to print (default: all)",
+    )
     return parser.parse_args()
 
 

@@ -160,7 +160,7 @@ def parse_arguments() -> argparse.Namespace:
         "CHANNELS_PER_GROUP the groups.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config-file", help="of a detector with BN")
+    source.add_argument("--config-file", help="config file of a detector with BN")
     source.add_argument("--backbone", help="config of a detector whose timm backbone to convert")
     source.add_argument("--classifier", type=Path, help="folder of train_classifier.py, with BN")
     parser.add_argument("--output", type=Path, required=True, help="folder to create")
@@ -185,14 +185,18 @@ def parse_arguments() -> argparse.Namespace:
         help="then train for N iterations (a detector) or epochs (a classifier)",
     )
     add_data_arguments(parser)
-    parser.add_argument("--num-groups", type=int, help="of GN, for --classifier (default: 32)")
-    parser.add_argument("--channels-per-group", type=int, help="in place of --num-groups")
+    parser.add_argument(
+        "--num-groups", type=int, help="groups of GN, for --classifier (default: 32)"
+    )
+    parser.add_argument(
+        "--channels-per-group", type=int, help="channels of each group, in place of --num-groups"
+    )
     parser.add_argument(
         "--lr",
         **above_zero(),
-        help="of fine-tuning at 32 images per step, for --classifier (default: 0.01)",
+        help="learning rate of fine-tuning at 32 images per step, for --classifier (default: 0.01)",
     )
-    parser.add_argument("--device", help="for --classifier (default: a GPU if there is one)")
+    parser.add_argument("--device", help="device for --classifier (default: a GPU if there is one)")
     add_overrides(parser)
     args = parser.parse_args()
     if args.calibration_images is None:

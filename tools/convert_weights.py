@@ -120,8 +120,8 @@ def parse_arguments() -> argparse.Namespace:
         default="detectron2",
         help="names to write; default: %(default)s",
     )
-    add("--key", help="of the weights, where the file has several, such as averages (EMA)")
-    add("--prefix", help="of the names to take, where the file has several ResNets")
+    add("--key", help="key of the weights, where the file has several, such as averages (EMA)")
+    add("--prefix", help="prefix of the names to take, where the file has several ResNets")
     what = "of the images that it was trained on, from 0 to 255, in the order of INPUT.FORMAT"
     for flag in ("--pixel-mean", "--pixel-std"):
         add(flag, nargs=3, type=float, metavar=("C1", "C2", "C3"), help=what)
@@ -131,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=("true", "false"),
         help="where bottlenecks have their stride: in the first 1x1 convolution, or in the 3x3",
     )
-    add("--timm", metavar="MODEL", help="of timm, whose file to write")
+    add("--timm", metavar="MODEL", help="model of timm whose file to write")
     add("--picture", type=Path, help="with --timm: show what the model sees in it, as a check")
     args = parser.parse_args()
     of_resnets = ("prefix", "pixel_mean", "pixel_std", "input_format", "stride_in_1x1")

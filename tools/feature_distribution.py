@@ -129,7 +129,12 @@ def parse_arguments() -> argparse.Namespace:
         default="backbone.features.conv5_3",
         help="whose output is recorded (default: %(default)s)",
     )
-    parser.add_argument("--records", **at_least(1), default=100, help="over the training")
+    parser.add_argument(
+        "--records",
+        **at_least(1),
+        default=100,
+        help="how often to record during training (default: %(default)s)",
+    )
     add_data_arguments(parser)
     parser.add_argument("--jobs", **at_least(1), default=1, help="classifiers at a time")
     add_recipe_arguments(parser, varied=["norm"], required=False, network="vgg16")

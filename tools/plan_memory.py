@@ -113,8 +113,15 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, help="a YAML config")
-    parser.add_argument("--gpu-memory", required=True, help="of the card, such as 8GiB")
-    parser.add_argument("--ims-per-gpu", **at_least(1), nargs="+", default=[1, 2, 4])
+    parser.add_argument("--gpu-memory", required=True, help="memory of the GPU, such as 8GiB")
+    parser.add_argument(
+        "--ims-per-gpu",
+        **at_least(1),
+        nargs="+",
+        default=[1, 2, 4],
+        metavar="N",
+        help="images per GPU to plan for (default: 1 2 4)",
+    )
     parser.add_argument("--sizes", nargs="+", metavar="HxW", help="default: from INPUT.*_TRAIN")
     parser.add_argument(
         "--output",

@@ -235,7 +235,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder with train.json, in COCO format")
     parser.add_argument(
-        "--gpu-memory", help="of the card, such as 8GiB (default: that of this machine's GPU)"
+        "--gpu-memory", help="memory of the GPU, such as 8GiB (default: that of this machine's GPU)"
     )
     parser.add_argument(
         "--num-gpus",

@@ -54,7 +54,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     add_recipe_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, help="processes, one for each GPU (default: %(default)s)"
+    )
     return parser.parse_args()
 
 
