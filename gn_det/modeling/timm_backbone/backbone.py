@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,10 +62,9 @@ class TimmBackbone(Backbone):
     Raises:
         InputError: an option is not known, or given for another norm than "GN", timm is not
             installed or knows no such model, there is no such feature map, two have the same
-            stride, weights cannot be read, lack tensors of the model, have others for
-            its parts or were converted for other GN, the model takes pictures of one size alone or
-            gives maps of other sizes than its strides say, or timm does not tell where stage
-            freeze_at ends.
+            stride, weights cannot be read, lack tensors of the model, have others for its parts or
+            were converted for other GN, the model takes pictures of one size alone or gives maps of
+            other sizes than its strides say, or timm does not tell where stage freeze_at ends.
 
     Example::
 
@@ -84,25 +83,7 @@ class TimmBackbone(Backbone):
         **options: Any,
     ) -> None:
         super().__init__()
-        if norm not in ("FrozenBN", "BN", "GN"):
-            raise InputError(f"the norm of a timm backbone is {norm!r}, not FrozenBN, BN or GN")
-        if not isinstance(freeze_at, int) or freeze_at > 5:
-            raise InputError(
-                f"MODEL.BACKBONE.FREEZE_AT (freeze_at) is {freeze_at}, and has to be a whole "
-                "number of stages, up to 5"
-            )
-        if unknown := options.keys() - _OPTIONS_OF_GN:
-            raise InputError(
-                f"a timm backbone has no option {', '.join(sorted(unknown))}: those of GN are "
-                f"{', '.join(sorted(_OPTIONS_OF_GN))}"
-            )
-        if options and norm != "GN":
-            raise InputError(f'{options} is for norm "GN", and the norm is {norm!r}')
-        if not isinstance(out_indices, Sequence) or not all(type(i) is int for i in out_indices):
-            raise InputError(
-                f"MODEL.TIMM.OUT_INDICES (out_indices) is {out_indices!r}, and has to be a list of "
-                "whole numbers"
-            )
+        _check_arguments(out_indices, norm, freeze_at, options)
         body = create(name, tuple(out_indices), weights)
         info = body.feature_info
         strides = info.reduction()
@@ -120,14 +101,13 @@ class TimmBackbone(Backbone):
         self._size_divisibility = self._body_divisibility = 0
         picture, features = _try(name, self, [level["reduction"] for level in info.info])
         names_of = {parameter: key for key, parameter in self.named_parameters()}
+        # By name: GN may take the place of the parameters.
         self._behind = {
             key: {names_of[parameter] for parameter in parameters_behind([feature])}
             for key, feature in features.items()
         }
-        used = set().union(*self._behind.values())
-        for parameter, key in names_of.items():
-            if key not in used:
-                parameter.requires_grad = False
+        for key in {*names_of.values()} - set().union(*self._behind.values()):
+            self.get_parameter(key).requires_grad = False
         frozen = first_stages(
             name, body, freeze_at, picture, dict(zip(strides, features.values(), strict=True))
         )
@@ -160,16 +140,16 @@ class TimmBackbone(Backbone):
                 found[key] = found[key][..., : -(-height // stride), : -(-width // stride)]
         return found
 
-    def read_only(self, names: Collection[str]) -> None:
-        """Let only those parameters train that some of the maps come from.
+    def freeze_unread(self, read: Collection[str]) -> None:
+        """Freeze what leads only to maps that nothing reads.
 
         DistributedDataParallel waits for the gradient of every parameter that trains.
 
         Args:
-            names: of the maps that are read.
+            read: names of the maps that something reads.
         """
-        read = set().union(*(self._behind[name] for name in names))
-        unread = set().union(*self._behind.values()) - read
+        behind = {name: keys for name, keys in self._behind.items() if name in read}
+        unread = set().union(*self._behind.values()) - set().union(*behind.values())
         for key, parameter in self.named_parameters():
             if key in unread:
                 parameter.requires_grad = False
@@ -177,6 +157,30 @@ class TimmBackbone(Backbone):
     @property
     def size_divisibility(self) -> int:
         return self._size_divisibility
+
+
+def _check_arguments(
+    out_indices: Sequence[int], norm: str, freeze_at: int, options: Mapping[str, Any]
+) -> None:
+    if norm not in ("FrozenBN", "BN", "GN"):
+        raise InputError(f"the norm of a timm backbone is {norm!r}, not FrozenBN, BN or GN")
+    if not isinstance(freeze_at, int) or freeze_at > 5:
+        raise InputError(
+            f"MODEL.BACKBONE.FREEZE_AT (freeze_at) is {freeze_at}, and has to be a whole number of "
+            "stages, up to 5"
+        )
+    if not isinstance(out_indices, Sequence) or not all(type(i) is int for i in out_indices):
+        raise InputError(
+            f"MODEL.TIMM.OUT_INDICES (out_indices) is {out_indices!r}, and has to be a list of "
+            "whole numbers"
+        )
+    if unknown := options.keys() - _OPTIONS_OF_GN:
+        raise InputError(
+            f"a timm backbone has no option {', '.join(sorted(unknown))}: those of GN are "
+            f"{', '.join(sorted(_OPTIONS_OF_GN))}"
+        )
+    if options and norm != "GN":
+        raise InputError(f'{options} is for norm "GN", and the norm is {norm!r}')
 
 
 def _try(

@@ -133,7 +133,7 @@ def _in_features(cfg: CfgNode, bottom_up: TimmBackbone, by_default: Iterable[str
             f"{', '.join(in_features)}, of strides {strides}"
         )
     _check_last_is_read(bottom_up, "MODEL.FPN.IN_FEATURES", in_features)
-    bottom_up.read_only(in_features)
+    bottom_up.freeze_unread(in_features)
     return in_features
 
 
@@ -174,7 +174,7 @@ def _check_heads_on_map(cfg: CfgNode, backbone: TimmBackbone) -> None:
     if not read <= there.keys():
         return  # Detectron2 names those that are not there
     _check_last_is_read(backbone, "MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES", read)
-    backbone.read_only(read)
+    backbone.freeze_unread(read)
     channels, wanted = there[heads.IN_FEATURES[0]].channels, 4 * cfg.MODEL.RESNETS.RES2_OUT_CHANNELS
     if heads.NAME == "Res5ROIHeads" and channels != wanted:
         raise InputError(
