@@ -32,7 +32,7 @@ from gn_det.utils import (
     check_regular_file,
     make_folder,
     printable,
-    some,
+    shortened,
     whole_file,
     write_atomically,
 )
@@ -116,7 +116,7 @@ def find_inputs(patterns: list[str]) -> list[Path]:
             files = [p for p in there if p.suffix.lower() in suffixes]
             others = [p.name for p in there if p.suffix.lower() not in suffixes]
             if others:
-                print(f"{path}: {len(others)} are no images or videos: {some(others, 5)}")
+                print(f"{path}: {len(others)} are no images or videos: {shortened(others, 5)}")
         elif path.exists():
             check_regular_file(path, "--input")
             files = [path]

@@ -32,7 +32,7 @@ __all__ = [
     "printable",
     "read_json",
     "reason_of",
-    "some",
+    "shortened",
     "table",
     "unwritable",
     "whole_file",
@@ -157,7 +157,7 @@ def table(
     return tabulate(cells, list(map(shown, headers)), tablefmt=tablefmt, **options)
 
 
-def some(items: Iterable[object], most: int) -> str:
+def shortened(items: Iterable[object], most: int) -> str:
     """The first items, and how many more there are."""
     items = list(items)
     more = f" and {len(items) - most} more" if len(items) > most else ""

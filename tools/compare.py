@@ -28,7 +28,7 @@ from gn_det.engine.folders import study_folder
 from gn_det.engine.resume import keep_data
 from gn_det.engine.run import check_run
 from gn_det.engine.run_data import RunData
-from gn_det.engine.schedule import resolve_schedule, stretched
+from gn_det.engine.schedule import rescale_schedule, resolve_schedule
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -305,7 +305,9 @@ def at_length(
     changed = {}
     for name, recipe in recipes.items():
         iterations = steps or recipe.SOLVER.MAX_ITER
-        changed[name] = stretched(recipe, max(1, iterations // 4) if args.quick else iterations)
+        changed[name] = rescale_schedule(
+            recipe, max(1, iterations // 4) if args.quick else iterations
+        )
     return changed
 
 

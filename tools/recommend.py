@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 
 from gn_det.engine.command import at_least, run_command
-from gn_det.engine.schedule import stretched
+from gn_det.engine.schedule import rescale_schedule
 
 import torch
 from detectron2.config import CfgNode
@@ -197,7 +197,7 @@ def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> s
         "SOLVER.MAX_ITER": steps,
     }
     if steps != cfg.SOLVER.MAX_ITER:
-        run = stretched(cfg, steps)
+        run = rescale_schedule(cfg, steps)
         settings["SOLVER.WARMUP_ITERS"] = run.SOLVER.WARMUP_ITERS
         if min(cfg.SOLVER.STEPS, default=cfg.SOLVER.MAX_ITER) < cfg.SOLVER.MAX_ITER:
             settings["SOLVER.STEPS"] = run.SOLVER.STEPS

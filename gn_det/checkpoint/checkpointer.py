@@ -21,7 +21,7 @@ from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
 from gn_det.layers import FusedGroupNorm, GNTower
 from gn_det.layers.hand_over import HandOver, hand_overs
-from gn_det.utils import reason_of, some, whole_file, write_atomically
+from gn_det.utils import reason_of, shortened, whole_file, write_atomically
 
 __all__ = ["Checkpointer", "checkpoints_of", "last_checkpoint"]
 
@@ -62,7 +62,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     except (OSError, UnicodeDecodeError) as error:
         name, problem = "", f"cannot be read ({reason_of(error)})"
     if not name or name != os.path.basename(name) or not (folder / name).is_file():
-        there = some((path.name for path in reversed(checkpoints)), 5) or "none is there"
+        there = shortened((path.name for path in reversed(checkpoints)), 5) or "none is there"
         raise InputError(
             f"{file} {problem}; write the name of one of its checkpoints there: {there}"
         )
@@ -111,7 +111,7 @@ class Checkpointer(DetectionCheckpointer):
         if broken:
             raise InputError(
                 f"{name} is not saved, as {len(broken)} of {len(state)} tensors are not finite "
-                f"({some(broken, 3)}); {self._last()}"
+                f"({shortened(broken, 3)}); {self._last()}"
             )
         file = Path(self.save_dir) / f"{name}.pth"
         parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
@@ -220,7 +220,9 @@ class Checkpointer(DetectionCheckpointer):
             if not self._whole:
                 misfits["of another shape"] = other_shape
             described = [
-                f"{len(keys)} {kind} ({some(keys, 3)})" for kind, keys in misfits.items() if keys
+                f"{len(keys)} {kind} ({shortened(keys, 3)})"
+                for kind, keys in misfits.items()
+                if keys
             ]
             advice = (
                 ". The file has other classes than the model: take the config.yaml of its run, or "
@@ -233,9 +235,10 @@ class Checkpointer(DetectionCheckpointer):
         random = sorted(frozen.intersection([*missing, *shapes]))
         if random:
             raise InputError(
-                f"{self._path} lacks {len(random)} tensors that do not train ({some(random, 3)}), "
-                "which would stay at their random start: name weights that hold them, or set "
-                "MODEL.BACKBONE.FREEZE_AT to 0 (freeze_at of the ResNet for a LazyConfig)"
+                f"{self._path} lacks {len(random)} tensors that do not train "
+                f"({shortened(random, 3)}), which would stay at their random start: name weights "
+                "that hold them, or set MODEL.BACKBONE.FREEZE_AT to 0 (freeze_at of the ResNet for "
+                "a LazyConfig)"
             )
         for _, norm in hand_overs(self.model):
             norm.is_of_gn = norm.lacks_statistics and not self._has_folded_bn

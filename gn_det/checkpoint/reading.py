@@ -14,7 +14,7 @@ from safetensors import safe_open
 from gn_det.budget import check_archive
 from gn_det.checkpoint.unpickling import RECORDS, unpickle
 from gn_det.errors import InputError
-from gn_det.utils import some
+from gn_det.utils import shortened
 
 __all__ = ["read_weights"]
 
@@ -61,7 +61,7 @@ def read_weights(
     ):
         found = type(model).__name__
         if isinstance(model, dict):
-            found = some(model, 3)
+            found = shortened(model, 3)
         raise InputError(
             f"{file} holds no weights under 'model' nor at its top, but {found}; save the "
             "model's state_dict alone"
@@ -104,15 +104,17 @@ def _chosen(content: dict[str, Any], key: str | None, file: Path) -> Any:
             sets[name] = next(value[w] for w in _WRAPPERS if _is_state(value.get(w)))
     if key is not None:
         if key not in sets:
-            raise InputError(f"{file} has no weights under {key!r}, but under {some(sets, 10)}")
+            raise InputError(
+                f"{file} has no weights under {key!r}, but under {shortened(sets, 10)}"
+            )
         return sets[key]
     averaged = [name for name in sets if re.search(r"ema|averag|swa", name, re.IGNORECASE)]
     plain = [name for name in ("state_dict", "model_state", "model") if name in sets]
     if averaged:
         names = ", ".join(map(repr, dict.fromkeys([*plain, *averaged])))
         raise InputError(
-            f"{file} has several weights, of which {some(map(repr, averaged), 3)} are averages of "
-            f"the training (EMA); choose with --key: {names}"
+            f"{file} has several weights, of which {shortened(map(repr, averaged), 3)} are "
+            f"averages of the training (EMA); choose with --key: {names}"
         )
     return sets[plain[0]] if plain else None
 

@@ -15,7 +15,7 @@ from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 from torch import Tensor
 
 from gn_det.errors import InputError
-from gn_det.utils import some
+from gn_det.utils import shortened
 
 __all__ = [
     "ResNetWeights",
@@ -191,7 +191,7 @@ def _find(weights: Mapping[str, Tensor], prefix: str | None) -> tuple[str, str]:
     if not found:
         raise InputError(
             f"no name of the weights ends in {' or '.join(_ANCHORS.values())}, as those of a "
-            f"ResNet would; they are {some(weights, 3)}"
+            f"ResNet would; they are {shortened(weights, 3)}"
         )
     if prefix is None and len(found) == 1:
         (prefix,) = found
@@ -275,7 +275,7 @@ def _check(resnet: Mapping[str, Tensor], resnets: Mapping[str, Any]) -> None:
         ("lacks", [name for name in expected if name not in resnet]),
         ("has", shapes),
     ]
-    described = [f"it {verb} {some(names, 3)}" for verb, names in faults if names]
+    described = [f"it {verb} {shortened(names, 3)}" for verb, names in faults if names]
     if described:
         raise InputError(
             f"Detectron2's ResNet-{resnets['DEPTH']} cannot hold this one: {'; '.join(described)} "

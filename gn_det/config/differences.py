@@ -9,7 +9,7 @@ from typing import Any
 
 from gn_det.errors import InputError
 
-__all__ = ["check_same", "differences", "settings", "told"]
+__all__ = ["check_same", "differences", "format_differences", "settings"]
 
 Differences = dict[str, dict[str, Any]]  # values by key, and by the name of the config
 
@@ -44,12 +44,12 @@ def check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -
     """
     if others := differences({"the run": there, "what is asked for": now}):
         raise InputError(
-            f"{folder} holds a run with other settings: {told(others)}. Take the same ones, name "
-            "another folder, or remove that one"
+            f"{folder} holds a run with other settings: {format_differences(others)}. Take the "
+            "same ones, name another folder, or remove that one"
         )
 
 
-def told(found: Differences) -> str:
+def format_differences(found: Differences) -> str:
     """Differences in a line: each key with its value in every config."""
     return "; ".join(
         f"{key} is {', '.join(f'{value!r} in {name}' for name, value in values.items())}"

@@ -26,7 +26,7 @@ from gn_det.data.pictures import PictureError
 from gn_det.data.proposals import check_config_proposals
 from gn_det.data.seeding import seed_generators
 from gn_det.errors import InputError
-from gn_det.utils import some
+from gn_det.utils import shortened
 
 __all__ = ["TrainLoader", "build_train_loader", "set_up_worker"]
 
@@ -135,7 +135,7 @@ class _Samples(Dataset):
             if len(self.bad) > MOST_BAD_IMAGES:
                 raise InputError(
                     f"more than {MOST_BAD_IMAGES} pictures cannot be read any more, such as "
-                    f"{some(sorted(self.bad), 3)}; is their disk there?"
+                    f"{shortened(sorted(self.bad), 3)}; is their disk there?"
                 ) from error
             return None
 

@@ -18,7 +18,7 @@ from gn_det.errors import InputError
 from gn_det.injection import fuse
 from gn_det.injection.least_squares import ChannelFit, sums_of_gn
 from gn_det.layers.hand_over import HandOver, finish, hand_overs
-from gn_det.utils import some
+from gn_det.utils import shortened
 
 __all__ = ["HandOverHook"]
 
@@ -112,14 +112,14 @@ class HandOverHook(HookBase):
         if of_gn:
             raise InputError(
                 f"MODEL.GN.HAND_OVER_STEPS is set, and the weights have no statistics of BN "
-                f"for {len(of_gn)} of {len(norms)} norms ({some(of_gn, 3)}), like weights "
+                f"for {len(of_gn)} of {len(norms)} norms ({shortened(of_gn, 3)}), like weights "
                 "with GN; name weights with BN, or set HAND_OVER_STEPS to 0"
             )
         unknown = [n for n, x in norms.items() if x.lacks_statistics and x.is_of_gn is None]
         if unknown:
             logging.getLogger(__name__).warning(
                 f"the weights have no statistics of BN for {len(unknown)} of {len(norms)} "
-                f"norms ({some(unknown, 3)}). That is right for FAIR's files with BN, such as "
+                f"norms ({shortened(unknown, 3)}). That is right for FAIR's files with BN, such as "
                 "MSRA/R-50.pkl, which have it folded. Weights with GN cannot be handed over: "
                 "set MODEL.GN.HAND_OVER_STEPS to 0 for these"
             )
@@ -144,7 +144,8 @@ class HandOverHook(HookBase):
         if unseen:
             logging.getLogger(__name__).warning(
                 f"{len(unseen)} of {len(self._sums)} norms had no input in the first "
-                f"{self.fitting_steps} steps ({some(unseen, 3)}), and become GN with γ and β of BN"
+                f"{self.fitting_steps} steps ({shortened(unseen, 3)}), and become GN with γ and "
+                "β of BN"
             )
         self._sums = {}
         self._step.clear()

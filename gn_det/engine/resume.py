@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.config import load_config
-from gn_det.config.differences import differences, told
+from gn_det.config.differences import differences, format_differences
 from gn_det.engine.command import RunOptions
 from gn_det.engine.run_data import RunData
 from gn_det.errors import InputError
@@ -118,7 +118,7 @@ def _check_settings(cfg: CfgNode | DictConfig, file: Path) -> None:
     if fixed:
         raise InputError(
             f"{file.parent} cannot be resumed with another model, other data or another batch: "
-            f"{told(fixed)}. Take the run's values, or another output folder"
+            f"{format_differences(fixed)}. Take the run's values, or another output folder"
         )
     if found:
         rows = [[key, *map(_cell, values.values())] for key, values in found.items()]

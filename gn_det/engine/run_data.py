@@ -24,7 +24,7 @@ from gn_det.data.proposals import check_config_proposals, check_proposals
 from gn_det.engine.command import RunOptions
 from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
-from gn_det.utils import printable, some
+from gn_det.utils import printable, shortened
 
 __all__ = ["RunData", "check_config_data", "check_data", "set_data", "wrapped_model"]
 
@@ -302,7 +302,7 @@ def _settle_keypoints(data: RunData, dataset: dict[str, Any], folder: CocoFolder
             f"{folder.json_file} lists the keypoints {names}, the training set {data.keypoints}"
         )
     if not data.keypoints:
-        pairs = some((f"{left} and {right}" for left, right in flip_pairs(names)), 9) or "none"
+        pairs = shortened((f"{left} and {right}" for left, right in flip_pairs(names)), 9) or "none"
         print(f"Keypoints that change places in a mirrored image: {printable(pairs)}.")
     data.keypoints = names
 
@@ -351,7 +351,7 @@ def _describe(checked: CheckedFolder) -> str:
     broken = [(image, problem) for image, problem in bad if problem != "missing"]
     parts = []
     if missing:
-        names = some((printable(image["file_name"]) for image, _ in missing), 3)
+        names = shortened((printable(image["file_name"]) for image, _ in missing), 3)
         parts.append(
             f"{len(missing)} of {total} images are missing in {checked.folder.image_root}: {names} "
             "(also tried: backslashes, leading folders, URL-quoting, another case, Unicode forms)"
@@ -362,4 +362,6 @@ def _describe(checked: CheckedFolder) -> str:
 
 
 def _named(bad: list[tuple[dict, str]], most: int) -> str:
-    return some((printable(f"{image['file_name']} ({problem})") for image, problem in bad), most)
+    return shortened(
+        (printable(f"{image['file_name']} ({problem})") for image, problem in bad), most
+    )

@@ -12,7 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from gn_det.errors import InputError
 from gn_det.utils import table
 
-__all__ = ["Schedule", "resolve_lazy_schedule", "resolve_schedule", "schedule_table", "stretched"]
+__all__ = [
+    "Schedule",
+    "rescale_schedule",
+    "resolve_lazy_schedule",
+    "resolve_schedule",
+    "schedule_table",
+]
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ def resolve_lazy_schedule(cfg: DictConfig, world_size: int) -> DictConfig:
     return cfg
 
 
-def stretched(cfg: CfgNode, max_iter: int) -> CfgNode:
+def rescale_schedule(cfg: CfgNode, max_iter: int) -> CfgNode:
     """The schedule of a YAML config in so many iterations: warm-up, hand-over, steps and periods.
 
     Args:

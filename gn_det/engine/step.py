@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gn_det.data.seeding import seed_generators
 from gn_det.engine.stopwatch import Stopwatch, peak_memory_mb
 from gn_det.errors import InputError
-from gn_det.utils import some
+from gn_det.utils import shortened
 
 __all__ = ["AccumulatingTrainer", "largest_norms"]
 
@@ -129,7 +129,7 @@ class AccumulatingTrainer(SimpleTrainer):
             str(image.get("file_name", "?")) if isinstance(image, dict) else "?" for image in images
         ]
         return InputError(
-            f"iteration {self.iter}: {problem}; images: {some(names, 16)}; largest {what}: "
+            f"iteration {self.iter}: {problem}; images: {shortened(names, 16)}; largest {what}: "
             f"{', '.join(f'{name} {norm:.4g}' for name, norm in norms)}. The last checkpoint is as "
             "it was. Lower the learning rate or warm up for longer; a detector may also clip "
             "gradients (SOLVER.CLIP_GRADIENTS). Then resume the run; a classifier begins anew"

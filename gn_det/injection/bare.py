@@ -29,10 +29,10 @@ from gn_det.injection.one_pixel import is_gate, names_used
 from gn_det.injection.parts import Part
 from gn_det.layers.conv_norm import takes_norm
 
-__all__ = ["Bare", "Look", "is_conv_module"]
+__all__ = ["ConvScan", "ConvWithoutNorm", "is_conv_module"]
 
 
-class Bare(NamedTuple):
+class ConvWithoutNorm(NamedTuple):
     """A convolution without a norm behind it.
 
     Attributes:
@@ -88,7 +88,7 @@ def is_conv_module(module: Layer) -> bool:
     return hasattr(module, "with_norm") and hasattr(module, "norm_name") and hasattr(module, "conv")
 
 
-class Look:
+class ConvScan:
     """What is to be seen of the convolutions of a model.
 
     Args:
@@ -120,7 +120,7 @@ class Look:
                 self.taken[part][module.in_features] += 1
         self.widths = {part: max(each, key=lambda c: (each[c], c)) for part, each in widths.items()}
 
-    def bare(self, normed: set[nn.Module]) -> Iterator[Bare]:
+    def convs_without_norm(self, normed: set[nn.Module]) -> Iterator[ConvWithoutNorm]:
         """Yields every convolution, but those that have a norm or a place for one that is known.
 
         Args:
@@ -129,7 +129,7 @@ class Look:
         for name, conv in self.names.items():
             if is_conv(conv) and conv not in normed and not is_norm(conv):
                 site, holder = self.site(name, conv), self._holder(name, conv)
-                yield Bare(name, conv, site, self._why_not(name, conv, holder), holder)
+                yield ConvWithoutNorm(name, conv, site, self._why_not(name, conv, holder), holder)
 
     def site(self, name: str, conv: Layer) -> str:
         """The site of a convolution, by its name."""

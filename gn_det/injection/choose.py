@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from gn_det.errors import InputError
-from gn_det.injection.bare import Bare
+from gn_det.injection.bare import ConvWithoutNorm
 from gn_det.injection.parts import parts_of
 from gn_det.injection.places import Places
 from gn_det.injection.sites import SITES, Slot, find_owners, sites_of_owners
-from gn_det.utils import nearest, some
+from gn_det.utils import nearest, shortened
 
 __all__ = ["Which", "choose_slots"]
 
@@ -89,7 +89,7 @@ def _parts(slot: Slot) -> Iterator[nn.Module]:
     yield from (part for part in (slot.conv, slot.norm) if part is not None)
 
 
-def _forced(bare: Bare) -> Slot:
+def _forced(bare: ConvWithoutNorm) -> Slot:
     if bare.holder is None:
         raise InputError(
             f"{bare.name} is a {type(bare.conv).__name__}, which has no place for a norm"
@@ -116,12 +116,12 @@ def _lies_in(name: str, above: str) -> bool:
     return not above or name.startswith(f"{above}.")
 
 
-def _left(left: list[Bare]) -> str:
+def _left(left: list[ConvWithoutNorm]) -> str:
     """The convolutions that gain no norm, with the reasons."""
     reasons: dict[str, list[str]] = {}
     for bare in left:
         reasons.setdefault(bare.why_not, []).append(bare.name)
-    told = "; ".join(f"{some(names, 3)}: {reason}" for reason, names in reasons.items())
+    told = "; ".join(f"{shortened(names, 3)}: {reason}" for reason, names in reasons.items())
     return f"; {told}; the whole name of a convolution gives it one" if told else ""
 
 

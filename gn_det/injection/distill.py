@@ -29,7 +29,7 @@ from gn_det.utils import (
     check_regular_file,
     make_folder,
     reason_of,
-    some,
+    shortened,
     table,
     whole_file,
 )
@@ -136,8 +136,9 @@ def distill(
         raise InputError("the student is the teacher; give a copy of the network with BN")
     if shared := _shared(student, teacher):
         raise InputError(
-            f"student and teacher share {len(shared)} parameters or buffers ({some(shared, 3)}), "
-            "and the teacher would change; copy.deepcopy the network with BN before convert_bn"
+            f"student and teacher share {len(shared)} parameters or buffers "
+            f"({shortened(shared, 3)}), and the teacher would change; copy.deepcopy the "
+            "network with BN before convert_bn"
         )
     if _has_bn(student) and not _has_bn(teacher):
         raise InputError("the student has BN, and the teacher has none; give them the other way")
@@ -155,10 +156,11 @@ def distill(
             raise
     worse = [name for name, error in after.items() if error > before[name]]
     if worse:
+        grown = shortened((f"{n} {before[n]:.2f} to {after[n]:.2f}" for n in worse), 3)
         logging.getLogger(__name__).warning(
             f"distillation: the errors of {len(worse)} of {len(after)} levels have grown "
-            f"({some((f'{n} {before[n]:.2f} to {after[n]:.2f}' for n in worse), 3)}): more steps "
-            "or a lower learning rate may help; the network before it was nearer to BN there"
+            f"({grown}): more steps or a lower learning rate may help; the network before it "
+            "was nearer to BN there"
         )
     return Distillation(before, after, tuple(losses))
 

@@ -16,7 +16,7 @@ from gn_det.injection.kinds import Layer, type_name
 from gn_det.injection.rewrite import CONV_NORMS, Rewritten, plan
 from gn_det.layers import FusedGroupNorm, FusedReLU
 from gn_det.layers.detectron2 import loaded_blocks
-from gn_det.layers.recomputation import keep_in
+from gn_det.layers.recomputation import stop_recomputing_in
 from gn_det.ops.form import Form
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     for norm in norms_of_fused_relus(model):
         norm.activation = None
     for module in model.modules():
-        keep_in(module)
+        stop_recomputing_in(module)
         if isinstance(module, FusedReLU):
             _become(module, nn.ReLU)
         elif _is_rewritten(module):

@@ -26,7 +26,7 @@ from gn_det.layers import (
     give_norm,
     insert_norm,
 )
-from gn_det.utils import some
+from gn_det.utils import shortened
 
 __all__ = ["has_bns_values", "inject", "place_norms"]
 
@@ -162,7 +162,7 @@ def place_norms(
     if anew:
         _logger.info(
             f"{len(anew)} norms have new parameters, which an optimizer that was built before does "
-            f"not train: {some(anew, 3)}"
+            f"not train: {shortened(anew, 3)}"
         )
 
 

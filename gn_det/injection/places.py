@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gn_det.injection.bare import Bare, Look
+from gn_det.injection.bare import ConvScan, ConvWithoutNorm
 from gn_det.injection.one_pixel import gated_modules
 from gn_det.injection.parts import parts_of
 from gn_det.injection.sites import SITES, Slot, find_by_type, find_owners, sites_of_owners
@@ -25,7 +25,7 @@ class Places(NamedTuple):
     """
 
     slots: list[Slot]
-    bare: list[Bare]
+    bare: list[ConvWithoutNorm]
     gated: set[nn.Module]
 
     @property
@@ -40,17 +40,17 @@ def find_places(model: nn.Module) -> Places:
     gated = gated_modules(model)
     slots = [*_slots_of_owners(model, gated)]
     found = {part for slot in slots for part in _occupied(slot)} | gated
-    look = Look(model, parts_of(model, sites_of_owners(model)), gated)
-    names = {module: name for name, module in look.names.items()}
+    scan = ConvScan(model, parts_of(model, sites_of_owners(model)), gated)
+    names = {module: name for name, module in scan.names.items()}
     for parent, conv, norm in find_by_type(model):
         if norm not in found:
             found |= {*norm.modules()}
             before = norm if conv is None else conv
-            slots.append(Slot(look.site(names[before], before), parent, conv, norm, known=False))
+            slots.append(Slot(scan.site(names[before], before), parent, conv, norm, known=False))
     with_conv = [slot for slot in slots if slot.conv is not None]
     for slot in with_conv:
-        look.taken_norms |= {*slot.norm.modules()} if slot.norm is not None else set()
-    bare = [*look.bare({slot.conv for slot in with_conv})]
+        scan.taken_norms |= {*slot.norm.modules()} if slot.norm is not None else set()
+    bare = [*scan.convs_without_norm({slot.conv for slot in with_conv})]
     for each in bare:
         if not each.why_not:
             slots.append(Slot(each.site, each.holder, each.conv, None, known=False))

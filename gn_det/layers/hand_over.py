@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 from gn_det.layers.group_norm import FusedGroupNorm, FusedGroupNormAct
-from gn_det.utils import some
+from gn_det.utils import shortened
 
 __all__ = ["HandOver", "eps_of", "finish", "hand_over_from", "hand_overs", "statistics_of"]
 
@@ -163,7 +163,7 @@ def hand_over_from(model: nn.Module, bns: Mapping[str, Statistics | None]) -> No
     if unable:
         raise InputError(
             f"{len(unable)} of {len(gn)} BN layers have no statistics, or no γ and β to fit "
-            f"({some(unable, 3)}), and a hand-over needs both"
+            f"({shortened(unable, 3)}), and a hand-over needs both"
         )
     for name, module in gn.items():
         if (statistics := bns[name]) is not None:

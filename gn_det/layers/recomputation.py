@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from gn_det.ops.backend import under_transform
 
-__all__ = ["keep_in", "recomputation", "recompute_in", "recomputed", "recomputes_in"]
+__all__ = ["recomputation", "recompute_in", "recomputed", "recomputes_in", "stop_recomputing_in"]
 
 
 class _Current(threading.local):
@@ -50,7 +50,7 @@ def recomputes_in(module: nn.Module) -> bool:
     return _enter in module._forward_pre_hooks.values()
 
 
-def keep_in(module: nn.Module) -> None:
+def stop_recomputing_in(module: nn.Module) -> None:
     """Undo :func:`recompute_in`."""
     for hooks, ours in ((module._forward_pre_hooks, _enter), (module._forward_hooks, _leave)):
         for number in [number for number, hook in hooks.items() if hook is ours]:

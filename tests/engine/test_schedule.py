@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 import gn_det
 from gn_det import InputError, get_config
 from gn_det.engine.schedule import (
+    rescale_schedule,
     resolve_lazy_schedule,
     resolve_schedule,
     schedule_table,
-    stretched,
 )
 
 
@@ -114,7 +114,7 @@ def test_a_schedule_in_other_iterations_keeps_its_shape(max_iter: int, expected:
     cfg = reference()
     cfg.MODEL.GN.HAND_OVER_STEPS = 200
     cfg.freeze()
-    found = stretched(cfg, max_iter)
+    found = rescale_schedule(cfg, max_iter)
     solver = found.SOLVER
     assert solver.MAX_ITER == max_iter and solver.BASE_LR == cfg.SOLVER.BASE_LR
     assert expected == (
@@ -130,7 +130,7 @@ def test_a_schedule_in_other_iterations_keeps_its_shape(max_iter: int, expected:
 def test_what_a_schedule_does_without_stays_so_in_other_iterations() -> None:
     cfg = reference(WARMUP_ITERS=0)
     cfg.TEST.EVAL_PERIOD = 0
-    found = stretched(cfg, 180_000)
+    found = rescale_schedule(cfg, 180_000)
     assert (found.SOLVER.WARMUP_ITERS, found.TEST.EVAL_PERIOD) == (0, 0)
     assert found.MODEL.GN.HAND_OVER_STEPS == 0
 

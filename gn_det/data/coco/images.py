@@ -13,7 +13,7 @@ from gn_det.data.coco.findings import Findings, shown
 from gn_det.data.coco.values import whole_number
 from gn_det.data.pictures import PictureError, picture_size
 from gn_det.errors import InputError
-from gn_det.utils import some
+from gn_det.utils import shortened
 
 __all__ = ["normalise_images"]
 
@@ -114,7 +114,7 @@ def _mend_names(images: list[dict[str, Any]], root: str | Path, findings: Findin
             )
         elif name in several:
             what = f"file names could be several files below {root}: name a folder that has one"
-            findings.add("refused", what, place, name, some(several[name], 3))
+            findings.add("refused", what, place, name, shortened(several[name], 3))
         elif not can_be_named(name):
             findings.add("refused", "file names are none that a file can have", place, name)
         elif leaves_folder(name, root) and (not os.path.isabs(name) or os.path.exists(name)):

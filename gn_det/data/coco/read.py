@@ -12,7 +12,7 @@ from typing import Any
 
 from gn_det.data.coco.findings import Findings
 from gn_det.errors import InputError
-from gn_det.utils import check_regular_file, printable, some
+from gn_det.utils import check_regular_file, printable, shortened
 
 __all__ = ["SECTIONS", "read_coco"]
 
@@ -113,7 +113,8 @@ def _refuse_constants(dataset: dict[str, Any], json_file: str | Path) -> None:
     places = list(_not_finite(dataset))
     if places:
         raise InputError(
-            f"{json_file} has {len(places)} numbers that are NaN or infinite: {some(places, 3)}"
+            f"{json_file} has {len(places)} numbers that are NaN or infinite: "
+            f"{shortened(places, 3)}"
         )
 
 

@@ -17,7 +17,7 @@ from gn_det.modeling.timm_backbone.state import (
     read_state,
     without_prefix,
 )
-from gn_det.utils import reason_of, some
+from gn_det.utils import reason_of, shortened
 
 __all__ = ["create"]
 
@@ -83,7 +83,7 @@ def _indices(name: str, body: Any, out_indices: tuple[int, ...]) -> tuple[int, .
     out_indices = out_indices or tuple(i for i, s in enumerate(levels) if s in _STRIDES)
     if not out_indices:
         raise InputError(
-            f"{name} has feature maps of strides {levels}, and none of {some(_STRIDES, 4)}"
+            f"{name} has feature maps of strides {levels}, and none of {shortened(_STRIDES, 4)}"
         )
     if not all(-len(levels) <= index < len(levels) for index in out_indices):
         raise InputError(

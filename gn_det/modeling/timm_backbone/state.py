@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gn_det.budget import check_archive
 from gn_det.errors import InputError
 from gn_det.modeling.timm_backbone.names import classifiers_of, flat_name
-from gn_det.utils import reason_of, some
+from gn_det.utils import reason_of, shortened
 
 __all__ = ["check_all_loaded", "check_none_left", "fits", "read_state", "without_prefix"]
 
@@ -43,15 +43,15 @@ def read_state(file: str) -> dict[str, Tensor]:
         raise InputError(f"{file} holds no weights that can be read: {reason}") from error
     if not tensors:
         raise InputError(
-            f"{file} holds no weights, but {some(state, 5)}; save the state dict alone, or under "
-            "state_dict"
+            f"{file} holds no weights, but {shortened(state, 5)}; save the state dict alone, or "
+            "under state_dict"
         )
     floats = {k: v.float() for k, v in tensors.items() if v.is_floating_point()}
     broken = [key for key, value in floats.items() if not value.isfinite().all()]
     if broken:
         raise InputError(
             f"{file}: {len(broken)} of {len(tensors)} tensors have infinite or no numbers "
-            f"({some(broken, 3)})"
+            f"({shortened(broken, 3)})"
         )
     return tensors
 
@@ -98,7 +98,7 @@ def check_all_loaded(body: nn.Module, state: Mapping[str, Tensor], file: str) ->
     if missing:
         raise InputError(
             f"{file} does not fit the timm model: it lacks {len(missing)} of {len(own)} tensors "
-            f"({some(missing, 3)})"
+            f"({shortened(missing, 3)})"
         )
 
 
@@ -119,7 +119,7 @@ def check_none_left(
     if left:
         raise InputError(
             f"{file} does not fit the timm model: {len(left)} of its {len(state)} tensors have no "
-            f"place in it ({some(left, 3)}); is it of another model?"
+            f"place in it ({shortened(left, 3)}); is it of another model?"
         )
 
 

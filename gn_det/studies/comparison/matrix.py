@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from gn_det.config import dump_config
-from gn_det.config.differences import differences, told
+from gn_det.config.differences import differences, format_differences
 from gn_det.engine.folders import check_same_settings
 from gn_det.engine.termination import (
     ENDS_WITH_PARENT,
@@ -112,8 +112,8 @@ def check_comparable(configs: Mapping[str, CfgNode]) -> None:
     }
     if others:
         raise InputError(
-            f"the recipes differ in more than the norm: {told(others)}. Set it in each alike, or "
-            "show one of them with --beside"
+            f"the recipes differ in more than the norm: {format_differences(others)}. Set it "
+            "in each alike, or show one of them with --beside"
         )
 
 

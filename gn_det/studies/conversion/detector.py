@@ -17,7 +17,7 @@ from gn_det.checkpoint import Checkpointer
 from gn_det.config import dump_config
 from gn_det.data.train_loader import build_train_loader
 from gn_det.engine.evaluation import ap_of
-from gn_det.engine.schedule import stretched
+from gn_det.engine.schedule import rescale_schedule
 from gn_det.engine.trainer import evaluate, train
 from gn_det.errors import InputError
 from gn_det.injection import DetectorBatch, run_on_boxes
@@ -188,7 +188,7 @@ class _Evaluation:
 
 def _fine_tuned(gn_cfg: CfgNode, iterations: int, folder: Path) -> dict[str, Tensor]:
     """Weights after the schedule of a config in so many iterations, from MODEL.WEIGHTS."""
-    cfg = stretched(gn_cfg, iterations)
+    cfg = rescale_schedule(gn_cfg, iterations)
     cfg.SOLVER.CHECKPOINT_PERIOD = max(1, iterations // 4)
     cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD = (), 0
     cfg.OUTPUT_DIR = str(folder)
