@@ -125,20 +125,20 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name of (N, 3, H, W) pictures, each (N, C, H / stride, W / stride)."""
+        multiple = self._body_divisibility
+        if multiple == self._size_divisibility:  # to which a detector pads
+            return self._maps(x)
         height, width = x.shape[2:]
-        pads = self._body_divisibility > self._size_divisibility
-        if pads:
-            x = F.pad(
-                x, (0, -width % self._body_divisibility, 0, -height % self._body_divisibility)
-            )
+        maps = self._maps(F.pad(x, (0, -width % multiple, 0, -height % multiple)))
+        for key, stride in self._out_feature_strides.items():
+            maps[key] = maps[key][..., : -(-height // stride), : -(-width // stride)]
+        return maps
+
+    def _maps(self, x: Tensor) -> dict[str, Tensor]:
         features = self.body(x)
         if str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC"):
             features = [feature.permute(0, 3, 1, 2) for feature in features]
-        found = dict(zip(self._out_features, features, strict=True))
-        if pads:
-            for key, stride in self._out_feature_strides.items():
-                found[key] = found[key][..., : -(-height // stride), : -(-width // stride)]
-        return found
+        return dict(zip(self._out_features, features, strict=True))
 
     def freeze_unread(self, read: Collection[str]) -> None:
         """Freeze what leads only to maps that nothing reads.
