@@ -42,7 +42,7 @@ from gn_det.config import load_lazy_config
 from gn_det.data.datasets import register_folders
 from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader, set_up_worker
-from gn_det.modeling.timm_backbone import TimmBackbone, check_timm_input
+from gn_det.modeling.timm_backbone import TimmBackbone, check_timm_input, freeze_unread_maps
 from gn_det.utils import amp_dtype
 
 
@@ -81,6 +81,7 @@ def run(config_file: str, overrides: list[str], options: RunOptions, data: RunDa
         _leave_out_timm_weights(cfg.model)
     with building("the model"):
         model = instantiate(cfg.model).to(cfg.train.device)
+        freeze_unread_maps(model)
         check_timm_input(model, starts_from_weights=bool(cfg.train.init_checkpoint))
     prepare_model(
         model,

@@ -63,8 +63,8 @@ def load_images(
 def data_settings(train: Dataset, val: Dataset) -> dict[str, Any]:
     """What tells a classification set from others: its number of training images, and digests.
 
-    A digest is a SHA-256 of the files of a split, with the boxes and classes of their objects; None
-    for images that are built in, which are always the same.
+    A digest is a SHA-256 of the names of the files of a split, with the boxes and classes of their
+    objects; None for images that are built in, which are always the same.
 
     Args:
         train, val: as :func:`load_images` returns them.

@@ -294,7 +294,10 @@ def finished_results(
     file, results = folder / _RECIPE, folder / _RESULTS
     if not file.exists():
         return None
-    check_same(folder, read_json(file, dict), {**asdict(recipe), **circumstances})
+    there = read_json(file, dict)
+    # Runs that are older than a circumstance do not have it.
+    known = {key: value for key, value in circumstances.items() if key in there}
+    check_same(folder, there, {**asdict(recipe), **known})
     return read_json(results, dict) if results.exists() else None
 
 

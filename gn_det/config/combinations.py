@@ -27,11 +27,11 @@ def check_complete_config(cfg: CfgNode) -> None:
 
 
 def _backbone(cfg: CfgNode) -> Iterator[str]:
+    from gn_det.modeling.with_gn import builder_of_backbone
+
     model = cfg.MODEL
-    given_gn = model.BACKBONE.NAME == "build_gn_backbone"
-    key, builder = (
-        ("GN.BACKBONE", model.GN.BACKBONE) if given_gn else ("BACKBONE.NAME", model.BACKBONE.NAME)
-    )
+    builder = builder_of_backbone(cfg)
+    key = "BACKBONE.NAME" if builder == model.BACKBONE.NAME else "GN.BACKBONE"
     if builder.startswith("build_timm_") != bool(model.TIMM.NAME):
         yield (
             f"MODEL.{key} is {builder}, and MODEL.TIMM.NAME "

@@ -104,7 +104,7 @@ class Audit(Report):
         rows = [
             [
                 row.site,
-                _shortened(row.modules),
+                _counted(row.modules),
                 row.channels,
                 f"{row.num_groups}{'*' if _is_reduced(row) else ''}"
                 f"{' (instance norm)' if row.is_instance_norm else ''}",
@@ -122,7 +122,7 @@ class Audit(Report):
         if any(map(_is_reduced, self.rows)):
             text += "\n\n* the largest divisor of the channels below 32"
         if self.left_alone:
-            left = [[each.site, _shortened(each.modules), each.reason] for each in self.left_alone]
+            left = [[each.site, _counted(each.modules), each.reason] for each in self.left_alone]
             text += "\n\n" + table(left, ["site", "left alone", "why"], tablefmt=style)
         return text
 
@@ -177,7 +177,7 @@ def audit(model: nn.Module, optimizer: Any = None) -> Audit:
             left.setdefault((slot.site, reason), []).append(names[norm])
     for site, module, reason in _out_of_reach(model, places):
         left.setdefault((site, reason), []).append(module)
-    for bare in places.bare:
+    for bare in places.without_norm:
         left.setdefault((bare.site, bare.why_not), []).append(bare.name)
     if any(form != Form() for form in forms.values()):
         sites = {slot.norm: slot.site for slot in places.slots}
@@ -242,6 +242,6 @@ def _is_reduced(row: NormRow) -> bool:
     return below_32 < 32 and row.num_groups == below_32
 
 
-def _shortened(modules: tuple[str, ...]) -> str:
+def _counted(modules: tuple[str, ...]) -> str:
     """The module, or how many with the first of them."""
     return modules[0] if len(modules) == 1 else f"{len(modules)}: {modules[0]}, ..."

@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from gn_det.errors import InputError
-from gn_det.injection.bare import ConvWithoutNorm
 from gn_det.injection.parts import parts_of
 from gn_det.injection.places import Places
 from gn_det.injection.sites import SITES, Slot, find_owners, sites_of_owners
+from gn_det.injection.without_norm import ConvWithoutNorm
 from gn_det.utils import nearest, shortened
 
 __all__ = ["Which", "choose_slots"]
@@ -57,7 +57,7 @@ def _told(
     slots = {
         slot for slot in places.slots if any(tells(names[part], part) for part in _parts(slot))
     }
-    return slots | {_forced(bare) for bare in places.bare if tells(bare.name, bare.conv)}
+    return slots | {_forced(bare) for bare in places.without_norm if tells(bare.name, bare.conv)}
 
 
 def _named(
@@ -77,9 +77,9 @@ def _named(
 
     slots = {slot for slot in places.slots if any(is_meant(names[part]) for part in _parts(slot))}
     # Who writes the whole name of a convolution means it, whatever it looks like.
-    slots |= {_forced(bare) for bare in places.bare if bare.name == pattern}
+    slots |= {_forced(bare) for bare in places.without_norm if bare.name == pattern}
     if not slots:
-        left = [bare for bare in places.bare if is_meant(bare.name)]
+        left = [bare for bare in places.without_norm if is_meant(bare.name)]
         raise InputError(f"nothing to normalize at {pattern}{_left(left)}")
     return slots
 
@@ -108,7 +108,9 @@ def _nothing_at(model: nn.Module, places: Places, site: str) -> str:
         return f"site {site}: {kind} has none that a class or the name of a module tells of"
     listed = ", ".join(f"{name or 'the model'} ({type(m).__name__})" for name, m in found)
     hint = SITES[site].hint and f": {SITES[site].hint}" if of_class else ""
-    left = [bare for bare in places.bare if any(_lies_in(bare.name, name) for name, _ in found)]
+    left = [
+        bare for bare in places.without_norm if any(_lies_in(bare.name, name) for name, _ in found)
+    ]
     return f"site {site}: {listed} has nothing to normalize{hint or _left(left)}"
 
 
@@ -137,5 +139,5 @@ def _there(model: nn.Module, places: Places) -> str:
         if site != "other" and any(find_owners(model, site))
     ]
     return "; ".join([f"{kind} has no place for a norm", *empty]) + (
-        "" if empty else _left(places.bare)
+        "" if empty else _left(places.without_norm)
     )

@@ -64,7 +64,7 @@ class Calibration(Report):
         rows: in the order of execution, norms that were not reached last.
         passes: over the calibration set in which γ, β were fitted.
         copied, calibrated: mean error of the norms.
-        left: layers with running statistics that GN does not stand in for, at any site;
+        not_converted: layers with running statistics that GN does not stand in for, at any site;
             :func:`gn_det.audit` has the reasons.
     """
 
@@ -72,7 +72,7 @@ class Calibration(Report):
     passes: int
     copied: float
     calibrated: float
-    left: tuple[str, ...] = ()
+    not_converted: tuple[str, ...] = ()
 
     @property
     def not_reached(self) -> tuple[str, ...]:
@@ -103,10 +103,10 @@ class Calibration(Report):
                 f"\n\nNot reached by the calibration set, γ and β of the BN kept: "
                 f"{', '.join(map(shown, self.not_reached))}"
             )
-        if self.left:
+        if self.not_converted:
             text += (
                 "\n\nNot converted, though with running statistics (gn_det.audit has the reasons): "
-                f"{', '.join(map(shown, self.left))}"
+                f"{', '.join(map(shown, self.not_converted))}"
             )
         return text
 
@@ -181,8 +181,8 @@ def convert_bn(
     for name, bn in bns.items():
         _check_statistics(name, bn)
     reached = find_places(model).norms
-    with_statistics = (m for m in names if "running_mean" in m._buffers)
-    left = tuple(names[module] for module in with_statistics if module not in reached)
+    with_statistics = (m for m in names if m._buffers.get("running_mean") is not None)
+    not_converted = tuple(names[module] for module in with_statistics if module not in reached)
     converted = _copied(model)
     place_norms(converted, _slots_with_bn(converted, sites, groups), groups)
     norms: dict[str, Any] = {name: converted.get_submodule(name) for name in bns}
@@ -211,7 +211,7 @@ def convert_bn(
         result.passes,
         mean(result.copied),
         mean(result.calibrated),
-        left,
+        not_converted,
     )
 
 

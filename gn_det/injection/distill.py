@@ -276,6 +276,8 @@ def _resume(
             math.isclose(began[name], error, rel_tol=0.01, abs_tol=1e-4)  # of another machine
             for name, error in before.items()
         )
+    except (MemoryError, OSError, torch.OutOfMemoryError):  # which say nothing of the file
+        raise
     except Exception as error:  # whatever torch.load raises of what is no archive
         raise InputError(
             f"{file} is no checkpoint of a distillation ({reason_of(error)}); remove it"
@@ -296,7 +298,7 @@ def _resume(
             part.load_state_dict(states[name])
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"{file} does not fit the {name} of this distillation ({reason_of(error)}); take "
                 "the same student, or another file"

@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gn_det.errors import InputError
-from gn_det.injection.bare import is_conv_module
 from gn_det.injection.choose import Which, choose_slots
 from gn_det.injection.kinds import Layer, num_channels, upwards
 from gn_det.injection.places import find_places
 from gn_det.injection.sites import SITES, Slot
 from gn_det.injection.standardize import check_standardizable, standardize
+from gn_det.injection.without_norm import is_conv_module
 from gn_det.layers import (
     FusedGroupNorm,
     FusedGroupNormAct,

@@ -40,7 +40,7 @@ _FROZEN_AND_CYCLED = (
     "torchvision.ops.misc.FrozenBatchNorm2d",
     "timm.layers.norm_act.FrozenBatchNormAct2d",
 )
-_NORM_NAMES = re.compile(r"\w*(norm|Norm|BN|GN|GRN|FRN)\w*")
+_NORM_NAMES = re.compile(r"\w*((?i:norm)|(BN|GN|GRN|FRN)(?!N))\w*")  # no GNN
 
 
 def type_name(kind: type) -> str:

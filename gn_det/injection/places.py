@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gn_det.injection.bare import ConvScan, ConvWithoutNorm
 from gn_det.injection.one_pixel import gated_modules
 from gn_det.injection.parts import parts_of
 from gn_det.injection.sites import SITES, Slot, find_by_type, find_owners, sites_of_owners
+from gn_det.injection.without_norm import ConvScan, ConvWithoutNorm
 
 __all__ = ["Places", "find_places"]
 
@@ -20,12 +20,12 @@ class Places(NamedTuple):
 
     Attributes:
         slots: every place for a norm, each once and at the first site that has it.
-        bare: the convolutions that have no norm and are no place for one, with the reason.
+        without_norm: the convolutions that have no norm and are no place for one, with the reason.
         gated: the modules in gates, whose norms stay.
     """
 
     slots: list[Slot]
-    bare: list[ConvWithoutNorm]
+    without_norm: list[ConvWithoutNorm]
     gated: set[nn.Module]
 
     @property

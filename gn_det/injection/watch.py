@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from inspect import getattr_static
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -127,7 +128,7 @@ class Watch:
         yield nn.Module, "__setattr__", refuse
         for why, (owner, name) in _UNSEEN.items():
             # torch.backends.cudnn passes on to another module what it does not hold itself.
-            if function := vars(owner).get(name) or getattr(owner, name, None):
+            if function := getattr_static(owner, name, None) or getattr(owner, name, None):
                 yield owner, name, refused(function, why)
 
     def _put_back(self) -> Iterator[tuple[str, str]]:

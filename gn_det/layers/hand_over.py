@@ -40,7 +40,7 @@ class HandOver:
     lacks_statistics = False
     is_of_gn: bool | None = None
 
-    def normalize(self, x: Tensor, activation: str | None = None) -> Tensor:  # type: ignore[override]
+    def normalize(self, x: Tensor, activation: str | None = None) -> Tensor:
         if self.training and "running_mean" in self._buffers:
             raise InputError(
                 "the norms wait for a hand-over (MODEL.GN.HAND_OVER_STEPS, or hand_over=True), and "

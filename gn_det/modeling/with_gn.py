@@ -15,6 +15,7 @@ from gn_det.modeling.bn_weights import warn_of_bn_weights
 
 __all__ = [
     "WithGN",
+    "builder_of_backbone",
     "gn_options_from_config",
     "groups_from_config",
     "inject_options_from_config",
@@ -75,6 +76,12 @@ def groups_from_config(cfg: CfgNode) -> dict[str, int]:
     if cfg.MODEL.GN.CHANNELS_PER_GROUP > 0:
         return {"channels_per_group": cfg.MODEL.GN.CHANNELS_PER_GROUP, **least}
     return {"num_groups": cfg.MODEL.GN.NUM_GROUPS, **least}
+
+
+def builder_of_backbone(cfg: CfgNode) -> str:
+    """The builder that makes the backbone, whether or not build_gn_backbone gives it GN."""
+    name = cfg.MODEL.BACKBONE.NAME
+    return cfg.MODEL.GN.BACKBONE if name == "build_gn_backbone" else name
 
 
 def puts_gn_into_the_backbone(cfg: CfgNode) -> bool:

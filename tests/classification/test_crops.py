@@ -143,12 +143,12 @@ def test_a_single_class_that_fills_its_pictures_leaves_no_background(
 def test_the_most_objects_are_drawn_the_same_way_each_time(edit_shapes: Callable) -> None:
     folder = edit_shapes(lambda d: None)
 
-    def shortened(number: int) -> list:
+    def at_most(number: int) -> list:
         file, images = folder / "train.json", folder / "images"
         return ObjectCrops(file, images, 32, augmented=False, max_objects=number).objects
 
-    assert len(shortened(5)) == 5 and shortened(5) == shortened(5)
-    assert {str(o) for o in shortened(5)} <= {str(o) for o in crops(folder).objects}
-    assert shortened(10**6) == crops(folder).objects
+    assert len(at_most(5)) == 5 and at_most(5) == at_most(5)
+    assert {str(o) for o in at_most(5)} <= {str(o) for o in crops(folder).objects}
+    assert at_most(10**6) == crops(folder).objects
     with pytest.raises(InputError, match="max_objects 0: at least 1"):
-        shortened(0)
+        at_most(0)

@@ -157,7 +157,9 @@ def test_a_gn_of_a_class_of_its_own_is_called_one() -> None:
     assert left.reason == "NaiveGroupNorm, a GN of its own class, which stays"
 
 
-@pytest.mark.parametrize("name", ["MyBN", "InPlaceABN", "FRN", "Statistics", "SwitchNorm2d"])
+@pytest.mark.parametrize(
+    "name", ["MyBN", "InPlaceABN", "FRN", "Statistics", "SwitchNorm2d", "PowerNORM"]
+)
 def test_norms_of_kinds_that_nobody_knows_are_listed_with_their_convolution(name: str) -> None:
     norm = type(name, (nn.Module,), {})()
     norm.weight = nn.Parameter(torch.ones(8))
@@ -168,6 +170,13 @@ def test_norms_of_kinds_that_nobody_knows_are_listed_with_their_convolution(name
         (("1",), f"{name}, which GN does not stand in for"),
         (("0",), f"behind it is {name}, which stays"),
     ]
+
+
+def test_a_layer_of_a_graph_network_is_no_norm() -> None:
+    layer = type("GNNLayer", (nn.Module,), {})()
+    layer.weight = nn.Parameter(torch.ones(8))
+    (left,) = audit(nn.Sequential(nn.Conv2d(3, 8, 1), layer)).left_alone
+    assert left.modules == ("0",) and "stays" not in left.reason
 
 
 @pytest.mark.parametrize("inside", [nn.Sigmoid, nn.Hardsigmoid])

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -277,7 +278,7 @@ def test_what_cannot_be_distilled_is_one_line(options: dict, message: str) -> No
     "change",
     [
         "other steps", "no archive", "another network", "other groups", "another teacher",
-        "another start", "another call", "other names", "other held-out batches",
+        "another start", "another call", "other names", "other held-out batches", "no optimizer",
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, change: str) -> None:
@@ -289,6 +290,10 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, change: str) 
     if change == "another network":
         state = torch.load(file, weights_only=True)
         state["student"].popitem()
+        torch.save(state, file)
+    if change == "no optimizer":
+        state = torch.load(file, weights_only=True)
+        state["optimizer"]["param_groups"] = 3
         torch.save(state, file)
     if change == "other groups":
         student = gn_det.inject(copy.deepcopy(teacher), num_groups=1)
@@ -310,18 +315,20 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, change: str) 
     assert all(map(torch.equal, student.state_dict().values(), before.values()))
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, OSError])
+@pytest.mark.parametrize("place", ["torch.load", "torch.optim.AdamW.load_state_dict"])
 def test_memory_that_runs_out_says_nothing_against_the_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str, error: type[Exception]
 ) -> None:
     student, teacher = networks()
     file = tmp_path / "distillation.pth"
     gn_det.distill(student, teacher, batches(), steps=2, checkpoint=file)
 
-    def runs_out(optimizer: torch.optim.Optimizer, state: dict) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def runs_out(*args: Any, **kwargs: Any) -> None:
+        raise error("no memory")
 
-    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", runs_out)
-    with pytest.raises(torch.OutOfMemoryError):
+    monkeypatch.setattr(place, runs_out)
+    with pytest.raises(error, match="no memory"):
         gn_det.distill(networks()[0], teacher, batches(), steps=2, checkpoint=file)
     assert file.exists()
 

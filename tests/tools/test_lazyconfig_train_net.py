@@ -162,6 +162,15 @@ def test_a_checkpoint_needs_no_file_of_timms_weights(
     call_main(TOOL, "--eval-only", *flags, gone, trained, f"train.output_dir={tmp_path}/again")
     with pytest.raises(InputError, match=r"gone\.pth: no such file"):
         call_main(TOOL, *flags, gone, f"train.output_dir={tmp_path}/anew")
+    weights = tmp_path / "body.pth"
+    state = torch.load(tmp_path / "run/model_final.pth", weights_only=True)["model"]
+    name = "backbone.bottom_up.body."
+    torch.save({k.removeprefix(name): v for k, v in state.items() if name in k}, weights)
+    resumed = [*flags, f"model.backbone.bottom_up.weights={weights}"]
+    resumed.append(f"train.output_dir={tmp_path}/resumed")
+    call_main(TOOL, *resumed)
+    weights.unlink()
+    call_main(TOOL, "--resume", *resumed, "train.max_iter=3")
 
 
 @pytest.mark.parametrize(

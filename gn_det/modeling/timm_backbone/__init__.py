@@ -9,6 +9,7 @@ from gn_det.modeling.timm_backbone.builders import (
     build_timm_backbone,
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
+    freeze_unread_maps,
 )
 from gn_det.modeling.timm_backbone.frozen_norm import FrozenBatchNorm1d, FrozenBatchNormAct2d
 from gn_det.modeling.timm_backbone.input import check_timm_input, timm_input
@@ -22,6 +23,7 @@ __all__ = [
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
     "check_timm_input",
+    "freeze_unread_maps",
     "timm_input",
     "timm_name_problem",
 ]

@@ -99,6 +99,7 @@ class TimmBackbone(Backbone):
         self._out_feature_strides = dict(zip(names, strides, strict=True))
         self._out_feature_channels = dict(zip(names, info.channels(), strict=True))
         self._size_divisibility = self._body_divisibility = 0
+        self._pads = False
         picture, features = _try(name, self, [level["reduction"] for level in info.info])
         names_of = {parameter: key for key, parameter in self.named_parameters()}
         # By name: GN may take the place of the parameters.
@@ -125,10 +126,11 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name of (N, 3, H, W) pictures, each (N, C, H / stride, W / stride)."""
-        multiple = self._body_divisibility
-        if multiple == self._size_divisibility:  # to which a detector pads
+        if not self._pads:
             return self._maps(x)
-        height, width = x.shape[2:]
+        (height, width), multiple = x.shape[2:], self._body_divisibility
+        if not height % multiple and not width % multiple:
+            return self._maps(x)
         maps = self._maps(F.pad(x, (0, -width % multiple, 0, -height % multiple)))
         for key, stride in self._out_feature_strides.items():
             maps[key] = maps[key][..., : -(-height // stride), : -(-width // stride)]
@@ -164,12 +166,13 @@ def _check_arguments(
 ) -> None:
     if norm not in ("FrozenBN", "BN", "GN"):
         raise InputError(f"the norm of a timm backbone is {norm!r}, not FrozenBN, BN or GN")
-    if not isinstance(freeze_at, int) or freeze_at > 5:
+    if type(freeze_at) is not int or freeze_at > 5:
         raise InputError(
             f"MODEL.BACKBONE.FREEZE_AT (freeze_at) is {freeze_at}, and has to be a whole number of "
             "stages, up to 5"
         )
-    if not isinstance(out_indices, Sequence) or not all(type(i) is int for i in out_indices):
+    is_list = isinstance(out_indices, Sequence) and not isinstance(out_indices, str)
+    if not is_list or not all(type(i) is int for i in out_indices):
         raise InputError(
             f"MODEL.TIMM.OUT_INDICES (out_indices) is {out_indices!r}, and has to be a list of "
             "whole numbers"
@@ -189,11 +192,11 @@ def _try(
     """A small picture and its feature maps, with the graph that leads to them.
 
     It is found out of which number the sides have to be multiples: the stride of the last map that
-    is returned, of the last that there is, or twice that.
+    is returned, of the last that there is, or twice that; and whether others do as well.
 
     Args:
         name: of the model.
-        backbone: which gets that number.
+        backbone: which is told.
         strides: of all maps that there are.
     """
     returned = max(backbone._out_feature_strides.values())
@@ -214,17 +217,31 @@ def _try(
             said = _wrong_map(backbone, picture, features)
             if not said:
                 backbone._size_divisibility = returned
+                backbone._pads = not _takes_any_size(backbone, picture)
                 return picture, features
             break
         reason = reason or said
     raise InputError(f"timm's {name} {reason}")
 
 
+@torch.no_grad()
+def _takes_any_size(backbone: TimmBackbone, picture: Tensor) -> bool:
+    """Whether the maps are right for sides that are multiples of the smallest stride alone."""
+    least = min(backbone._out_feature_strides.values())
+    odd = F.pad(picture, (0, least, 0, least))
+    try:
+        with eval_mode(backbone):
+            return not _wrong_map(backbone, odd, backbone(odd))
+    except (AssertionError, RuntimeError, ValueError):
+        return False
+
+
 def _wrong_map(backbone: TimmBackbone, picture: Tensor, features: dict[str, Tensor]) -> str:
     """What is wrong with the first map that has another size than its stride says."""
     height, width = picture.shape[2:]
     for key, shape in backbone.output_shape().items():
-        found, wanted = features[key].shape[2:], (height // shape.stride, width // shape.stride)
+        found = tuple(features[key].shape[2:])
+        wanted = -(-height // shape.stride), -(-width // shape.stride)
         if found != wanted:
             return (
                 f"gives a map of {found[0]}x{found[1]} for a picture of {height}x{width}, and a "

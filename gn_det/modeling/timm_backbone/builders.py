@@ -16,6 +16,7 @@ from gn_det.modeling.timm_backbone.backbone import TimmBackbone
 from gn_det.modeling.timm_backbone.converted import check_gn_of_weights
 from gn_det.modeling.timm_backbone.input import check_input
 from gn_det.modeling.with_gn import (
+    builder_of_backbone,
     gn_options_from_config,
     inject_options_from_config,
     puts_gn_into_the_backbone,
@@ -26,6 +27,7 @@ __all__ = [
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",
+    "freeze_unread_maps",
 ]
 
 
@@ -65,7 +67,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
             inject_options_from_config(cfg) if puts_gn_into_the_backbone(cfg) else None,
             hands_over=cfg.MODEL.GN.HAND_OVER_STEPS > 0,
         )
-    if "build_timm_backbone" in (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.GN.BACKBONE):
+    if builder_of_backbone(cfg) == "build_timm_backbone":
         _check_heads_on_map(cfg, backbone)
     return backbone
 
@@ -100,10 +102,12 @@ def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
     if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet"):
         read = [name.replace("p", "res") for name in cfg.MODEL.RETINANET.IN_FEATURES]
         there = [name for name in there if name in read]
-        unread = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in read]
+        given = [*cfg.MODEL.FPN.IN_FEATURES]
+        unread = [name for name in given if name not in read]
         if unread or not there:
+            key = "MODEL.FPN.IN_FEATURES" if given else "MODEL.TIMM.OUT_INDICES"
             raise InputError(
-                f"MODEL.FPN.IN_FEATURES has {', '.join(unread or bottom_up.output_shape())}, and "
+                f"{key} has {', '.join(unread or bottom_up.output_shape())}, and "
                 f"MODEL.RETINANET.IN_FEATURES {list(cfg.MODEL.RETINANET.IN_FEATURES)} reads none "
                 "of them; name the same levels in both"
             )
@@ -151,6 +155,16 @@ def _fpn(
     if cfg.MODEL.TIMM.NORM == "GN":
         with_gn(fpn, "fpn", **gn_options_from_config(cfg))
     return fpn
+
+
+def freeze_unread_maps(model: nn.Module) -> None:
+    """Freeze what leads to no map that the FPNs of a model take, where they are on models of timm.
+
+    The builders do that by themselves; a LazyConfig has no builder.
+    """
+    for module in model.modules():
+        if isinstance(module, FPN) and isinstance(module.bottom_up, TimmBackbone):
+            module.bottom_up.freeze_unread(module.in_features)
 
 
 def _check_last_is_read(backbone: TimmBackbone, keys: str, read: Collection[str]) -> None:

@@ -106,10 +106,12 @@ def _of_stride_2(body: nn.Module, picture: Tensor) -> list[nn.Module]:
         ran.append((part, output.shape[2] if is_map else 0))
 
     handles = [part.register_forward_hook(note) for part in body.children()]
-    with eval_mode(body):
-        body(picture)
-    for handle in handles:
-        handle.remove()
+    try:
+        with eval_mode(body):
+            body(picture)
+    finally:
+        for handle in handles:
+            handle.remove()
     large = takewhile(lambda each: 2 * each[1] >= picture.shape[2], ran)
     return [module for part, _ in large for module in part.modules()]
 

@@ -43,8 +43,8 @@ def read_state(file: str) -> dict[str, Tensor]:
         raise InputError(f"{file} holds no weights that can be read: {reason}") from error
     if not tensors:
         raise InputError(
-            f"{file} holds no weights, but {shortened(state, 5)}; save the state dict alone, or "
-            "under state_dict"
+            f"{file} holds no weights, but {shortened(state, 5) or 'nothing'}; save the state dict "
+            "alone, or under state_dict"
         )
     floats = {k: v.float() for k, v in tensors.items() if v.is_floating_point()}
     broken = [key for key, value in floats.items() if not value.isfinite().all()]
@@ -60,6 +60,9 @@ def without_prefix(state: dict[str, Tensor], names: set[str]) -> dict[str, Tenso
     """The weights of a model that others hold under names of theirs, such as ``model.backbone.``.
 
     Of several such names, the one with the most of the model's tensors is taken.
+
+    Raises:
+        InputError: two have as many.
     """
     if state.keys() & names:
         return state
@@ -71,7 +74,11 @@ def without_prefix(state: dict[str, Tensor], names: set[str]) -> dict[str, Tenso
                 prefixes[".".join(parts[:i]) + "."] += 1
     if not prefixes:
         return state
-    ((prefix, _),) = prefixes.most_common(1)
+    (prefix, most), *others = prefixes.most_common()
+    if others and others[0][1] == most:
+        raise InputError(
+            f"the weights hold the model twice, as {prefix}* and as {others[0][0]}*; save one alone"
+        )
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 

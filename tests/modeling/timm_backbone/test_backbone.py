@@ -79,6 +79,7 @@ def test_models_that_no_detector_can_take_are_refused(
         ({"num_groups": 8}, """{'num_groups': 8} is for norm "GN", and the norm is 'FrozenBN'"""),
         ({"norm": "BN", "hand_over": True}, """is for norm "GN", and the norm is 'BN'"""),
         ({"out_indices": 3}, "is 3, and has to be a list of whole numbers"),
+        ({"out_indices": "3"}, "is '3', and has to be a list"),
         ({"out_indices": ["3"]}, r"is \['3'\], and has to be a list"),
         ({"out_indices": [3.0]}, r"is \[3.0\], and has to be a list"),
     ],
@@ -91,14 +92,20 @@ def test_options_that_are_none_are_refused(options: dict[str, Any], message: str
 
 @pytest.mark.parametrize(
     ("name", "out_indices", "multiple"),
-    [("hrnet_w18_small", [1, 2, 3], 32), ("mobilevitv2_050", [], 64), ("resnet10t", [1, 2], 8)],
+    [
+        ("hrnet_w18_small", [1, 2, 3], 32),
+        ("hrnet_w18_small", [], 32),
+        ("mobilevitv2_050", [], 64),
+        ("resnet10t", [1, 2], 4),
+        ("resnet10t", [], 4),
+    ],
 )
 @pytest.mark.parametrize("size", [(64, 96), (80, 112), (48, 176)], ids=str)
 def test_maps_have_their_strides_whatever_sides_the_model_takes(
     name: str, out_indices: list[int], multiple: int, size: tuple[int, int]
 ) -> None:
     backbone = TimmBackbone(name, out_indices=out_indices).eval()
-    fpn = FPN(backbone, [*backbone.output_shape()], 8)
+    fpn = FPN(backbone, ["res2", "res3"], 8)
     x = torch.rand(1, 3, *size)
     with torch.no_grad():
         maps = backbone(x)

@@ -20,6 +20,7 @@ from gn_det.config import load_config
 from gn_det.config.combinations import check_complete_config
 from gn_det.engine import trainer as engine
 from gn_det.modeling import TimmBackbone
+from gn_det.modeling.timm_backbone import freeze_unread_maps
 
 # Without FPN, on the map of stride 16, with Detectron2's last stage of a ResNet behind the RoIs.
 C4 = [
@@ -110,6 +111,15 @@ def test_build_gn_backbone_takes_a_builder_of_timms() -> None:
     cfg.MODEL.GN.BACKBONE = "build_resnet_fpn_backbone"
     with pytest.raises(InputError, match="MODEL.GN.BACKBONE is build_resnet_fpn_backbone, and"):
         check_complete_config(cfg)
+
+
+@pytest.mark.parametrize("levels", [["res2", "res3"], ["res3", "res4", "res5"]])
+def test_what_no_fpn_takes_is_frozen_in_lazy_configs_as_well(levels: list[str]) -> None:
+    body = LazyCall(TimmBackbone)(name="hrnet_w18_small", norm="BN")
+    fpn = instantiate(LazyCall(FPN)(bottom_up=body, in_features=levels, out_channels=8))
+    freeze_unread_maps(fpn)
+    sum(y.square().mean() for y in fpn(torch.rand(2, 3, 64, 64)).values()).backward()
+    assert not [k for k, p in fpn.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_plain_backbone_gives_the_maps_that_are_asked_for() -> None:

@@ -79,8 +79,7 @@ class DoesNotLoad:
     ("content", "message"),
     [
         (None, "no such file"),
-        (b"no archive", "it is no file that torch.save wrote"),
-        ({}, "holds no weights"),
+        ({}, "holds no weights, but nothing; save"),
         (b"<html>", "it is no file that torch.save wrote"),
         ({"net": {"conv1.weight": torch.zeros(1)}}, "holds no weights, but net; save the state"),
         ([1, 2], "holds no weights that can be read"),
@@ -125,6 +124,15 @@ def test_a_name_before_all_names_is_no_matter(name: str, prefix: str, tmp_path: 
     torch.save({"state_dict": {**held, "loss.weight": torch.ones(3)}}, tmp_path / "x.pth")
     body = TimmBackbone(name, weights=str(tmp_path / "x.pth")).body
     assert torch.equal(body.conv1.weight, state["conv1.weight"])
+
+
+def test_weights_that_hold_the_model_twice_are_refused(tmp_path: Path) -> None:
+    state = timm.create_model("resnet18").state_dict()
+    torch.save(
+        {f"{p}.{k}": v for p in ("net", "old") for k, v in state.items()}, tmp_path / "x.pth"
+    )
+    with pytest.raises(InputError, match=r"the model twice, as net\.\* and as old\.\*"):
+        TimmBackbone("resnet18", weights=str(tmp_path / "x.pth"))
 
 
 def test_an_archive_that_unpacks_to_much_more_is_refused(tmp_path: Path) -> None:
