@@ -88,7 +88,7 @@ check: lint install
 	$(PYTEST) -m "not slow" tests/test_imports.py \
 	  tests/ops tests/layers tests/injection tests/modeling tests/config \
 	  $(addprefix --ignore tests/,$(addprefix injection/test_,model_zoo.py fuse_sweep.py \
-	    fuse_elsewhere.py torchvision.py) modeling/test_registration.py config/test_twins.py)
+	    fuse_elsewhere.py torchvision.py) modeling/test_registration.py $(addprefix config/test_,files.py twins.py))
 
 test: install
 	$(KERNELS) -m "not slow"
