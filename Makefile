@@ -87,8 +87,9 @@ compare-photos: $(if $(filter file,$(origin DATA)),,install weights/lite0.pth)
 check: lint install
 	$(PYTEST) -m "not slow" tests/test_imports.py \
 	  tests/ops tests/layers tests/injection tests/modeling tests/config \
-	  $(addprefix --ignore tests/,$(addprefix injection/test_,model_zoo.py fuse_sweep.py \
-	    fuse_elsewhere.py torchvision.py) modeling/test_registration.py $(addprefix config/test_,files.py twins.py))
+	  $(addprefix --ignore tests/,injection/test_model_zoo.py injection/test_fuse_sweep.py \
+	    injection/test_fuse_elsewhere.py injection/test_torchvision.py modeling/test_registration.py \
+	    config/test_files.py config/test_twins.py)
 
 test: install
 	$(KERNELS) -m "not slow"

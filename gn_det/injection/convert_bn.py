@@ -16,7 +16,7 @@ from gn_det.injection.choose import Which, choose_slots
 from gn_det.injection.eval_mode import eval_mode
 from gn_det.injection.inject import place_norms
 from gn_det.injection.kinds import Layer
-from gn_det.injection.places import find_places
+from gn_det.injection.places import Places, find_places
 from gn_det.injection.report import Report
 from gn_det.injection.sites import SITES, Slot
 from gn_det.layers import Groups
@@ -174,17 +174,18 @@ def convert_bn(
             "can be read once; give a list"
         )
     groups = Groups(num_groups, channels_per_group, min_channels_per_group)
-    slots = _slots_with_bn(model, sites, groups)
+    places = find_places(model)
+    slots = _slots_with_bn(model, places, sites, groups)
     names = {module: name for name, module in model.named_modules()}
     bn_slots = {names[slot.norm]: slot for slot in slots if _is_bn(slot.norm)}
     bns = {name: slot.norm for name, slot in bn_slots.items()}
     for name, bn in bns.items():
         _check_statistics(name, bn)
-    reached = find_places(model).norms
+    reached = places.norms
     with_statistics = (m for m in names if m._buffers.get("running_mean") is not None)
     not_converted = tuple(names[module] for module in with_statistics if module not in reached)
     converted = _copied(model)
-    place_norms(converted, _slots_with_bn(converted, sites, groups), groups)
+    place_norms(converted, _slots_with_bn(converted, find_places(converted), sites, groups), groups)
     norms: dict[str, Any] = {name: converted.get_submodule(name) for name in bns}
 
     with eval_mode(model), eval_mode(converted), torch.no_grad():
@@ -237,12 +238,18 @@ def bn_sites(
             BN, a site has convolutions without a norm, or other norms, which inject would change.
     """
     groups = Groups(num_groups, channels_per_group, min_channels_per_group)
-    found = {slot.site for slot in _slots_with_bn(model, sites, groups, whole=True)}
+    found = {
+        slot.site for slot in _slots_with_bn(model, find_places(model), sites, groups, whole=True)
+    }
     return [site for site in SITES if site in found]
 
 
 def _slots_with_bn(
-    model: nn.Module, sites: Which | Sequence[Which], groups: Groups, whole: bool = False
+    model: nn.Module,
+    places: Places,
+    sites: Which | Sequence[Which],
+    groups: Groups,
+    whole: bool = False,
 ) -> list[Slot]:
     """The places at sites of a model that have BN, or raise where others there would change.
 
@@ -251,7 +258,7 @@ def _slots_with_bn(
             convolution without a norm in a part of an unknown class.
     """
     which = [sites] if isinstance(sites, str) or callable(sites) else sites
-    chosen = choose_slots(model, find_places(model), which)
+    chosen = choose_slots(model, places, which)
     with_bn = {slot.site for slot in chosen if _is_bn(slot.norm)}
     without = [site for site in which if site in SITES and site not in with_bn]
     if without or not with_bn:

@@ -98,8 +98,7 @@ class TimmBackbone(Backbone):
         self._out_features = names
         self._out_feature_strides = dict(zip(names, strides, strict=True))
         self._out_feature_channels = dict(zip(names, info.channels(), strict=True))
-        self._size_divisibility = self._body_divisibility = 0
-        self._pads = False
+        self._multiple = 1  # of which the sides of what the body gets are
         picture, features = _try(name, self, [level["reduction"] for level in info.info])
         names_of = {parameter: key for key, parameter in self.named_parameters()}
         # By name: GN may take the place of the parameters.
@@ -126,9 +125,10 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps by name of (N, 3, H, W) pictures, each (N, C, H / stride, W / stride)."""
-        if not self._pads:
+        multiple = self._multiple
+        if multiple == 1:
             return self._maps(x)
-        (height, width), multiple = x.shape[2:], self._body_divisibility
+        height, width = x.shape[2:]
         if not height % multiple and not width % multiple:
             return self._maps(x)
         maps = self._maps(F.pad(x, (0, -width % multiple, 0, -height % multiple)))
@@ -158,7 +158,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        return self._size_divisibility
+        return max(self._out_feature_strides.values())
 
 
 def _check_arguments(
@@ -191,19 +191,17 @@ def _try(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A small picture and its feature maps, with the graph that leads to them.
 
-    It is found out of which number the sides have to be multiples: the stride of the last map that
-    is returned, of the last that there is, or twice that; and whether others do as well.
+    It is found out of which number the sides have to be multiples, where the model does not take
+    others: the stride of the last map that is returned, of the last that there is, or twice that.
 
     Args:
         name: of the model.
         backbone: which is told.
         strides: of all maps that there are.
     """
-    returned = max(backbone._out_feature_strides.values())
     device = next(backbone.parameters()).device
     reason = ""
-    for least in dict.fromkeys((returned, max(strides), 2 * max(strides))):
-        backbone._size_divisibility = backbone._body_divisibility = least
+    for least in dict.fromkeys((backbone.size_divisibility, max(strides), 2 * max(strides))):
         said = ""
         for times in (2, 8):  # some have no padding, and little is too small for them
             picture = torch.zeros(1, 3, times * least, (times + 1) * least, device=device)
@@ -216,8 +214,7 @@ def _try(
                 continue
             said = _wrong_map(backbone, picture, features)
             if not said:
-                backbone._size_divisibility = returned
-                backbone._pads = not _takes_any_size(backbone, picture)
+                backbone._multiple = 1 if _takes_any_size(backbone, picture) else least
                 return picture, features
             break
         reason = reason or said

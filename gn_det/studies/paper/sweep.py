@@ -95,6 +95,7 @@ def run_sweep(
     left_out = [f"{len(train) % n} at {n} per step" for n in sizes if len(train) % n]
     if left_out:
         print(f"Of {len(train)} images, an epoch leaves out {', '.join(left_out)}.")
+    data = data_settings(train, val)
     outcomes: dict[str, dict[str, Any] | str] = {}
     threads = max(1, torch.get_num_threads() // jobs)
     with study_folder(output), tqdm(total=len(recipes), desc="classifiers", unit="run") as progress:
@@ -104,7 +105,7 @@ def run_sweep(
                 recipe,
                 output / "runs" / name,
                 ims_per_step=recipe.ims_per_gpu,
-                **data_settings(train, val),
+                **data,
             )
             if finished:
                 outcomes[name] = finished
