@@ -27,15 +27,9 @@ from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.config import load_config
 from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
+from gn_det.files import check_regular_file, make_folder, whole_file, write_atomically
 from gn_det.plots.overlay import draw_objects
-from gn_det.utils import (
-    check_regular_file,
-    make_folder,
-    printable,
-    shortened,
-    whole_file,
-    write_atomically,
-)
+from gn_det.text import printable, shortened
 
 IMAGE_SUFFIXES = {*Image.registered_extensions()} - {".pdf", ".mpg", ".mpeg"}
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

@@ -1,5 +1,7 @@
 """The exception for what a user can put right."""
 
+from gn_det.text import printable
+
 __all__ = ["InputError"]
 
 
@@ -20,8 +22,6 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        from gn_det.utils import printable  # whose functions raise this
-
         # PyTorch's DataLoader raises a worker's exception anew, with its trace as the message.
         name = type(self).__name__
         if message.startswith(f"Caught {name} in DataLoader worker"):

@@ -12,6 +12,7 @@ from gn_det.engine.command import run_command
 
 from gn_det.classification.command import add_recipe_arguments, recipe_of
 from gn_det.classification.networks import NORMS
+from gn_det.files import write_atomically
 from gn_det.studies.paper.report import (
     describe_degradation,
     error_table,
@@ -20,7 +21,6 @@ from gn_det.studies.paper.report import (
     results_csv,
 )
 from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
-from gn_det.utils import write_atomically
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gn_det.errors import InputError
+from gn_det.files import make_folder
 from gn_det.ops import group_norm
 from gn_det.ops.form import FORMS
 from gn_det.studies.gpu.environment import environment
@@ -35,7 +36,6 @@ from gn_det.studies.gpu.launch_gaps import gaps_in
 from gn_det.studies.gpu.report import has_failed, write_plots, write_report
 from gn_det.studies.kernels import report as kernel_report
 from gn_det.studies.kernels.estimate import card_of, estimate_rows
-from gn_det.utils import make_folder
 
 ROOT = Path(__file__).parents[1]
 GRACE = 10  # seconds for an interrupted command to write what it has
@@ -274,6 +274,7 @@ def step_rows(
     need("detectron2")
     from gn_det.engine.stopwatch import seconds_of_step
 
+    from gn_det.amp import amp_dtype
     from gn_det.config import get_config
     from gn_det.studies.comparison.cost import step_seconds
     from gn_det.studies.kernels.training_step import made_up_batch
@@ -284,7 +285,6 @@ def step_rows(
         count_step,
         measure_step,
     )  # fmt: skip
-    from gn_det.utils import amp_dtype
 
     cfg = get_config(extent.config)
     cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED = str(device), amp

@@ -39,6 +39,7 @@ from gn_det.data.coco import read_coco
 from gn_det.data.datasets import register_folders
 from gn_det.data.facts import facts_of
 from gn_det.errors import InputError
+from gn_det.files import write_atomically
 from gn_det.plots.figures import deviation
 from gn_det.studies.comparison.cost import costs_of
 from gn_det.studies.comparison.matrix import Run, check_comparable, check_folders, run_all
@@ -49,7 +50,7 @@ from gn_det.studies.comparison.report import write_report, write_summary
 from gn_det.studies.comparison.results import TASKS, RunResult, result_of, results_of
 from gn_det.studies.conversion.backbone import convert_backbone, settings_of, source_of
 from gn_det.studies.recommendation.measured import Row, read_rows, rows_text
-from gn_det.utils import commit, write_atomically
+from gn_det.version import commit
 
 
 def main() -> int:

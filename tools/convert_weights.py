@@ -37,7 +37,8 @@ from gn_det.checkpoint.resnet_layouts import (
 from gn_det.checkpoint.timm_weights import in_timms_names, top_classes
 from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
-from gn_det.utils import table, whole_file
+from gn_det.files import whole_file
+from gn_det.text import table
 
 # ImageNet's, from 0 to 255, in the order R, G, B.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -33,6 +33,7 @@ from gn_det.classification.networks import NORMS
 from gn_det.config import dump_config, load_config
 from gn_det.data.seeding import seed_generators
 from gn_det.errors import InputError
+from gn_det.files import make_folder, write_atomically
 from gn_det.studies.paper.features import (
     feature_recorders,
     features_csv,
@@ -42,7 +43,6 @@ from gn_det.studies.paper.features import (
     read_features,
 )
 from gn_det.studies.paper.sweep import run_sweep
-from gn_det.utils import make_folder, write_atomically
 
 HooksOf = Callable[[Path], Sequence[HookBase]]
 

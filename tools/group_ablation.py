@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from gn_det import FusedGroupNorm
 from gn_det.classification.command import add_recipe_arguments, recipe_of
+from gn_det.files import write_atomically
 from gn_det.studies.paper.report import (
     ClassifierResult,
     error_table,
@@ -22,7 +23,6 @@ from gn_det.studies.paper.report import (
     results_csv,
 )
 from gn_det.studies.paper.sweep import add_sweep_arguments, run_sweep
-from gn_det.utils import write_atomically
 
 _KINDS = {"num_groups": "groups", "channels_per_group": "channels per group"}
 

@@ -36,6 +36,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
+from gn_det.amp import amp_dtype
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.config import load_lazy_config
@@ -43,7 +44,6 @@ from gn_det.data.datasets import register_folders
 from gn_det.data.mapper import PictureMapper
 from gn_det.data.train_loader import build_train_loader, set_up_worker
 from gn_det.modeling.timm_backbone import TimmBackbone, check_timm_input, freeze_unread_maps
-from gn_det.utils import amp_dtype
 
 
 def main() -> None:

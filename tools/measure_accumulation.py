@@ -24,13 +24,13 @@ from torch import nn
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
 from gn_det.data.seeding import seed_generators
+from gn_det.files import write_atomically
 from gn_det.studies.accumulation import (
     accumulation_rows,
     is_padded,
     padding_rows,
     training_pairs,
 )
-from gn_det.utils import write_atomically
 
 
 def main() -> None:

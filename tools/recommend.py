@@ -27,7 +27,7 @@ from gn_det.studies.memory.plan import Card
 from gn_det.studies.memory.step import GN_DET, count_step
 from gn_det.studies.recommendation.measured import MEASURED, Row, read_rows
 from gn_det.studies.recommendation.nearest import best_row, far_in, nearest_rows
-from gn_det.utils import table
+from gn_det.text import table
 
 RECIPES = Path("configs/compare/photos")
 COUNTED = "gn_everywhere.yaml"  # GN keeps the most for the backward pass

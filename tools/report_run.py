@@ -9,9 +9,10 @@ from gn_det.engine.command import run_command
 
 from gn_det.config import load_config
 from gn_det.errors import InputError
+from gn_det.files import read_json
 from gn_det.plots.contact_sheet import contact_sheet
 from gn_det.plots.curves import plot_curves
-from gn_det.utils import read_json, table
+from gn_det.text import table
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from detectron2.utils import comm
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import dump_config, load_config
 from gn_det.data.datasets import CocoFolder, register_folders
-from gn_det.utils import write_atomically
+from gn_det.files import write_atomically
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from gn_det.classification.command import CPU, add_device_argument
 from gn_det.classification.datasets import load_images
 from gn_det.classification.training import read_classifier
 from gn_det.errors import InputError
+from gn_det.files import write_atomically
 from gn_det.studies.paper.shifts import Errors, gap_csv, gap_table, plot_gap, shifted_errors
-from gn_det.utils import write_atomically
 
 
 def main() -> None:

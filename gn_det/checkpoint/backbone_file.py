@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from gn_det.errors import InputError
-from gn_det.utils import make_folder, whole_file, write_atomically
+from gn_det.files import make_folder, whole_file, write_atomically
 
 __all__ = ["check_backbone_file", "write_backbone", "write_backbone_for_mmdetection"]
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from gn_det.checkpoint.reading import read_weights
 from gn_det.checkpoint.weights_file import find_weights
 from gn_det.errors import InputError
+from gn_det.files import whole_file, write_atomically
 from gn_det.layers import FusedGroupNorm, GNTower
 from gn_det.layers.hand_over import HandOver, hand_overs
-from gn_det.utils import reason_of, shortened, whole_file, write_atomically
+from gn_det.text import reason_of, shortened
 
 __all__ = ["Checkpointer", "checkpoints_of", "last_checkpoint"]
 

@@ -18,7 +18,8 @@ from iopath.common.file_io import get_cache_dir
 from tqdm import tqdm
 
 from gn_det.errors import InputError
-from gn_det.utils import make_folder, reason_of
+from gn_det.files import make_folder
+from gn_det.text import reason_of
 
 __all__ = ["fetch", "is_address", "kept_at"]
 

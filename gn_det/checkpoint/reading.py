@@ -14,7 +14,7 @@ from safetensors import safe_open
 from gn_det.budget import check_archive
 from gn_det.checkpoint.unpickling import RECORDS, unpickle
 from gn_det.errors import InputError
-from gn_det.utils import shortened
+from gn_det.text import shortened
 
 __all__ = ["read_weights"]
 

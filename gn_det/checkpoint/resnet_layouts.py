@@ -15,7 +15,7 @@ from detectron2.modeling.backbone.resnet import ResNet, build_resnet_backbone
 from torch import Tensor
 
 from gn_det.errors import InputError
-from gn_det.utils import shortened
+from gn_det.text import shortened
 
 __all__ = [
     "ResNetWeights",

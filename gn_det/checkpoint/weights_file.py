@@ -11,7 +11,7 @@ from detectron2.utils.file_io import Detectron2Handler
 from gn_det.checkpoint.download import fetch, is_address, kept_at
 from gn_det.checkpoint.reading import read_weights
 from gn_det.errors import InputError
-from gn_det.utils import check_regular_file
+from gn_det.files import check_regular_file
 
 __all__ = ["check_weights_exist", "find_weights", "weights_address"]
 

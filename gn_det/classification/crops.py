@@ -17,7 +17,7 @@ from gn_det.data.coco.categories import Known
 from gn_det.data.datasets import CheckedFolder, CocoFolder, read_folder
 from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
-from gn_det.utils import printable
+from gn_det.text import printable
 
 __all__ = ["ObjectCrops", "sample"]
 

@@ -25,6 +25,7 @@ from fvcore.common.param_scheduler import (
 )
 from torch.utils.data import DataLoader, Dataset
 
+from gn_det.amp import amp_dtype
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.backbone_file import write_backbone
 from gn_det.classification.crops import ObjectCrops
@@ -46,7 +47,7 @@ from gn_det.engine.termination import TerminationHook
 from gn_det.engine.trainer import wrap_ddp
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
-from gn_det.utils import amp_dtype, read_json, write_atomically
+from gn_det.files import read_json, write_atomically
 
 __all__ = [
     "SCHEDULES",

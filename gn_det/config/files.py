@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from gn_det.config.constraints import check_config, check_lazy_config
 from gn_det.config.defaults import add_gn_config
 from gn_det.errors import InputError
-from gn_det.utils import check_regular_file, nearest
+from gn_det.files import check_regular_file
+from gn_det.text import nearest
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from gn_det.utils import nearest
+from gn_det.text import nearest
 
 __all__ = [
     "Rule",

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from fvcore.common.config import BASE_KEY
 
 from gn_det.errors import InputError
-from gn_det.utils import check_regular_file
+from gn_det.files import check_regular_file
 
 __all__ = ["SafeCfgNode"]
 

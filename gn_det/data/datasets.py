@@ -28,7 +28,8 @@ from gn_det.data.coco import (
 from gn_det.data.coco.categories import Known
 from gn_det.data.coco.sizes import BadImages
 from gn_det.errors import InputError
-from gn_det.utils import nearest, whole_file, write_atomically
+from gn_det.files import whole_file, write_atomically
+from gn_det.text import nearest
 
 __all__ = [
     "CheckedFolder",

@@ -17,7 +17,7 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image, ImageCms, ImageOps
 
 from gn_det.errors import InputError
-from gn_det.utils import reason_of
+from gn_det.text import reason_of
 
 __all__ = ["PictureError", "is_deep", "is_turned", "picture_size", "read_picture", "upright_size"]
 

@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from gn_det.checkpoint.download import is_address
 from gn_det.checkpoint.unpickling import unpickle
 from gn_det.errors import InputError
-from gn_det.utils import check_regular_file
+from gn_det.files import check_regular_file
 
 __all__ = ["check_config_proposals", "check_proposals"]
 

@@ -21,7 +21,7 @@ import pycocotools.mask as mask_util
 from tqdm import tqdm
 
 from gn_det.errors import InputError
-from gn_det.utils import make_folder
+from gn_det.files import make_folder
 
 __all__ = ["CATEGORIES", "draw_image", "draw_object", "generate_shapes"]
 

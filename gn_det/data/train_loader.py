@@ -26,7 +26,7 @@ from gn_det.data.pictures import PictureError
 from gn_det.data.proposals import check_config_proposals
 from gn_det.data.seeding import seed_generators
 from gn_det.errors import InputError
-from gn_det.utils import shortened
+from gn_det.text import shortened
 
 __all__ = ["TrainLoader", "build_train_loader", "set_up_worker"]
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gn_det.errors import InputError
-from gn_det.utils import reason_of, unwritable
+from gn_det.files import unwritable
+from gn_det.text import reason_of
 
 __all__ = ["check_encoding", "check_open_files", "fault_of", "telling_faults"]
 

@@ -19,7 +19,8 @@ from gn_det.config import load_config
 from gn_det.config.differences import check_same
 from gn_det.engine.command import RunOptions
 from gn_det.errors import InputError
-from gn_det.utils import PARTIAL, make_folder, reason_of, with_null, write_atomically, writing
+from gn_det.files import PARTIAL, make_folder, with_null, write_atomically, writing
+from gn_det.text import reason_of
 
 __all__ = [
     "check_same_settings",

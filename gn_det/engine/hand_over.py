@@ -18,7 +18,7 @@ from gn_det.errors import InputError
 from gn_det.injection import fuse
 from gn_det.injection.least_squares import ChannelFit, sums_of_gn
 from gn_det.layers.hand_over import HandOver, finish, hand_overs
-from gn_det.utils import shortened
+from gn_det.text import shortened
 
 __all__ = ["HandOverHook"]
 

@@ -19,7 +19,7 @@ from gn_det.engine.faults import fault_of
 from gn_det.engine.folders import clear_half_written
 from gn_det.engine.terminal import PrintableFilter, discard
 from gn_det.errors import InputError
-from gn_det.utils import unwritable, write_atomically
+from gn_det.files import unwritable, write_atomically
 
 __all__ = ["set_up_process"]
 

@@ -19,7 +19,8 @@ from gn_det.config.differences import differences, format_differences
 from gn_det.engine.command import RunOptions
 from gn_det.engine.run_data import RunData
 from gn_det.errors import InputError
-from gn_det.utils import read_json, reason_of, table, write_atomically
+from gn_det.files import read_json, write_atomically
+from gn_det.text import reason_of, table
 
 __all__ = ["begin_or_resume", "keep_data"]
 

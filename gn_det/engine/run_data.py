@@ -24,7 +24,7 @@ from gn_det.data.proposals import check_config_proposals, check_proposals
 from gn_det.engine.command import RunOptions
 from gn_det.engine.evaluation import check_evaluator
 from gn_det.errors import InputError
-from gn_det.utils import printable, shortened
+from gn_det.text import printable, shortened
 
 __all__ = ["RunData", "check_config_data", "check_data", "set_data", "wrapped_model"]
 

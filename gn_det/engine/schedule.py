@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from omegaconf import DictConfig, OmegaConf
 
 from gn_det.errors import InputError
-from gn_det.utils import table
+from gn_det.text import table
 
 __all__ = [
     "Schedule",

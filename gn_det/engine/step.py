@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gn_det.data.seeding import seed_generators
 from gn_det.engine.stopwatch import Stopwatch, peak_memory_mb
 from gn_det.errors import InputError
-from gn_det.utils import shortened
+from gn_det.text import shortened
 
 __all__ = ["AccumulatingTrainer", "largest_norms"]
 

@@ -12,7 +12,7 @@ import os
 import re
 from typing import Any, TextIO
 
-from gn_det.utils import printable
+from gn_det.text import printable
 
 __all__ = ["PrintableFilter", "PrintableStream", "discard"]
 

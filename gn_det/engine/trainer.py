@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import gn_det.modeling  # noqa: F401  (registers it in spawned processes, too)
+from gn_det.amp import amp_dtype
 from gn_det.checkpoint import Checkpointer
 from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.data.mapper import PictureMapper
@@ -33,12 +34,12 @@ from gn_det.engine.optimizer import build_optimizer
 from gn_det.engine.step import AccumulatingTrainer
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
+from gn_det.files import writing
 from gn_det.injection import audit, recompute
 from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2.roi_align import align_exactly
 from gn_det.layers.hand_over import HandOver, hand_overs
 from gn_det.layers.recomputation import recomputes_in
-from gn_det.utils import amp_dtype, writing
 
 __all__ = [
     "build_model",

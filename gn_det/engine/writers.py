@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.engine import default_writers
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from gn_det.utils import reason_of
+from gn_det.text import reason_of
 
 __all__ = ["build_writers"]
 

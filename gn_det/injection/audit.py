@@ -18,7 +18,7 @@ from gn_det.injection.sites import SITES, Slot, find_owners, reads_statistics
 from gn_det.injection.standardize import standardizes, why_not_standardizable
 from gn_det.layers import default_num_groups
 from gn_det.ops.form import Form
-from gn_det.utils import table
+from gn_det.text import table
 
 __all__ = ["Audit", "LeftAlone", "NormRow", "audit"]
 

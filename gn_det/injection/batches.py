@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gn_det.errors import InputError
-from gn_det.utils import reason_of
+from gn_det.text import reason_of
 
 __all__ = ["running_on"]
 

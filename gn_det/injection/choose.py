@@ -13,7 +13,7 @@ from gn_det.injection.parts import parts_of
 from gn_det.injection.places import Places
 from gn_det.injection.sites import SITES, Slot, find_owners, sites_of_owners
 from gn_det.injection.without_norm import ConvWithoutNorm
-from gn_det.utils import nearest, shortened
+from gn_det.text import nearest, shortened
 
 __all__ = ["Which", "choose_slots"]
 

@@ -20,7 +20,7 @@ from gn_det.injection.places import Places, find_places
 from gn_det.injection.report import Report
 from gn_det.injection.sites import SITES, Slot
 from gn_det.layers import Groups
-from gn_det.utils import markdown, printable, reason_of, table
+from gn_det.text import markdown, printable, reason_of, table
 
 __all__ = ["Calibration", "CalibrationRow", "bn_sites", "convert_bn", "has_bn"]
 

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from gn_det.injection.stand_in import StandIn, UntraceableError, check_code
 from gn_det.injection.watch import AUTOGRAD_FUNCTION, Watch
 from gn_det.layers import FusedGroupNorm, FusedGroupNormAct
-from gn_det.utils import path_of
+from gn_det.text import path_of
 
 __all__ = ["Record", "is_unfused_norm", "record", "unfused_kind"]
 

@@ -20,19 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gn_det.amp import amp_dtype
 from gn_det.errors import InputError
+from gn_det.files import check_regular_file, make_folder, whole_file
 from gn_det.injection.batches import running_on
 from gn_det.injection.eval_mode import eval_mode
 from gn_det.injection.report import Report
-from gn_det.utils import (
-    amp_dtype,
-    check_regular_file,
-    make_folder,
-    reason_of,
-    shortened,
-    table,
-    whole_file,
-)
+from gn_det.text import reason_of, shortened, table
 
 __all__ = ["Distillation", "distill", "level_errors"]
 

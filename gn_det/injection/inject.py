@@ -26,7 +26,7 @@ from gn_det.layers import (
     give_norm,
     insert_norm,
 )
-from gn_det.utils import shortened
+from gn_det.text import shortened
 
 __all__ = ["has_bns_values", "inject", "place_norms"]
 

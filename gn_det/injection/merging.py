@@ -17,7 +17,7 @@ from gn_det.layers import FusedGroupNorm
 from gn_det.layers.recomputation import recomputed
 from gn_det.layers.weight_standardization import ConvWS1d, ConvWS2d, ConvWS3d
 from gn_det.ops.form import Form
-from gn_det.utils import path_of
+from gn_det.text import path_of
 
 __all__ = ["Merging", "recompute"]
 

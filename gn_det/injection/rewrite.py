@@ -41,7 +41,7 @@ from gn_det.layers.detectron2 import loaded_blocks
 from gn_det.layers.watched import watched
 from gn_det.layers.weight_standardization import ConvWSNorm1d, ConvWSNorm2d
 from gn_det.ops.form import Form
-from gn_det.utils import path_of
+from gn_det.text import path_of
 
 __all__ = ["CONV_NORMS", "Plan", "Rewritten", "plan"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from gn_det.injection.stand_in import UntraceableError
-from gn_det.utils import path_of
+from gn_det.text import path_of
 
 __all__ = [
     "attribute_checks",

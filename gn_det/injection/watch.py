@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from gn_det.injection.stand_in import UntraceableError, length_of
-from gn_det.utils import path_of
+from gn_det.text import path_of
 
 __all__ = ["AUTOGRAD_FUNCTION", "Watch"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gn_det.errors import InputError
 from gn_det.layers.group_norm import FusedGroupNorm, FusedGroupNormAct
-from gn_det.utils import shortened
+from gn_det.text import shortened
 
 __all__ = ["HandOver", "eps_of", "finish", "hand_over_from", "hand_overs", "statistics_of"]
 

@@ -18,7 +18,7 @@ from gn_det.modeling.checks import (
     warn_of_res5_head,
 )
 from gn_det.modeling.with_gn import gn_options_from_config, with_gn
-from gn_det.utils import nearest
+from gn_det.text import nearest
 
 __all__ = [
     "build_gn_backbone",

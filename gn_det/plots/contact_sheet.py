@@ -9,9 +9,9 @@ from pathlib import Path
 from gn_det.data.coco import read_coco
 from gn_det.data.pictures import read_picture
 from gn_det.errors import InputError
+from gn_det.files import read_json
 from gn_det.plots.figures import new_figure, save_figure
 from gn_det.plots.overlay import draw_objects
-from gn_det.utils import read_json
 
 __all__ = ["contact_sheet"]
 

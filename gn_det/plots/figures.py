@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from gn_det.errors import InputError
-from gn_det.utils import make_folder, printable, whole_file
+from gn_det.files import make_folder, whole_file
+from gn_det.text import printable
 
 __all__ = [
     "check_new_png",

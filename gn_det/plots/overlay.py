@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
 
-from gn_det.utils import printable
+from gn_det.text import printable
 
 __all__ = ["draw_objects"]
 

@@ -12,7 +12,7 @@ import pytest
 from gn_det import InputError
 from gn_det.engine.faults import fault_of, telling_faults
 from gn_det.engine.process import _go_on_without
-from gn_det.utils import writing
+from gn_det.files import writing
 
 KILLED = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 FAULTS = [

@@ -10,7 +10,7 @@ from typing import Any
 from gn_det.data.coco.findings import Findings, shown
 from gn_det.data.coco.values import whole_number
 from gn_det.errors import InputError
-from gn_det.utils import nearest, printable
+from gn_det.text import nearest, printable
 
 __all__ = ["Known", "normalise_categories"]
 

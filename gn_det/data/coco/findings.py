@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 
 from gn_det.errors import InputError
-from gn_det.utils import printable
+from gn_det.text import printable
 
 __all__ = ["DroppedError", "Findings", "RefusedError", "shown"]
 

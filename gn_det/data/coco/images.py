@@ -13,7 +13,7 @@ from gn_det.data.coco.findings import Findings, shown
 from gn_det.data.coco.values import whole_number
 from gn_det.data.pictures import PictureError, picture_size
 from gn_det.errors import InputError
-from gn_det.utils import shortened
+from gn_det.text import shortened
 
 __all__ = ["normalise_images"]
 

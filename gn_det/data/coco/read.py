@@ -12,7 +12,8 @@ from typing import Any
 
 from gn_det.data.coco.findings import Findings
 from gn_det.errors import InputError
-from gn_det.utils import check_regular_file, printable, shortened
+from gn_det.files import check_regular_file
+from gn_det.text import printable, shortened
 
 __all__ = ["SECTIONS", "read_coco"]
 

@@ -18,7 +18,7 @@ from gn_det.modeling.timm_backbone.create import create
 from gn_det.modeling.timm_backbone.frozen_norm import freeze_batch_norms
 from gn_det.modeling.timm_backbone.stages import first_stages, parameters_behind
 from gn_det.modeling.with_gn import with_gn
-from gn_det.utils import reason_of
+from gn_det.text import reason_of
 
 __all__ = ["TimmBackbone"]
 

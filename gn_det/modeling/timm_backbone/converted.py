@@ -13,10 +13,10 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
+from gn_det.files import whole_file
 from gn_det.injection.inject import has_bns_values
 from gn_det.modeling.bn_weights import log_once
 from gn_det.modeling.with_gn import inject_options_from_config
-from gn_det.utils import whole_file
 
 __all__ = ["check_gn_of_weights", "write_converted"]
 

@@ -17,7 +17,7 @@ from gn_det.modeling.timm_backbone.state import (
     read_state,
     without_prefix,
 )
-from gn_det.utils import reason_of, shortened
+from gn_det.text import reason_of, shortened
 
 __all__ = ["create"]
 

@@ -11,7 +11,7 @@ from gn_det.errors import InputError
 from gn_det.modeling.timm_backbone.backbone import TimmBackbone
 from gn_det.modeling.timm_backbone.converted import check_gn_of_weights
 from gn_det.modeling.timm_backbone.names import timm_name_problem
-from gn_det.utils import reason_of
+from gn_det.text import reason_of
 
 __all__ = ["check_input", "check_timm_input", "timm_input"]
 

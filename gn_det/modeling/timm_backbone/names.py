@@ -6,7 +6,7 @@ import importlib.util
 import re
 from typing import Any
 
-from gn_det.utils import nearest
+from gn_det.text import nearest
 
 __all__ = ["classifiers_of", "flat_name", "timm_name_problem"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gn_det.budget import check_archive
 from gn_det.errors import InputError
 from gn_det.modeling.timm_backbone.names import classifiers_of, flat_name
-from gn_det.utils import reason_of, shortened
+from gn_det.text import reason_of, shortened
 
 __all__ = ["check_all_loaded", "check_none_left", "fits", "read_state", "without_prefix"]
 

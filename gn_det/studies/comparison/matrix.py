@@ -33,7 +33,7 @@ from gn_det.engine.termination import (
     release_ending,
 )
 from gn_det.errors import InputError
-from gn_det.utils import make_folder, write_atomically
+from gn_det.files import make_folder, write_atomically
 
 __all__ = ["Run", "check_comparable", "check_folders", "run_all"]
 

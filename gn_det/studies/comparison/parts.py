@@ -9,7 +9,7 @@ from typing import Any
 
 from gn_det.data.coco import read_coco
 from gn_det.errors import InputError
-from gn_det.utils import make_folder, write_atomically
+from gn_det.files import make_folder, write_atomically
 
 __all__ = ["hold_out_a_quarter", "write_part"]
 

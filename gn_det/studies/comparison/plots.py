@@ -17,7 +17,7 @@ from gn_det.studies.comparison.results import (
     recipes_of,
     results_of,
 )
-from gn_det.utils import printable
+from gn_det.text import printable
 
 __all__ = ["plot_ap", "plot_cost", "plot_curves_of", "plot_groups"]
 

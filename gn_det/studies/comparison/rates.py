@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gn_det.studies.comparison.results import RunResult
-from gn_det.utils import table
+from gn_det.text import table
 
 __all__ = ["Scores", "best_rates", "rates_table", "scores_of"]
 

@@ -11,12 +11,13 @@ import torch
 from detectron2.config import CfgNode
 
 from gn_det.config.differences import differences
+from gn_det.files import write_atomically
 from gn_det.studies.comparison.outcome import Outcome
 from gn_det.studies.comparison.plots import plot_ap, plot_cost, plot_curves_of, plot_groups
 from gn_det.studies.comparison.rates import Scores, rates_table
 from gn_det.studies.comparison.results import Cost, RunResult
 from gn_det.studies.comparison.tables import ap_table, cost_table, groups_table, results_csv
-from gn_det.utils import markdown, write_atomically
+from gn_det.text import markdown
 from gn_det.version import __version__
 
 __all__ = ["write_report", "write_summary"]

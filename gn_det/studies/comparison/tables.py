@@ -15,7 +15,7 @@ from gn_det.studies.comparison.results import (
     recipes_of,
     results_of,
 )
-from gn_det.utils import table
+from gn_det.text import table
 
 __all__ = ["ap_table", "cost_table", "groups_table", "results_csv"]
 

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from gn_det.files import check_regular_file, make_folder
 from gn_det.modeling.timm_backbone.converted import write_converted
 from gn_det.modeling.with_gn import inject_options_from_config
 from gn_det.studies.conversion.pictures import TrainingPictures, held_out_pictures
@@ -27,7 +28,7 @@ from gn_det.studies.conversion.stages import (
     ToDistill,
     convert_in_stages,
 )
-from gn_det.utils import check_regular_file, make_folder, markdown
+from gn_det.text import markdown
 
 __all__ = [
     "CALIBRATION_IMAGES",

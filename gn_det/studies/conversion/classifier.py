@@ -20,6 +20,7 @@ from gn_det.classification.training import (
 )
 from gn_det.data.seeding import seed_generators
 from gn_det.errors import InputError
+from gn_det.files import make_folder
 from gn_det.studies.conversion.report import write_report
 from gn_det.studies.conversion.stages import (
     CHECKPOINT,
@@ -30,7 +31,7 @@ from gn_det.studies.conversion.stages import (
     convert_in_stages,
     write_weights,
 )
-from gn_det.utils import make_folder, markdown
+from gn_det.text import markdown
 
 __all__ = ["METRIC", "convert_classifier"]
 

@@ -20,6 +20,7 @@ from gn_det.engine.evaluation import ap_of
 from gn_det.engine.schedule import rescale_schedule
 from gn_det.engine.trainer import evaluate, train
 from gn_det.errors import InputError
+from gn_det.files import make_folder, write_atomically
 from gn_det.injection import DetectorBatch, run_on_boxes
 from gn_det.injection.convert_bn import bn_sites, has_bn
 from gn_det.modeling.with_gn import groups_from_config
@@ -34,7 +35,7 @@ from gn_det.studies.conversion.stages import (
     convert_in_stages,
     write_weights,
 )
-from gn_det.utils import make_folder, markdown, write_atomically
+from gn_det.text import markdown
 
 __all__ = ["calibration_batches", "config_with_gn", "convert_detector"]
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from gn_det.files import with_null, write_atomically
 from gn_det.injection.convert_bn import Calibration
 from gn_det.plots.figures import new_figure, save_figure
 from gn_det.studies.conversion.stages import Conversion
-from gn_det.utils import markdown, table, with_null, write_atomically
+from gn_det.text import markdown, table
 from gn_det.version import __version__
 
 __all__ = ["conversion_report", "images_shown", "plot_conversion", "stage_table", "write_report"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gn_det.config.differences import check_same
-from gn_det.utils import read_json, write_atomically
+from gn_det.files import read_json, write_atomically
 
 __all__ = ["UNFINISHED", "keep_settings", "seed_in"]
 

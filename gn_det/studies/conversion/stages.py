@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gn_det.files import whole_file
 from gn_det.injection import convert_bn, distill, inject
 from gn_det.injection.convert_bn import Calibration, Call, bn_sites
 from gn_det.injection.distill import Features, level_errors
-from gn_det.utils import whole_file
 
 __all__ = [
     "CHECKPOINT",

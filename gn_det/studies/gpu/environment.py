@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gn_det.ops.backend import TRITON_VERSION
-from gn_det.utils import commit
+from gn_det.version import commit
 
 __all__ = ["environment"]
 

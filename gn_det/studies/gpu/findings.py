@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gn_det.utils import reason_of
+from gn_det.text import reason_of
 
 __all__ = ["Findings", "LeftOut"]
 

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gn_det.files import with_null, write_atomically
 from gn_det.studies.gpu.findings import Findings
-from gn_det.utils import markdown, with_null, write_atomically
+from gn_det.text import markdown
 
 __all__ = ["PLOTS", "has_failed", "write_plots", "write_report"]
 

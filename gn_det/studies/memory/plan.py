@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gn_det.errors import InputError
 from gn_det.plots.figures import new_figure, save_figure
 from gn_det.studies.memory.step import RECOMPUTE, VARIANTS, StepMemory, count_step
-from gn_det.utils import table
+from gn_det.text import table
 
 __all__ = ["MARGIN", "Card", "Step", "advice", "fixed_table", "plan", "plan_table", "plot_plan"]
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from gn_det.amp import amp_dtype
 from gn_det.config import get_config
 from gn_det.engine.activation_memory import ELSEWHERE, autocast, kept_for_backward
 from gn_det.errors import InputError
 from gn_det.injection import unfuse
 from gn_det.modeling.with_gn import gn_options_from_config, with_gn
-from gn_det.utils import amp_dtype
 
 __all__ = [
     "DETECTRON2_GN",

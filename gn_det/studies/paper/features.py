@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gn_det.errors import InputError
 from gn_det.plots.figures import csv_text, new_figure, save_figure
-from gn_det.utils import nearest
+from gn_det.text import nearest
 
 __all__ = [
     "PERCENTILES",

@@ -17,7 +17,7 @@ from gn_det.plots.figures import (
     save_figure,
     set_log2_places,
 )
-from gn_det.utils import table
+from gn_det.text import table
 
 __all__ = [
     "ClassifierResult",

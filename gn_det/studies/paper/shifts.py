@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gn_det.classification.networks import Classifier, stacked
 from gn_det.plots.figures import csv_text, new_figure, save_figure, set_log2_places
-from gn_det.utils import table
+from gn_det.text import table
 
 __all__ = [
     "SHIFTS",

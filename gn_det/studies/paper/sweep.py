@@ -34,8 +34,8 @@ from gn_det.engine.termination import (
     starting_processes,
 )
 from gn_det.errors import InputError
+from gn_det.files import make_folder
 from gn_det.studies.paper.report import ClassifierResult
-from gn_det.utils import make_folder
 
 __all__ = ["add_sweep_arguments", "run_sweep"]
 

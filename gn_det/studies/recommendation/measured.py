@@ -11,8 +11,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from gn_det.errors import InputError
+from gn_det.files import check_regular_file
 from gn_det.plots.figures import csv_text
-from gn_det.utils import check_regular_file, reason_of
+from gn_det.text import reason_of
 
 __all__ = ["MEASURED", "Row", "read_rows", "rows_text"]
 

@@ -14,7 +14,7 @@ from gn_det import InputError
 from gn_det.checkpoint.reading import read_weights
 from gn_det.config import load_config
 from gn_det.engine.terminal import PrintableFilter, PrintableStream
-from gn_det.utils import markdown, printable, read_json, table
+from gn_det.text import markdown, printable, table
 
 HOSTILE = {
     "escape sequence": ("a\x1b[2Jb", r"a\x1b[2Jb"),
@@ -131,20 +131,3 @@ def test_colours_pass_to_a_terminal_alone() -> None:
         stream.isatty = lambda is_terminal=is_terminal: is_terminal
         PrintableStream(stream).write("\x1b[31mred\x1b[0m\x1b[2J")
         assert stream.getvalue().startswith(expected)
-
-
-@pytest.mark.parametrize(
-    ("content", "kind", "message"),
-    [
-        (b"", dict, "cannot be read"), (b"{", dict, "cannot be read"), (b"\xff{}", dict, "be read"),
-        (b"[]", dict, "holds a list in place of a dict"), (b"null", dict, "holds a NoneType"),
-        (b'{"a": 1}', list, "holds a dict in place of a list"), (b"[" * 99999, list, "be read"),
-    ],
-    ids=range(7),
-)  # fmt: skip
-def test_damaged_json_is_named_with_what_to_do(
-    content: bytes, kind: type, message: str, tmp_path: Path
-) -> None:
-    (tmp_path / "results.json").write_bytes(content)
-    with pytest.raises(InputError, match=rf"results\.json {message}.*; remove it|{message}"):
-        read_json(tmp_path / "results.json", kind)

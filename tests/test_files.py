@@ -1,0 +1,27 @@
+"""Files that a program of gn_det wrote are read whole or named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gn_det import InputError
+from gn_det.files import read_json
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (b"", dict, "cannot be read"), (b"{", dict, "cannot be read"), (b"\xff{}", dict, "be read"),
+        (b"[]", dict, "holds a list in place of a dict"), (b"null", dict, "holds a NoneType"),
+        (b'{"a": 1}', list, "holds a dict in place of a list"), (b"[" * 99999, list, "be read"),
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_damaged_json_is_named_with_what_to_do(
+    content: bytes, kind: type, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"results\.json {message}.*; remove it|{message}"):
+        read_json(tmp_path / "results.json", kind)
