@@ -25,7 +25,7 @@ from tqdm import tqdm
 from gn_det.checkpoint import check_weights_exist
 from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.config import load_config
-from gn_det.data.pictures import read_picture
+from gn_det.data.pictures import problem_of, read_picture
 from gn_det.errors import InputError
 from gn_det.files import check_regular_file, make_folder, whole_file, write_atomically
 from gn_det.plots.overlay import draw_objects
@@ -55,8 +55,7 @@ def main() -> int:
         try:
             demo.run(path, output, image_id)
         except UNREADABLE as error:
-            reason = " ".join(str(error).split()).removeprefix(f"{path} is ")
-            failures.append(printable(f"{path}: {reason}"))
+            failures.append(f"{printable(path)}: {problem_of(path, error)}")
     print(f"{len(inputs) - len(failures)} of {len(inputs)} inputs drawn to {args.output}")
     if args.json:
         write_atomically(args.json, json.dumps(demo.results))

@@ -20,12 +20,13 @@ from gn_det.text import reason_of
 __all__ = [
     "PARTIAL",
     "check_regular_file",
+    "json_text",
     "make_folder",
     "read_json",
     "unwritable",
     "whole_file",
-    "with_null",
     "write_atomically",
+    "write_json",
     "writing",
 ]
 
@@ -145,10 +146,19 @@ def read_json(path: Path, kind: type[T]) -> T:
     return content
 
 
-def with_null(value: Any) -> Any:
-    """Results with None in place of NaN, which JSON does not have."""
+def write_json(path: Path, content: Any) -> None:
+    """Write :func:`json_text` as a :func:`whole_file`, with its errors."""
+    write_atomically(path, json_text(content) + "\n")
+
+
+def json_text(content: Any) -> str:
+    """JSON with null in place of NaN and infinity, which JSON does not have."""
+    return json.dumps(_with_null(content), indent=2, allow_nan=False)
+
+
+def _with_null(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: with_null(item) for key, item in value.items()}
+        return {key: _with_null(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [with_null(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,13 +1,14 @@
-"""Files that a program of gn_det wrote are read whole or named."""
+"""Files that programs of gn_det write for themselves and others."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from gn_det import InputError
-from gn_det.files import read_json
+from gn_det.files import read_json, write_json
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,11 @@ def test_damaged_json_is_named_with_what_to_do(
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(InputError, match=rf"results\.json {message}.*; remove it|{message}"):
         read_json(tmp_path / "results.json", kind)
+
+
+def test_json_has_null_where_it_has_no_number(tmp_path: Path) -> None:
+    write_json(tmp_path / "r.json", {"ap": math.nan, 2: [math.inf, (-math.inf, 1.5)], "é": None})
+    text = (tmp_path / "r.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    read = read_json(tmp_path / "r.json", dict)
+    assert read == {"ap": None, "2": [None, [None, 1.5]], "é": None}

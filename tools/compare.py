@@ -71,7 +71,7 @@ def main() -> int:
             "the runs have no held-out set: give --val JSON IMAGES_DIR, or name one in the recipes"
         )
     with study_folder(args.output):
-        keep_data(args.output / "data.json", data)
+        keep_data(args.output, data)
         data.write_copies()
         outcomes = []
         for comparison in comparisons(args, options, data):

@@ -25,6 +25,7 @@ from gn_det.engine.command import (
 from gn_det.engine.folders import new_folder, study_folder
 from gn_det.engine.launch import check_device
 from gn_det.engine.process import set_up_process
+from gn_det.engine.resume import keep_data
 from gn_det.engine.run import check_run
 from gn_det.engine.schedule import resolve_schedule
 
@@ -127,7 +128,9 @@ def begin(args: argparse.Namespace, cfg: CfgNode, begun: Path) -> None:
     """Check the data and write it down, set the process up, and settle the seed of the config."""
     if cfg.SEED < 0 and begun.exists():
         cfg.SEED = seed_in(begun)
-    check_run(cfg, RunOptions.from_args(args), args.output).write_copies()
+    data = check_run(cfg, RunOptions.from_args(args), args.output)
+    keep_data(args.output, data)
+    data.write_copies()
     cfg.SEED = set_up_process(args.output, cfg.SEED, cfg.CUDNN_BENCHMARK)
 
 

@@ -20,6 +20,7 @@ from gn_det.engine.command import (
     run_command,
 )
 from gn_det.engine.folders import check_same_settings, clear_half_written, study_folder
+from gn_det.engine.resume import keep_data
 from gn_det.engine.run import check_run
 from gn_det.engine.schedule import resolve_schedule
 from gn_det.engine.trainer import build_model, train
@@ -105,6 +106,7 @@ def train_detectors(args: argparse.Namespace, hooks_of: HooksOf) -> dict[str, st
     with study_folder(args.output):
         for folder, cfg in configs.items():
             check_same_settings(folder, cfg)
+        keep_data(args.output, data)
         data.write_copies()
         for name in ("detectron2", "gn_det"):
             setup_logger(name=name)

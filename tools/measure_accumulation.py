@@ -8,7 +8,6 @@ padding changes the features and scores of an image.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import nn
 from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
 from gn_det.data.seeding import seed_generators
-from gn_det.files import write_atomically
+from gn_det.files import write_atomically, write_json
 from gn_det.studies.accumulation import (
     accumulation_rows,
     is_padded,
@@ -56,8 +55,7 @@ Relative difference of the gradient, median of {len(pairs)} pairs, {padded} of t
 """
     print(f"\n{text}")
     write_atomically(args.output / "accumulation.md", text)
-    content = json.dumps({"gradients": gradients, "padding": padding}, indent=1)
-    write_atomically(args.output / "accumulation.json", content + "\n")
+    write_json(args.output / "accumulation.json", {"gradients": gradients, "padding": padding})
     print(f"{args.output}: accumulation.md, accumulation.json")
 
 

@@ -203,6 +203,7 @@ def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> s
             settings["SOLVER.STEPS"] = run.SOLVER.STEPS
         if run.MODEL.GN.HAND_OVER_STEPS:
             settings["MODEL.GN.HAND_OVER_STEPS"] = run.MODEL.GN.HAND_OVER_STEPS
+    config = shlex.quote(row.config)
     gpus = f"--num-gpus {num_gpus} " if num_gpus > 1 else ""
     splits = {
         split: shlex.join([f"--{split}", f"{data}/{split}.json", f"{data}/images"])
@@ -219,14 +220,14 @@ def command(row: Row, cfg: CfgNode, data: Path, masks: bool, num_gpus: int) -> s
         made = Path("output/recommended_weights") / f"{data.absolute().name}-{row.recipe}"
         settings["MODEL.TIMM.WEIGHTS"] = made / f"{stage}.pth"
         first += (
-            f".venv/bin/python tools/convert_bn_to_gn.py --backbone {row.config} {splits['train']} "
+            f".venv/bin/python tools/convert_bn_to_gn.py --backbone {config} {splits['train']} "
             f"--output {shlex.quote(str(made))} {given}".rstrip()
             + "\n\n"
         )
     overrides = shlex.join(str(word) for pair in settings.items() for word in pair)
     overrides = f"{given} {overrides}".lstrip()
     return (
-        f"{first}.venv/bin/python tools/train_net.py --config-file {row.config} "
+        f"{first}.venv/bin/python tools/train_net.py --config-file {config} "
         f"{' '.join(splits.values())} {gpus}OUTPUT_DIR output/recommended {overrides}"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -47,7 +46,7 @@ from gn_det.engine.termination import TerminationHook
 from gn_det.engine.trainer import wrap_ddp
 from gn_det.engine.writers import build_writers
 from gn_det.errors import InputError
-from gn_det.files import read_json, write_atomically
+from gn_det.files import read_json, write_atomically, write_json
 
 __all__ = [
     "SCHEDULES",
@@ -193,7 +192,7 @@ def train_classifier(
     writers: list[EventWriter] = []
     if comm.is_main_process():
         settings = {**asdict(recipe), **circumstances}
-        write_atomically(output_dir / _RECIPE, json.dumps(settings, indent=2) + "\n")
+        write_json(output_dir / _RECIPE, settings)
         if quiet:
             writers = [JSONWriter(str(output_dir / "metrics.json"))]
         else:
@@ -350,7 +349,7 @@ def _write_outcome(
     backbone.unlink(missing_ok=True)  # of this run, killed before its results were written
     backbone.with_suffix(".yaml").unlink(missing_ok=True)
     write_backbone_of(backbone, recipe, classifier)
-    write_atomically(output_dir / _RESULTS, json.dumps(results, indent=2) + "\n")
+    write_json(output_dir / _RESULTS, results)
     return results
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from gn_det.data.pictures import PictureError, is_deep, read_picture, upright_size
+from gn_det.data.pictures import PictureError, is_deep, problem_of, read_picture, upright_size
 from gn_det.errors import InputError
 
 __all__ = ["dark_images", "find_bad_images", "image_problem"]
@@ -94,7 +94,7 @@ def image_problem(
     try:
         found = _jpeg_size(path) or read_picture(path, "RGB", value_range).shape[1::-1]
     except PictureError as error:
-        return str(error).removeprefix(f"{path} ").removeprefix("is ")
+        return problem_of(path, error)
     if found != (width, height):
         return f"{found[0]}x{found[1]} where the JSON says {width}x{height}"
     return None

@@ -17,9 +17,17 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image, ImageCms, ImageOps
 
 from gn_det.errors import InputError
-from gn_det.text import reason_of
+from gn_det.text import printable, reason_of
 
-__all__ = ["PictureError", "is_deep", "is_turned", "picture_size", "read_picture", "upright_size"]
+__all__ = [
+    "PictureError",
+    "is_deep",
+    "is_turned",
+    "picture_size",
+    "problem_of",
+    "read_picture",
+    "upright_size",
+]
 
 _ORIENTATION = 0x0112
 # How an upright picture becomes the stored one again, for tags that turn it by a quarter.
@@ -51,6 +59,12 @@ _BRANDS |= {"avif": _AVIF, "avis": _AVIF}
 
 class PictureError(InputError):
     """A picture that cannot be read, or is not one."""
+
+
+def problem_of(path: str | Path, error: Exception) -> str:
+    """What an error says of a picture, in one line and without its path."""
+    text = printable(error).removeprefix(printable(f"{path} ")).removeprefix("is ")
+    return " ".join(text.split())
 
 
 def read_picture(

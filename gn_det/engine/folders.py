@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from gn_det.config import load_config
 from gn_det.config.differences import check_same
 from gn_det.engine.command import RunOptions
 from gn_det.errors import InputError
-from gn_det.files import PARTIAL, make_folder, with_null, write_atomically, writing
+from gn_det.files import PARTIAL, make_folder, write_json, writing
 from gn_det.text import reason_of
 
 __all__ = [
@@ -38,6 +37,7 @@ __all__ = [
 _BEFORE_TRAINING = (
     ".lock",
     "config.yaml",
+    "data.json",
     "datasets/*.json",
     "datasets/*.txt",
     "environment.txt",
@@ -210,5 +210,4 @@ def clear_half_written(output_dir: Path) -> None:
 
 def write_results(output_dir: str, results: Mapping[str, Any]) -> None:
     """Write the evaluation of a finished run to ``results.json``; what is undefined is null."""
-    text = json.dumps(with_null(results), indent=2)
-    write_atomically(Path(output_dir) / "results.json", text + "\n")
+    write_json(Path(output_dir) / "results.json", results)

@@ -232,7 +232,10 @@ def _work_as_rank(
     multiprocessing.set_start_method("fork", force=True)
     rank = options.machine_rank * options.num_gpus + local_rank
     _join(local_rank, options.num_gpus, init_method=url, rank=rank, world_size=options.world_size)
-    _in_process(*work)
+    try:
+        _in_process(*work)
+    except InputError as error:  # by its last line, launch knows it from defects
+        raise InputError(str(error)) from error
 
 
 def _free_port() -> int:

@@ -19,7 +19,7 @@ from gn_det.config.differences import differences, format_differences
 from gn_det.engine.command import RunOptions
 from gn_det.engine.run_data import RunData
 from gn_det.errors import InputError
-from gn_det.files import read_json, write_atomically
+from gn_det.files import read_json, write_json
 from gn_det.text import reason_of, table
 
 __all__ = ["begin_or_resume", "keep_data"]
@@ -67,7 +67,7 @@ def begin_or_resume(
     }
     checkpoint = last_checkpoint(folder) if options.resume else None
     if checkpoint is None:
-        write_atomically(folder / "run.json", json.dumps(began, indent=2) + "\n")
+        write_json(folder / "run.json", began)
         return
     if not (folder / "last_checkpoint").exists():
         print(f"{folder / 'last_checkpoint'} is missing: the run goes on from {checkpoint.name}")
@@ -158,20 +158,21 @@ def _check_began(began: dict[str, Any], file: Path) -> None:
         )
 
 
-def keep_data(file: Path, data: RunData) -> None:
+def keep_data(folder: Path, data: RunData) -> None:
     """Write what tells the data of a study from others, or check that they are the same.
 
     Args:
-        file: JSON.
+        folder: of the study, with it in ``data.json``.
         data: what its runs train and evaluate on.
 
     Raises:
         InputError: they are others, or the file is damaged.
     """
+    file = folder / "data.json"
     if file.exists():
         _check_same_data(read_json(file, dict), data.fingerprints)
     else:
-        write_atomically(file, json.dumps(data.fingerprints, indent=2) + "\n")
+        write_json(file, data.fingerprints)
 
 
 def _check_same_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

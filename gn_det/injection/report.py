@@ -1,9 +1,10 @@
-"""What audit and convert_bn return has in common: tables as text and Markdown, and JSON."""
+"""What the reports of audit, convert_bn and distill have in common."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
+
+from gn_det.files import json_text
 
 __all__ = ["Report"]
 
@@ -20,8 +21,8 @@ class Report:
         return self._tables("github")
 
     def to_json(self) -> str:
-        """Every field by its name."""
-        return json.dumps(asdict(self), indent=2)
+        """Every field by its name; what is not finite is null."""
+        return json_text(asdict(self))
 
     def _tables(self, style: str) -> str:
         """The tables in one of tabulate's formats."""

@@ -55,6 +55,14 @@ def test_missing_empty_and_foreign_files_are_found(tmp_path: Path) -> None:
     assert image_problem(tmp_path / "text.jpg", 1, 1) == "not an image"
 
 
+@pytest.mark.parametrize(
+    "name", ["plain.png", "two  spaces.png", "zero\u200bwidth.png", "is is.png", "line\nbreak.png"]
+)
+def test_a_problem_is_told_without_the_name_of_the_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    assert image_problem(tmp_path / name, 1, 1) == "empty"
+
+
 def test_a_file_in_place_of_the_folder_is_told(picture: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"picture\.jpg is not a folder of images"):
         find_bad_images([], picture())

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from support.programs import ROOT
 
 from gn_det import InputError
+from gn_det.data.pictures import PictureError
 from gn_det.engine.command import RunOptions
 from gn_det.engine.launch import check_processes, launch, torchrun_rank, with_torchrun
 from gn_det.engine.termination import TERMINATED
@@ -99,19 +100,22 @@ def test_evaluation_asks_for_no_training_settings() -> None:
     check("cpu", 4, 2, amp=True, eval_only=True)
 
 
-def fail(message: str) -> None:
-    raise InputError(message)
+def fail(kind: type[Exception], message: str) -> None:
+    raise kind(message)
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.parametrize("kind", [InputError, PictureError])
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_bad_input_found_in_any_process_comes_back_as_it_was(processes: int) -> None:
+def test_bad_input_found_in_any_process_comes_back_as_it_was(
+    processes: int, kind: type[Exception]
+) -> None:
     options = RunOptions(num_gpus=processes)
     with pytest.raises(InputError, match="^weights: 3 missing$"):
-        launch(fail, "cpu", options, "weights: 3 missing")
+        launch(fail, "cpu", options, kind, "weights: 3 missing")
 
 
 def test_a_killed_process_is_told() -> None:

@@ -144,8 +144,9 @@ def small_folder(parent: Path) -> Path:
 
 
 def test_features_of_any_module_of_a_detector(
-    programs: Callable, shapes: Path, tmp_path: Path
+    programs: Callable, edit_shapes: Callable, tmp_path: Path
 ) -> None:
+    shapes = edit_shapes(lambda dataset: None)
     recipes = [ROOT / f"configs/compare/{name}.yaml" for name in ("scratch_gn", "frozenbn")]
     scratch = ["MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", 0, "SOLVER.BASE_LR", 1e-4]
     flags = [
@@ -156,6 +157,9 @@ def test_features_of_any_module_of_a_detector(
     with pytest.raises(InputError, match="holds a run with other settings: SOLVER.BASE_LR"):
         programs(*flags, "SOLVER.BASE_LR", 2e-4)
     assert {row["run"] for row in rows(tmp_path / "out/features.csv")} == {"scratch_gn", "frozenbn"}
+    edit_shapes(lambda dataset: dataset["annotations"].pop())
+    with pytest.raises(InputError, match="custom_train is another than the run began with"):
+        programs(*flags)
 
 
 def test_a_sweep_goes_on_with_the_images_that_it_began_with(

@@ -380,8 +380,9 @@ PHOTOS = ["--backbone", ROOT / "configs/compare/photos/gn_distilled.yaml"]
 
 @pytest.mark.slow
 def test_a_timm_backbone_alone_becomes_weights_of_its_recipe(
-    shapes: Path, tmp_path: Path, lite0: Path, call_main: Callable
+    edit_shapes: Callable, tmp_path: Path, lite0: Path, call_main: Callable
 ) -> None:
+    shapes = edit_shapes(lambda dataset: None)
     output = tmp_path / "converted"
     asked = [
         PROGRAM, *PHOTOS, "--output", output, "--distill", 2, "--calibration-images", 2,
@@ -409,6 +410,9 @@ def test_a_timm_backbone_alone_becomes_weights_of_its_recipe(
     assert all(torch.equal(value, again[key]) for key, value in made.items())
     with pytest.raises(InputError, match=r"other settings: .*num_groups.*, or remove that"):
         call_main(*asked, "MODEL.GN.NUM_GROUPS", 4)
+    edit_shapes(lambda dataset: dataset["annotations"].pop())
+    with pytest.raises(InputError, match="custom_train is another than the run began with"):
+        call_main(*asked)
 
 
 @pytest.mark.parametrize(

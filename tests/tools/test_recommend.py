@@ -90,10 +90,17 @@ def test_weights_that_have_to_be_made_come_with_their_command(
     shapes: Path, tmp_path: Path, call_main: Callable, capsys: pytest.CaptureFixture
 ) -> None:
     table = tmp_path / "measured.csv"
-    table.write_text(rows_text([row(shapes, recipe="gn_distilled", weights="lite0_distilled")]))
+    recipe = ROOT / "configs/compare/photos/gn_distilled.yaml"
+    own = tmp_path / "my recipes" / "gn_distilled.yaml"
+    own.parent.mkdir()
+    own.write_text(f"_BASE_: {recipe}\n")
+    table.write_text(
+        rows_text([row(shapes, recipe="gn_distilled", config=str(own), weights="lite0_distilled")])
+    )
     call_main(PROGRAM, shapes, "--measured", table)
     *_, first, _, second = capsys.readouterr().out.strip().splitlines()
-    assert "convert_bn_to_gn.py --backbone configs/compare/photos/gn_distilled.yaml" in first
+    assert f"convert_bn_to_gn.py --backbone '{own}'" in first
+    assert f"--config-file '{own}'" in second
     made = Path(first.split()[-1]) / "distilled.pth"
     assert second.endswith(f"MODEL.TIMM.WEIGHTS {made}")
 

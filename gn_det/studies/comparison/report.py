@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 from gn_det.config.differences import differences
-from gn_det.files import write_atomically
+from gn_det.files import write_atomically, write_json
 from gn_det.studies.comparison.outcome import Outcome
 from gn_det.studies.comparison.plots import plot_ap, plot_cost, plot_curves_of, plot_groups
 from gn_det.studies.comparison.rates import Scores, rates_table
@@ -58,7 +57,7 @@ def write_report(
             for (recipe, n), by_rate in scores.items()
         ],
     }
-    write_atomically(output / "report.json", json.dumps(content, indent=1) + "\n")
+    write_json(output / "report.json", content)
     text = _report_text(compared, recipes, held_out, results, costs, scores)
     write_atomically(output / "report.md", text)
     print(f"\n{ap_table(results, 'simple')}\n\n{cost_table(costs, 'simple')}\n")

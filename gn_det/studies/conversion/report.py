@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import takewhile
@@ -11,7 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from gn_det.files import with_null, write_atomically
+from gn_det.files import write_atomically, write_json
 from gn_det.injection.convert_bn import Calibration
 from gn_det.plots.figures import new_figure, save_figure
 from gn_det.studies.conversion.stages import Conversion
@@ -55,7 +54,7 @@ def write_report(
         "distillation_losses": conversion.losses,
         "calibration": asdict(calibration),
     }
-    write_atomically(folder / "report.json", json.dumps(with_null(content), indent=1) + "\n")
+    write_json(folder / "report.json", content)
 
 
 def stage_table(metric: str, values: Mapping[str, float], tablefmt: str = "github") -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gn_det.config.differences import check_same
-from gn_det.files import read_json, write_atomically
+from gn_det.files import read_json, write_json
 
 __all__ = ["UNFINISHED", "keep_settings", "seed_in"]
 
@@ -28,7 +27,7 @@ def keep_settings(file: Path, settings: Mapping[str, Any]) -> None:
     if file.exists():
         check_same(file.parent, read_json(file, dict), settings)
     else:
-        write_atomically(file, json.dumps(settings, indent=2) + "\n")
+        write_json(file, settings)
 
 
 def seed_in(file: Path) -> int:

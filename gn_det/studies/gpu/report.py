@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gn_det.files import with_null, write_atomically
+from gn_det.files import write_atomically, write_json
 from gn_det.studies.gpu.findings import Findings
 from gn_det.text import markdown
 
@@ -31,7 +30,7 @@ def write_report(
         "environment": dict(environment),
         "sections": {name: found.as_dict() for name, found in sections.items()},
     }
-    write_atomically(folder / "report.json", json.dumps(with_null(data), indent=1) + "\n")
+    write_json(folder / "report.json", data)
     failed = [name for name, found in sections.items() if found.faults]
     verdict = f"**Failed: {', '.join(failed)}.**" if failed else "Every check that ran passed."
     lines = ["# gn_det on this GPU", "", verdict, ""]
