@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "csv_text",
     "markdown",
     "nearest",
     "path_of",
@@ -69,6 +72,15 @@ def table(
         [shown(cell) if isinstance(cell, (str, Path)) else cell for cell in row] for row in rows
     ]
     return tabulate(cells, list(map(shown, headers)), tablefmt=tablefmt, **options)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Comma-separated values, a line for each row."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def shortened(items: Iterable[object], most: int) -> str:

@@ -144,13 +144,13 @@ def compare(
     runs = matrix(recipes, args, folder, best_rates(scores))
     data = checked(runs, options, folder, data)
     check_folders(runs)
-    results, failures = trained(runs, args)
+    results = trained(runs, args)
     costs = costs_of(runs)
     compared = {Path(file).stem: recipes[Path(file).stem] for file in args.recipes}
     write_report(folder, compared, recipes, held_out(data), results, costs, scores)
     forget(data)
-    if failures:
-        print(f"{len(failures)} runs failed")
+    if failed := sum(bool(result.failure) for result in results):
+        print(f"{failed} runs failed")
     return Outcome(comparison, runs, results, facts)
 
 
@@ -163,12 +163,10 @@ def checked(
     return data
 
 
-def trained(
-    runs: Sequence[Run], args: argparse.Namespace
-) -> tuple[list[RunResult], dict[str, str]]:
-    """What the runs reached, those that are not finished being trained; and why some failed."""
+def trained(runs: Sequence[Run], args: argparse.Namespace) -> list[RunResult]:
+    """What the runs reached; those that are not finished are trained."""
     failures = run_all(runs, Path(__file__).with_name("train_net.py"), args.jobs, args.num_gpus)
-    return [result_of(run, failures.get(run.name, "")) for run in runs], failures
+    return [result_of(run, failures.get(run.name, "")) for run in runs]
 
 
 def rates(
@@ -182,25 +180,22 @@ def rates(
     folder = comparison.folder / "rates"
     train, val = quarters_in(comparison.folder)
     options = replace(comparison.options, train=(str(train), images), val=(str(val), images))
-    runs = {}
+    runs: list[Run] = []
     for lr in args.lrs:
         at_lr = {(name, n): lr for name in recipes for n in args.ims_per_gpu}
-        runs[lr] = matrix(recipes, args, folder, at_lr, args.seeds[:1])
-    every = [run for at_lr in runs.values() for run in at_lr]
-    for run in every:
+        runs += matrix(recipes, args, folder, at_lr, args.seeds[:1])
+    for run in runs:
         run.cfg.TEST.EVAL_PERIOD = 0
     forget(data)
-    divided = checked(every, options, folder)
+    divided = checked(runs, options, folder)
     divided.write_copies()
-    check_folders(every)
-    trained(every, args)
+    check_folders(runs)
+    reached: dict[float, list[RunResult]] = {}
+    for run, result in zip(runs, trained(runs, args), strict=True):
+        reached.setdefault(run.lr, []).append(result)
     forget(divided)
     register_folders(data.folders)
-    return scores_of({lr: [result_of(run, failure(run)) for run in runs[lr]] for lr in args.lrs})
-
-
-def failure(run: Run) -> str:
-    return "" if run.finished else run.failure
+    return scores_of(reached)
 
 
 def with_prepared_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -151,8 +151,7 @@ def audit(model: nn.Module, optimizer: Any = None) -> Audit:
     forms, recomputed = fused_forms(model), recomputed_norms(model)
     places = find_places(model)
     standardized = any(standardizes(slot.conv) for slot in places.slots)
-    held = optimizer and {id(p) for group in optimizer.param_groups for p in group["params"]}
-    rows: dict[tuple, list[Slot]] = {}
+    alike: dict[NormRow, list[nn.Module]] = {}  # by what they have in common
     left: dict[tuple[str, str], list[str]] = {}
     for slot in places.slots:
         norm = slot.norm
@@ -165,11 +164,18 @@ def audit(model: nn.Module, optimizer: Any = None) -> Audit:
                 left.setdefault((slot.site, reason), []).append(names[slot.conv or norm])
             if norm in recomputed:
                 form += ", recomputed"
-            in_optimizer = held and all(id(p) in held for p in norm.parameters())
-            of_bn = has_bns_values(norm)
-            groups = (norm.num_channels, norm.num_groups)
-            key = (slot.site, *groups, form, trainable, of_bn, in_optimizer)
-            rows.setdefault(key, []).append(slot)
+            row = NormRow(
+                slot.site,
+                modules=(),
+                channels=norm.num_channels,
+                num_groups=norm.num_groups,
+                parameters=0,
+                form=form,
+                trainable=trainable,
+                of_bn=has_bns_values(norm),
+                in_optimizer=_holds(optimizer, norm),
+            )
+            alike.setdefault(row, []).append(norm)
         elif norm is None:
             left.setdefault((slot.site, _why_none(slot)), []).append(names[slot.conv])
         else:
@@ -183,21 +189,24 @@ def audit(model: nn.Module, optimizer: Any = None) -> Audit:
         sites = {slot.norm: slot.site for slot in places.slots}
         for norm, why in why_not_fused(model).items():
             left.setdefault((sites.get(norm, "other"), f"not fused: {why}"), []).append(names[norm])
-    return Audit(
-        tuple(
-            NormRow(
-                site,
-                tuple(names[slot.norm] for slot in alike),
-                channels,
-                num_groups,
-                sum(p.numel() for slot in alike for p in slot.norm.parameters()),
-                form,
-                *state,
-            )
-            for (site, channels, num_groups, form, *state), alike in rows.items()
-        ),
-        tuple(LeftAlone(site, tuple(each), reason) for (site, reason), each in left.items()),
+    rows = (
+        replace(
+            row,
+            modules=tuple(names[norm] for norm in norms),
+            parameters=sum(p.numel() for norm in norms for p in norm.parameters()),
+        )
+        for row, norms in alike.items()
     )
+    left_alone = (LeftAlone(site, tuple(each), why) for (site, why), each in left.items())
+    return Audit(tuple(rows), tuple(left_alone))
+
+
+def _holds(optimizer: Any, norm: nn.Module) -> bool | None:
+    """Whether an optimizer holds γ and β; None where there is no optimizer."""
+    if optimizer is None:
+        return None
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return all(id(parameter) in held for parameter in norm.parameters())
 
 
 def _why_none(slot: Slot) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -159,15 +159,12 @@ def _fits(inputs: Inputs) -> dict[str, ChannelFit]:
 @contextmanager
 def _inputs(norms: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Let see(name, x) look at every input of the norms."""
-    handles = [
-        norm.register_forward_pre_hook(lambda _, args, name=name: see(name, args[0]))
-        for name, norm in norms.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, norm in norms.items():
+            hooks.enter_context(
+                norm.register_forward_pre_hook(lambda _, args, name=name: see(name, args[0]))
+            )
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _bn(bn: Layer, x: Tensor, call: int) -> Tensor:

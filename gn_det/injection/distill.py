@@ -8,8 +8,7 @@ import logging
 import math
 import re
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
@@ -18,23 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gn_det.amp import amp_dtype
 from gn_det.errors import InputError
 from gn_det.files import check_regular_file, make_folder, whole_file
-from gn_det.injection.batches import running_on
 from gn_det.injection.eval_mode import eval_mode
+from gn_det.injection.features import Call, level_errors, level_loss, levels_of
 from gn_det.injection.report import Report
 from gn_det.text import reason_of, shortened, table
 
-__all__ = ["Distillation", "distill", "level_errors"]
+__all__ = ["Distillation", "distill"]
 
-Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
-Call = Callable[[nn.Module, Any], Features]
-
-# Of a level's mean variance: channels that vary less count as if they varied so much.
-_LEAST_VARIANCE = 0.1
 _SAVES, _LOGS = 20, 10  # in all
 
 
@@ -159,43 +153,6 @@ def distill(
     return Distillation(before, after, tuple(losses))
 
 
-@torch.no_grad()
-def level_errors(
-    student: nn.Module, teacher: nn.Module, batches: Iterable[Any], call: Call
-) -> dict[str, float]:
-    """The relative error of each level, in eval mode.
-
-    Args:
-        student, teacher: networks that give the same feature maps.
-        batches: of both, each run once.
-        call: runs a network on a batch, and returns its feature maps.
-
-    Returns:
-        By name of the level, the error that :class:`Distillation` describes.
-    """
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = defaultdict(int)
-    with eval_mode(student, teacher):
-        for batch in batches:
-            for name, (ours, theirs) in _levels(student, teacher, batch, call).items():
-                ours, theirs = (_by_channel(y).double() for y in (ours, theirs))
-                found = torch.stack(
-                    [(ours - theirs).square().sum(1), theirs.sum(1), theirs.square().sum(1)]
-                )
-                sums[name] = sums.get(name, 0) + found
-                counts[name] += theirs.shape[1]
-    errors = {}
-    for name, (squares, total, total_squares) in sums.items():
-        spread = (total_squares - total.square() / counts[name]).sum().item()
-        error = squares.sum().item()
-        if not math.isfinite(spread):
-            raise InputError(
-                f"the teacher's {name} is not finite on the held-out batches: are these?"
-            )
-        errors[name] = math.sqrt(error / spread) if spread > 0 else math.inf if error else 0.0
-    return errors
-
-
 def _learn(
     student: nn.Module,
     teacher: nn.Module,
@@ -230,8 +187,8 @@ def _learn(
         optimizer.param_groups[0]["lr"] = lr * _schedule(step, steps)
         with eval_mode(student):  # what it keeps for eval mode changes with each step
             with torch.autocast(device, dtype, enabled=dtype is not None):
-                levels = _levels(student, teacher, batch, call)
-            loss = torch.stack([_loss(*both) for both in levels.values()]).mean()
+                levels = levels_of(student, teacher, batch, call)
+            loss = torch.stack([level_loss(*both) for both in levels.values()]).mean()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 if not all(theirs.isfinite().all() for _, theirs in levels.values()):
@@ -330,53 +287,6 @@ def _schedule(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _loss(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean over channels of the squared error relative to the variance of the teacher's channel."""
-    ours, theirs = _by_channel(ours).float(), _by_channel(theirs).float()
-    variance = theirs.var(1, unbiased=False)
-    least = _LEAST_VARIANCE * variance.mean() + torch.finfo(torch.float32).tiny
-    return ((ours - theirs).square().mean(1) / variance.clamp(min=least)).mean()
-
-
-def _by_channel(feature: Tensor) -> Tensor:
-    """(N, C, *spatial) as (C, N * spatial)."""
-    return feature.transpose(0, 1).flatten(1)
-
-
-def _levels(
-    student: nn.Module, teacher: nn.Module, batch: Any, call: Call
-) -> dict[str, tuple[Tensor, Tensor]]:
-    with torch.no_grad(), running_on(batch):
-        theirs = _named(call(teacher, batch))
-    ours = _named(call(student, batch))
-    shapes = [{name: tuple(y.shape) for name, y in each.items()} for each in (ours, theirs)]
-    if shapes[0] != shapes[1] or not shapes[0]:
-        raise InputError(
-            f"the student gives feature maps {shapes[0]}, and the teacher {shapes[1]}; they have "
-            "to be the same"
-        )
-    for name, y in theirs.items():
-        if y.dim() < 2 or y.numel() == y.shape[1]:
-            raise InputError(
-                f"{name} of a batch is a {tuple(y.shape)} tensor, and has one value for each "
-                "channel, which says nothing of how it varies; give feature maps, or larger batches"
-            )
-    return {name: (y, theirs[name]) for name, y in ours.items()}
-
-
-def _named(features: Features) -> dict[str, Tensor]:
-    if isinstance(features, Tensor):
-        return {"output": features}
-    named = features if isinstance(features, Mapping) else dict(enumerate(features))
-    for name, feature in named.items():
-        if not isinstance(feature, Tensor):
-            raise InputError(
-                f"call gives a {type(feature).__name__} as {name}, and distillation takes feature "
-                "maps: give a call that returns them, as of the backbone of a detector"
-            )
-    return {str(name): feature for name, feature in named.items()}
 
 
 def _endless(batches: Iterable[Any], first: int) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -63,7 +63,6 @@ class Regions:
 
     @contextmanager
     def _seeing(self, model: nn.Module, see: Any) -> Iterator[None]:
-        handles = []
         self._within = 0
 
         def enter(name: str, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -74,21 +73,18 @@ class Regions:
         def leave(*_: Any) -> None:
             self._within -= 1
 
-        for name, module in model.named_modules():
-            if _POOLERS.fullmatch(type(module).__name__):
-                handles += [
-                    module.register_forward_pre_hook(
-                        lambda _, args, kwargs, name=name: enter(name, args, kwargs),
-                        with_kwargs=True,
-                    ),
-                    module.register_forward_hook(leave, always_call=True),
-                ]
-        try:
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                if _POOLERS.fullmatch(type(module).__name__):
+                    hooks.enter_context(
+                        module.register_forward_pre_hook(
+                            lambda _, args, kwargs, name=name: enter(name, args, kwargs),
+                            with_kwargs=True,
+                        )
+                    )
+                    hooks.enter_context(module.register_forward_hook(leave, always_call=True))
             with _Calls(enter, leave):
                 yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class _Calls(TorchFunctionMode):

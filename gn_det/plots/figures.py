@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +17,6 @@ from gn_det.text import printable
 
 __all__ = [
     "check_new_png",
-    "csv_text",
     "deviation",
     "mean_and_deviation",
     "new_figure",
@@ -75,15 +71,6 @@ def set_log2_places(axes: Axes, places: Sequence[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, [str(place) for place in places], minor=False)
     axes.minorticks_off()
-
-
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Comma-separated values, a line for each row."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def deviation(values: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import gn_det
 from gn_det import InputError
-from gn_det.injection.distill import level_errors
+from gn_det.injection.features import level_errors
 
 
 class Small(nn.Module):

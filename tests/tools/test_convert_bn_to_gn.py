@@ -320,7 +320,7 @@ def test_what_cannot_be_converted_is_an_error(
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, convert: Callable[[], None]) -> None:
     """Call a function, and interrupt it in its second step of distillation."""
-    levels, steps = distillation._loss, []
+    levels, steps = distillation.level_loss, []
 
     def loss(*tensors: torch.Tensor) -> torch.Tensor:
         steps.append(torch.is_grad_enabled())
@@ -329,7 +329,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, convert: Callable[[], None]) ->
         return levels(*tensors)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(distillation, "_loss", loss)
+        patch.setattr(distillation, "level_loss", loss)
         convert()
 
 

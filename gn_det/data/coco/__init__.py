@@ -6,7 +6,6 @@ form that pycocotools and Detectron2 read (:func:`normalise_images`, :func:`sett
 dropped, suspicious or refused on the way.
 """
 
-from gn_det.data.bad_images import find_bad_images, image_problem
 from gn_det.data.coco.findings import Findings
 from gn_det.data.coco.fingerprint import fingerprint
 from gn_det.data.coco.images import normalise_images
@@ -19,10 +18,8 @@ from gn_det.data.coco.sizes import settle_sizes
 __all__ = [
     "Findings",
     "declared_categories",
-    "find_bad_images",
     "fingerprint",
     "flip_pairs",
-    "image_problem",
     "keypoint_names",
     "normalise_images",
     "normalise_objects",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import takewhile
 from typing import Any
 
@@ -105,13 +106,10 @@ def _of_stride_2(body: nn.Module, picture: Tensor) -> list[nn.Module]:
         is_map = isinstance(output, Tensor) and output.dim() == 4
         ran.append((part, output.shape[2] if is_map else 0))
 
-    handles = [part.register_forward_hook(note) for part in body.children()]
-    try:
-        with eval_mode(body):
-            body(picture)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, eval_mode(body):
+        for part in body.children():
+            hooks.enter_context(part.register_forward_hook(note))
+        body(picture)
     large = takewhile(lambda each: 2 * each[1] >= picture.shape[2], ran)
     return [module for part, _ in large for module in part.modules()]
 

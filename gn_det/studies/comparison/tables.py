@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
-from gn_det.plots.figures import csv_text, mean_and_deviation
+from gn_det.plots.figures import mean_and_deviation
 from gn_det.studies.comparison.results import (
     TASKS,
     Cost,
@@ -15,7 +15,7 @@ from gn_det.studies.comparison.results import (
     recipes_of,
     results_of,
 )
-from gn_det.text import table
+from gn_det.text import csv_text, table
 
 __all__ = ["ap_table", "cost_table", "groups_table", "results_csv"]
 

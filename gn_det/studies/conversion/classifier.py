@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -161,15 +162,12 @@ def _features(model: Classifier, images: Tensor) -> dict[str, Tensor]:
     """The stages of a ResNet, and the scores of any network."""
     found: dict[str, Tensor] = {}
     stages = {name: part for name, part in model.backbone.named_children() if "res" in name}
-    handles = [
-        part.register_forward_hook(lambda _, args, y, name=name: found.update({name: y}))
-        for name, part in stages.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, part in stages.items():
+            hooks.enter_context(
+                part.register_forward_hook(lambda _, args, y, name=name: found.update({name: y}))
+            )
         scores = model.scores(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {**found, "linear": scores}
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from gn_det.files import whole_file
 from gn_det.injection import convert_bn, distill, inject
 from gn_det.injection.convert_bn import Calibration, Call, bn_sites
-from gn_det.injection.distill import Features, level_errors
+from gn_det.injection.features import Features, level_errors
 
 __all__ = [
     "CHECKPOINT",

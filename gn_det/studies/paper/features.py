@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gn_det.errors import InputError
-from gn_det.plots.figures import csv_text, new_figure, save_figure
-from gn_det.text import nearest
+from gn_det.plots.figures import new_figure, save_figure
+from gn_det.text import csv_text, nearest
 
 __all__ = [
     "PERCENTILES",

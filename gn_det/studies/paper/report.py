@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gn_det.plots.figures import (
-    csv_text,
     deviation,
     mean_and_deviation,
     new_figure,
@@ -17,7 +16,7 @@ from gn_det.plots.figures import (
     save_figure,
     set_log2_places,
 )
-from gn_det.text import table
+from gn_det.text import csv_text, table
 
 __all__ = [
     "ClassifierResult",

@@ -15,8 +15,8 @@ from torchvision.transforms import functional as T
 from tqdm import tqdm
 
 from gn_det.classification.networks import Classifier, stacked
-from gn_det.plots.figures import csv_text, new_figure, save_figure, set_log2_places
-from gn_det.text import table
+from gn_det.plots.figures import new_figure, save_figure, set_log2_places
+from gn_det.text import csv_text, table
 
 __all__ = [
     "SHIFTS",

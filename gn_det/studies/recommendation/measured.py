@@ -12,8 +12,7 @@ from pathlib import Path
 
 from gn_det.errors import InputError
 from gn_det.files import check_regular_file
-from gn_det.plots.figures import csv_text
-from gn_det.text import reason_of
+from gn_det.text import csv_text, reason_of
 
 __all__ = ["MEASURED", "Row", "read_rows", "rows_text"]
 
