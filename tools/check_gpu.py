@@ -31,9 +31,9 @@ from gn_det.files import make_folder
 from gn_det.ops import group_norm
 from gn_det.ops.form import FORMS
 from gn_det.studies.gpu.environment import environment
-from gn_det.studies.gpu.findings import Findings, LeftOut
 from gn_det.studies.gpu.launch_gaps import gaps_in
 from gn_det.studies.gpu.report import has_failed, write_plots, write_report
+from gn_det.studies.gpu.section import LeftOut, Section
 from gn_det.studies.kernels import report as kernel_report
 from gn_det.studies.kernels.estimate import card_of, estimate_rows
 
@@ -105,29 +105,25 @@ def parse_arguments() -> argparse.Namespace:
 def check(device: torch.device, output: Path, extent: Extent) -> int:
     """Do all sections, the report written anew after each; the exit status, 1 if a check failed."""
     facts = environment(device)
-    found: dict[str, Findings] = {}
-    for name, (title, section, budget) in SECTIONS.items():
+    sections: dict[str, Section] = {}
+    for name, (title, fill, budget) in SECTIONS.items():
         print(f"{title} ...", flush=True)
-        found[name] = Findings(title, budget)
+        section = sections[name] = Section(title, budget)
         torch.manual_seed(0)
-        section(found[name], device, output, extent)
-        write_plots_if_possible(output, found)
-        write_report(output, facts, found)
-        for fault in found[name].faults:
+        fill(section, device, output, extent)
+        if importlib.util.find_spec("matplotlib"):
+            write_plots(output, sections)
+        write_report(output, facts, sections)
+        for fault in section.faults:
             print(f"  failed: {fault}", flush=True)
-        for reason in found[name].left_out:
+        for reason in section.left_out:
             print(f"  left out: {reason}", flush=True)
     print(f"The report is {output / 'report.md'}.")
-    return int(has_failed(found))
+    return int(has_failed(sections))
 
 
-def write_plots_if_possible(output: Path, found: dict[str, Findings]) -> None:
-    if importlib.util.find_spec("matplotlib"):
-        write_plots(output, found)
-
-
-def kernel_tests(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
-    found.check("tests/ops/kernels", partial(run_kernel_tests, output, found.budget))
+def kernel_tests(section: Section, device: torch.device, output: Path, extent: Extent) -> None:
+    section.check("tests/ops/kernels", partial(run_kernel_tests, output, section.budget))
 
 
 def run_kernel_tests(output: Path, seconds: float) -> dict[str, Any]:
@@ -156,19 +152,19 @@ def run_kernel_tests(output: Path, seconds: float) -> dict[str, Any]:
     return {"tests": lines[-1].strip("= ")}
 
 
-def exactness(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
+def exactness(section: Section, device: torch.device, output: Path, extent: Extent) -> None:
     for case, form, dtype, layout in itertools.product(
         extent.checked, FORMS, kernel_report.CHECKED_DTYPES, kernel_report.LAYOUTS
     ):
         measure = partial(kernel_report.check_row, case, form, dtype, layout, device.type)
-        found.check(f"{form}, {case.name}, {dtype}, {layout}", measure)
+        section.check(f"{form}, {case.name}, {dtype}, {layout}", measure)
 
 
-def times(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
+def times(section: Section, device: torch.device, output: Path, extent: Extent) -> None:
     card = card_of(environment(device).get("card", ""))
     for (dtype, layout), case in itertools.product(extent.variants, extent.timed):
         measure = partial(time_row, device, card, case, "GN+ReLU", dtype, layout)
-        found.check(f"{case.name}, {dtype}, {layout}", measure)
+        section.check(f"{case.name}, {dtype}, {layout}", measure)
 
 
 def time_row(
@@ -189,7 +185,7 @@ def time_row(
     return row
 
 
-def gaps(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
+def gaps(section: Section, device: torch.device, output: Path, extent: Extent) -> None:
     """Forward and backward of the smallest timed shape, where launches cost more than bytes."""
     case = min(extent.timed, key=lambda case: math.prod(case.shape))
     x = torch.randn(case.shape, device=device, requires_grad=True)
@@ -207,8 +203,8 @@ def gaps(found: Findings, device: torch.device, output: Path, extent: Extent) ->
         ),
     }
     for name, function in steps.items():
-        found.check(f"{name}, {case.name}", partial(gap_row, name, function))
-    found.check(f"a CUDA graph, {case.name}", partial(graph_row, steps["ours"]))
+        section.check(f"{name}, {case.name}", partial(gap_row, name, function))
+    section.check(f"a CUDA graph, {case.name}", partial(graph_row, steps["ours"]))
 
 
 def gap_row(name: str, function: Callable[[], Any]) -> dict[str, Any]:
@@ -251,12 +247,12 @@ def graph_row(function: Callable[[], tuple[torch.Tensor, ...]]) -> dict[str, Any
     return {"implementation": "ours, CUDA graph", "host µs": host_microseconds(graph.replay)}
 
 
-def steps(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
+def steps(section: Section, device: torch.device, output: Path, extent: Extent) -> None:
     for batch, amp in itertools.product(extent.batches, (True, False)):
         rows: list[dict[str, Any]] = []
         measure = partial(step_rows, rows, device, extent, batch, amp)
-        found.check(f"{of_size(*batch)}, {'AMP' if amp else 'fp32'}", measure)
-        found.rows += rows
+        section.check(f"{of_size(*batch)}, {'AMP' if amp else 'fp32'}", measure)
+        section.rows += rows
 
 
 def of_size(images: int, image_size: tuple[int, int]) -> str:
@@ -362,8 +358,8 @@ def check_models(
                 )
 
 
-def quickstart(found: Findings, device: torch.device, output: Path, extent: Extent) -> None:
-    found.check("quickstart", partial(train_quickstart, device, output, extent, found.budget))
+def quickstart(section: Section, device: torch.device, output: Path, extent: Extent) -> None:
+    section.check("quickstart", partial(train_quickstart, device, output, extent, section.budget))
 
 
 def train_quickstart(

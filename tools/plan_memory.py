@@ -22,8 +22,8 @@ from gn_det.errors import InputError
 from gn_det.plots.figures import check_new_png
 from gn_det.studies.memory.plan import (
     MARGIN,
-    Card,
-    Step,
+    GpuMemory,
+    PlannedStep,
     advice,
     fixed_table,
     plan,
@@ -34,19 +34,19 @@ from gn_det.studies.memory.step import GN_DET, RECOMPUTE, StepMemory, measure_st
 
 NOT_COUNTED = f"""Not counted: CUDA's context, the workspace of convolutions, gradients of
 activations, what losses, proposals and sampling keep, fragmentation. "fits" leaves
-{100 * MARGIN:.0f}% of the card for these. Gradients come as activations go, so that both are never
+{100 * MARGIN:.0f}% of the GPU for these. Gradients come as activations go, so that both are never
 there as a whole."""
 
 
 def main() -> None:
     args = parse_arguments()
-    card = Card.parse(args.gpu_memory)
+    gpu = GpuMemory.parse(args.gpu_memory)
     cfg = load_config(args.config_file, args.opts)
     sizes = [parse_size(text) for text in args.sizes] if args.sizes else default_sizes(cfg)
     check_new_png(args.output)
     steps = plan(cfg, sorted(set(args.ims_per_gpu)), sorted(set(sizes)))
-    print(report(cfg, steps, card, sizes))
-    plot_plan(steps, card, args.output)
+    print(report(cfg, steps, gpu, sizes))
+    plot_plan(steps, gpu, args.output)
     print(f"\nThe plot is {args.output}.")
     if torch.cuda.is_available():
         print(f"\n{measured(cfg, next(step for step in steps if step.variant == own(cfg)), steps)}")
@@ -56,8 +56,8 @@ def main() -> None:
 
 def report(
     cfg: CfgNode,
-    steps: dict[Step, StepMemory],
-    card: Card,
+    steps: dict[PlannedStep, StepMemory],
+    gpu: GpuMemory,
     sizes: Sequence[tuple[int, int]],
 ) -> str:
     """The tables, and what to change where GN as the config has it does not fit."""
@@ -65,19 +65,19 @@ def report(
     lines = [
         f"A training step in {precision}, FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT}, in MiB; "
         '"the rest" is parameters, gradients, momentum and the images.',
-        plan_table(steps, card),
+        plan_table(steps, gpu),
         f"Of {own(cfg)}, whatever the images, in MiB:",
         fixed_table(next(memory for step, memory in steps.items() if step.variant == own(cfg))),
         NOT_COUNTED,
     ]
-    too_large = [s for s, m in steps.items() if s.variant == own(cfg) and not card.fits(m)]
+    too_large = [s for s, m in steps.items() if s.variant == own(cfg) and not gpu.fits(m)]
     if too_large:
-        changes = [f"  {advice(cfg, step, card, sizes)}" for step in too_large]
+        changes = [f"  {advice(cfg, step, gpu, sizes)}" for step in too_large]
         lines.append("\n".join(["What to change where GN does not fit:", *changes]))
     return "\n\n".join(lines)
 
 
-def measured(cfg: CfgNode, step: Step, steps: dict[Step, StepMemory]) -> str:
+def measured(cfg: CfgNode, step: PlannedStep, steps: dict[PlannedStep, StepMemory]) -> str:
     """Estimate and measurement of a step on this machine's GPU."""
     memory = steps[step]
     try:

@@ -23,7 +23,7 @@ from gn_det.data.facts import DataFacts, facts_of
 from gn_det.errors import InputError
 from gn_det.modeling.with_gn import puts_gn_into_the_backbone
 from gn_det.studies.conversion.backbone import source_of
-from gn_det.studies.memory.plan import Card
+from gn_det.studies.memory.plan import GpuMemory
 from gn_det.studies.memory.step import GN_DET, count_step
 from gn_det.studies.recommendation.measured import MEASURED, Row, read_rows
 from gn_det.studies.recommendation.nearest import best_row, far_in, nearest_rows
@@ -77,12 +77,12 @@ def images_that_fit(gpu_memory: str | None) -> int:
     return fitting
 
 
-def card_of(gpu_memory: str | None) -> Card | None:
+def card_of(gpu_memory: str | None) -> GpuMemory | None:
     """--gpu-memory, or the memory of this machine's GPU; None where there is none."""
     if gpu_memory is not None:
-        return Card.parse(gpu_memory)
+        return GpuMemory.parse(gpu_memory)
     if torch.cuda.is_available():
-        return Card(torch.cuda.get_device_properties(0).total_memory)
+        return GpuMemory(torch.cuda.get_device_properties(0).total_memory)
     return None
 
 

@@ -21,7 +21,7 @@ import pycocotools.mask as mask_util
 from tqdm import tqdm
 
 from gn_det.errors import InputError
-from gn_det.files import make_folder
+from gn_det.files import PARTIAL, make_folder
 
 __all__ = ["CATEGORIES", "draw_image", "draw_object", "generate_shapes"]
 
@@ -64,7 +64,7 @@ def generate_shapes(
             return output
         raise InputError(f"{output} exists and is not the shapes set of {settings}; remove it")
 
-    partial = output.with_name(output.name + ".partial")
+    partial = output.with_name(output.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial / "images")
     splits = {

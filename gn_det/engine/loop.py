@@ -43,8 +43,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train from weights or from the last checkpoint to the last iteration.
 
-    SIGTERM and SIGHUP save a checkpoint and end the process, see :class:`TerminationHook`. A
-    :class:`TrainLoader` begins at the batch that a resumed run has reached.
+    SIGTERM, SIGHUP and Ctrl-C save a checkpoint and end the process, see :class:`TerminationHook`.
+    A :class:`TrainLoader` begins at the batch that a resumed run has reached.
 
     Args:
         trainer: with the model, the batches and the optimizer.

@@ -45,6 +45,7 @@ class RunData:
             reads as bitmasks only.
         fingerprints: by name, what tells the sets from others; of those that are JSON.
         checked: by name, the folders of which something has to be said, or a copy written.
+        copies: the folder for the copies, see :meth:`place_copies`.
     """
 
     train: list[str]

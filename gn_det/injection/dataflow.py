@@ -55,9 +55,9 @@ def record(
     Args:
         root: it is not changed, and nothing is computed.
         forward: a function of root and of tensors.
-        given: inputs that are given though they have a default; others take theirs.
         enters: whether to look into a part. A part that ends in ``convolved`` and ``norm``, as
             gn_det's convolutions with a norm do, is recorded as these two.
+        given: inputs that are given though they have a default; others take theirs.
 
     Raises:
         UntraceableError: forward has no record that would hold.

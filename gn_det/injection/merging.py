@@ -19,7 +19,7 @@ from gn_det.layers.weight_standardization import ConvWS1d, ConvWS2d, ConvWS3d
 from gn_det.ops.form import Form
 from gn_det.text import path_of
 
-__all__ = ["Merging", "recompute"]
+__all__ = ["Merging", "recompute_convolutions"]
 
 _CONVOLUTIONS = {
     kind.forward
@@ -317,7 +317,7 @@ def _occurrences(node: fx.Node, user: fx.Node) -> int:
     return found.count(node)
 
 
-def recompute(graph: fx.Graph, convolutions: list[fx.Node]) -> None:
+def recompute_convolutions(graph: fx.Graph, convolutions: list[fx.Node]) -> None:
     """Let recomputation compute convolutions of a graph again."""
     for node in convolutions:
         with graph.inserting_before(node):

@@ -24,7 +24,7 @@ import torch
 from torch import fx, nn
 
 from gn_det.injection.dataflow import Record, is_unfused_norm, record, unfused_kind
-from gn_det.injection.merging import Merging, recompute
+from gn_det.injection.merging import Merging, recompute_convolutions
 from gn_det.injection.source import (
     attribute_checks,
     body,
@@ -301,7 +301,7 @@ class _Rewriting:
         ]
         if any(self._wide):
             for each, wide in zip(records, self._wide, strict=True):
-                recompute(each.graph, wide)
+                recompute_convolutions(each.graph, wide)
             expanded = [body(each.graph, names) for each in records]
             lines += ["    if torch.jit.is_scripting():"]
             lines += self._choice(conditions, plain, " " * 8)

@@ -17,7 +17,7 @@ from support.programs import ROOT, load_program
 from gn_det import InputError
 from gn_det.ops import group_norm
 from gn_det.ops.form import FORMS
-from gn_det.studies.gpu.findings import Findings
+from gn_det.studies.gpu.section import Section
 from gn_det.studies.kernels import report as kernel_report
 from gn_det.studies.kernels.report import Case
 
@@ -117,7 +117,7 @@ def test_times_stand_over_the_estimate_where_the_card_has_one(
 ) -> None:
     def row_on(name: str) -> dict:
         monkeypatch.setattr(program, "environment", lambda device: {"card": name})
-        found = Findings("", 60)
+        found = Section("", 60)
         program.times(found, CPU, Path(), tiny._replace(timed=tiny.timed[:1], variants=variants))
         assert not found.faults
         return found.rows[0]
@@ -184,7 +184,7 @@ def test_the_kernels_tests_are_counted_and_their_failures_named(
 
     monkeypatch.setattr(program, "run", run)
     for status in (0, 1):
-        found = Findings("", 60)
+        found = Section("", 60)
         program.kernel_tests(found, CPU, tmp_path, program.FULL)
         assert found.rows == ([] if status else [{"tests": "3 passed, 1 skipped in 2.00s"}])
         assert found.faults == (
@@ -208,7 +208,7 @@ def test_the_tests_of_the_kernels_can_be_collected_by_themselves() -> None:
 def test_what_takes_too_long_or_is_not_installed_is_left_out(
     program: ModuleType, tiny: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Findings("", 0.2)
+    slow = Section("", 0.2)
     endless = [sys.executable, "-c", "import time; time.sleep(60)"]
     slow.check("sleep", lambda: program.run(endless, tmp_path / "log", 0.2, {}))
     slow.check("more", lambda: {"never": 1})
@@ -280,7 +280,7 @@ def test_a_short_training_gives_losses_and_ap(
     program: ModuleType, tiny: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program, "check_losses", lambda losses: None)  # so short, it learns nothing
-    found = Findings("", 300)
+    found = Section("", 300)
     program.quickstart(found, CPU, tmp_path, tiny)
     assert not found.faults
     (row,) = found.rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gn_det.files import write_atomically, write_json
-from gn_det.studies.gpu.findings import Findings
+from gn_det.studies.gpu.section import Section
 from gn_det.text import markdown
 
 __all__ = ["PLOTS", "has_failed", "write_plots", "write_report"]
@@ -16,13 +16,13 @@ __all__ = ["PLOTS", "has_failed", "write_plots", "write_report"]
 PLOTS = ("bandwidth.png", "memory.png")
 
 
-def has_failed(sections: Mapping[str, Findings]) -> bool:
+def has_failed(sections: Mapping[str, Section]) -> bool:
     """Whether any check did."""
     return any(found.faults for found in sections.values())
 
 
 def write_report(
-    folder: Path, environment: Mapping[str, Any], sections: Mapping[str, Findings]
+    folder: Path, environment: Mapping[str, Any], sections: Mapping[str, Section]
 ) -> None:
     """Write report.md and report.json as far as the sections have come."""
     data = {
@@ -59,7 +59,7 @@ def _cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else markdown(value)
 
 
-def write_plots(folder: Path, sections: Mapping[str, Findings]) -> None:
+def write_plots(folder: Path, sections: Mapping[str, Section]) -> None:
     """Draw what was measured; a plot without figures is not there, nor left from before."""
     for plot in PLOTS:
         with suppress(FileNotFoundError):

@@ -16,9 +16,18 @@ from gn_det.plots.figures import new_figure, save_figure
 from gn_det.studies.memory.step import RECOMPUTE, VARIANTS, StepMemory, count_step
 from gn_det.text import table
 
-__all__ = ["MARGIN", "Card", "Step", "advice", "fixed_table", "plan", "plan_table", "plot_plan"]
+__all__ = [
+    "MARGIN",
+    "GpuMemory",
+    "PlannedStep",
+    "advice",
+    "fixed_table",
+    "plan",
+    "plan_table",
+    "plot_plan",
+]
 
-# Of a card, for what is not counted. In Detectron2's model zoo Mask R-CNN R-50-FPN takes 3.4 GB
+# Of a GPU, for what is not counted. In Detectron2's model zoo Mask R-CNN R-50-FPN takes 3.4 GB
 # (frozen BN) and 5.6 GB (GN) for two images; counted are 2.6 and 4.7 GB.
 MARGIN = 0.25
 
@@ -28,13 +37,13 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Card:
+class GpuMemory:
     """A GPU's memory in bytes, MARGIN of which is left for what is not counted."""
 
     num_bytes: int
 
     @classmethod
-    def parse(cls, text: str) -> Card:
+    def parse(cls, text: str) -> GpuMemory:
         """Read such as "8GiB".
 
         Raises:
@@ -58,7 +67,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStep:
     """A training step that is planned.
 
     Attributes:
@@ -79,20 +88,22 @@ class Step:
 
 def plan(
     cfg: CfgNode, images: Sequence[int], sizes: Sequence[tuple[int, int]]
-) -> dict[Step, StepMemory]:
+) -> dict[PlannedStep, StepMemory]:
     """Count every step: each number of images, in each size, of each variant.
 
     Raises:
         InputError: see :func:`count_step`.
     """
-    steps = [Step(v, n, size) for size in sizes for n in images for v in VARIANTS]
+    steps = [PlannedStep(v, n, size) for size in sizes for n in images for v in VARIANTS]
     progress = tqdm(steps, desc="counting", unit="step", delay=2)
     return {
         step: count_step(cfg, step.variant, step.num_images, step.image_size) for step in progress
     }
 
 
-def plan_table(steps: dict[Step, StepMemory], card: Card, tablefmt: str = "simple") -> str:
+def plan_table(
+    steps: dict[PlannedStep, StepMemory], gpu: GpuMemory, tablefmt: str = "simple"
+) -> str:
     """Activations by part of the model, what else there is, and whether it fits, in MiB."""
     parts = list(dict.fromkeys(part for memory in steps.values() for part in memory.activations))
     headers = ["images", "size", "", *parts, "all activations", "with the rest", "fits"]
@@ -104,7 +115,7 @@ def plan_table(steps: dict[Step, StepMemory], card: Card, tablefmt: str = "simpl
             *(_mib(memory.activations.get(part, 0)) for part in parts),
             _mib(memory.kept),
             _mib(memory.total),
-            "yes" if card.fits(memory) else "no",
+            "yes" if gpu.fits(memory) else "no",
         ]
         for step, memory in steps.items()
     ]
@@ -119,7 +130,9 @@ def fixed_table(memory: StepMemory) -> str:
     return table(rows, ["", "parameters", "gradients", "momentum"])
 
 
-def advice(cfg: CfgNode, step: Step, card: Card, sizes: Sequence[tuple[int, int]]) -> str:
+def advice(
+    cfg: CfgNode, step: PlannedStep, gpu: GpuMemory, sizes: Sequence[tuple[int, int]]
+) -> str:
     """The least to change so that a step fits, as config keys; the changes are counted.
 
     In this order, each on top of those before: MODEL.GN.RECOMPUTE, mixed precision, fewer images at
@@ -128,7 +141,7 @@ def advice(cfg: CfgNode, step: Step, card: Card, sizes: Sequence[tuple[int, int]
     Args:
         cfg: the config.
         step: that does not fit, with GN of ours.
-        card: what it has to fit on.
+        gpu: what it has to fit on.
         sizes: of images that may be tried.
     """
     keys: list[str] = []
@@ -136,17 +149,17 @@ def advice(cfg: CfgNode, step: Step, card: Card, sizes: Sequence[tuple[int, int]
     cfg.defrost()
     if step.variant != RECOMPUTE:
         keys.append("MODEL.GN.RECOMPUTE True")
-        if card.fits(memory := _counted(cfg, step)):
+        if gpu.fits(memory := _counted(cfg, step)):
             return _told(step, keys, memory)
     if not cfg.SOLVER.AMP.ENABLED:
         keys.append("SOLVER.AMP.ENABLED True")
         cfg.SOLVER.AMP.ENABLED = True
-        if card.fits(memory := _counted(cfg, step)):
+        if gpu.fits(memory := _counted(cfg, step)):
             return _told(step, keys, memory)
     fewer = [n for n in range(step.num_images - 1, 0, -1) if step.num_images % n == 0]
     for n in fewer:
         accumulated = [f"SOLVER.IMS_PER_GPU {n}", f"SOLVER.ACCUMULATE_STEPS {step.num_images // n}"]
-        if card.fits(memory := _counted(cfg, step, num_images=n)):
+        if gpu.fits(memory := _counted(cfg, step, num_images=n)):
             return _told(step, keys + accumulated, memory)
     if fewer:
         keys += accumulated
@@ -154,7 +167,7 @@ def advice(cfg: CfgNode, step: Step, card: Card, sizes: Sequence[tuple[int, int]
         size for size in sizes if size[0] * size[1] < step.image_size[0] * step.image_size[1]
     ]
     for height, width in sorted(smaller, reverse=True):
-        if card.fits(memory := _counted(cfg, step, num_images=1, image_size=(height, width))):
+        if gpu.fits(memory := _counted(cfg, step, num_images=1, image_size=(height, width))):
             shrunk = [f"INPUT.MIN_SIZE_TRAIN '({height},)'", f"INPUT.MAX_SIZE_TRAIN {width}"]
             return _told(step, keys + shrunk, memory)
     memory = _counted(cfg, step, num_images=1)
@@ -164,8 +177,8 @@ def advice(cfg: CfgNode, step: Step, card: Card, sizes: Sequence[tuple[int, int]
     )
 
 
-def plot_plan(steps: dict[Step, StepMemory], card: Card, png: Path) -> None:
-    """Bars of every step, stacked by what is in them, with the card's memory as a line."""
+def plot_plan(steps: dict[PlannedStep, StepMemory], gpu: GpuMemory, png: Path) -> None:
+    """Bars of every step, stacked by what is in them, with the GPU's memory as a line."""
     images = list(dict.fromkeys(step.num_images for step in steps))
     sizes = list(dict.fromkeys(step.image_size for step in steps))
     figure = new_figure(3.6 * len(images) + 1.5, 2.6 * len(sizes) + 1.4)
@@ -173,25 +186,25 @@ def plot_plan(steps: dict[Step, StepMemory], card: Card, png: Path) -> None:
     for axes, (size, n) in zip(
         grid.flat, ((size, n) for size in sizes for n in images), strict=True
     ):
-        memories = [steps[Step(variant, n, size)] for variant in VARIANTS]
+        memories = [steps[PlannedStep(variant, n, size)] for variant in VARIANTS]
         bottom = [0.0] * len(memories)
         for label, values in _stacked(memories).items():
             axes.bar(range(len(memories)), values, 0.7, bottom, label=label)
             bottom = [b + v for b, v in zip(bottom, values, strict=True)]
         for place, (memory, top) in enumerate(zip(memories, bottom, strict=True)):
-            fits = card.fits(memory)
+            fits = gpu.fits(memory)
             axes.annotate(
                 f"{top:.1f}\n{'yes' if fits else 'no'}", (place, top), (0, 3),
                 textcoords="offset points", ha="center", va="bottom", fontsize=8,
                 color="tab:green" if fits else "tab:red",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )  # fmt: skip
-        axes.axhline(card.num_bytes / _GIB, color="black", linewidth=1)
-        axes.axhline(card.usable / _GIB, color="black", linewidth=1, linestyle="--")
-        axes.set_title(Step("", n, size).name, fontsize=9)
+        axes.axhline(gpu.num_bytes / _GIB, color="black", linewidth=1)
+        axes.axhline(gpu.usable / _GIB, color="black", linewidth=1, linestyle="--")
+        axes.set_title(PlannedStep("", n, size).name, fontsize=9)
         axes.set_xticks(range(len(VARIANTS)), VARIANTS, rotation=25, ha="right", fontsize=8)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    top = max(card.num_bytes, *(memory.total for memory in steps.values())) / _GIB
+    top = max(gpu.num_bytes, *(memory.total for memory in steps.values())) / _GIB
     axes.set_ylim(0, 1.18 * top)
     for row in grid:
         row[0].set_ylabel("GiB")
@@ -199,7 +212,7 @@ def plot_plan(steps: dict[Step, StepMemory], card: Card, png: Path) -> None:
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
     )
     figure.suptitle(
-        f"A training step on {card.num_bytes / _GIB:.3g} GiB (line); "
+        f"A training step on {gpu.num_bytes / _GIB:.3g} GiB (line); "
         f"{100 * MARGIN:.0f}% are left for what is not counted (dashed)",
         fontsize=10,
     )
@@ -217,7 +230,7 @@ def _stacked(memories: Sequence[StepMemory]) -> dict[str, list[float]]:
 
 def _counted(
     cfg: CfgNode,
-    step: Step,
+    step: PlannedStep,
     num_images: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> StepMemory:
@@ -225,7 +238,7 @@ def _counted(
     return count_step(cfg, RECOMPUTE, num_images or step.num_images, image_size or step.image_size)
 
 
-def _told(step: Step, keys: Sequence[str], memory: StepMemory) -> str:
+def _told(step: PlannedStep, keys: Sequence[str], memory: StepMemory) -> str:
     return f"{step.name}: {' '.join(keys)} ({memory.total / _GIB:.1f} GiB)"
 
 

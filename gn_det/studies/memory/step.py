@@ -94,7 +94,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """All of it at once: gradients come as activations go, so that it is never quite this."""
+        """The sum of all parts, an upper bound: gradients take the place of activations."""
         return self.fixed + self.kept + self.images
 
 

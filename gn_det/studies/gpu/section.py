@@ -11,7 +11,7 @@ import torch
 
 from gn_det.text import reason_of
 
-__all__ = ["Findings", "LeftOut"]
+__all__ = ["LeftOut", "Section"]
 
 
 class LeftOut(Exception):  # noqa: N818  (it is no error)
@@ -19,7 +19,7 @@ class LeftOut(Exception):  # noqa: N818  (it is no error)
 
 
 @dataclass
-class Findings:
+class Section:
     """What one section found.
 
     Attributes:
