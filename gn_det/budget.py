@@ -6,6 +6,7 @@ unpack to more than memory holds.
 
 from __future__ import annotations
 
+import io
 import pickletools
 import zipfile
 from pathlib import Path
@@ -92,9 +93,11 @@ def _apply(operation: Any, stack: list[Any], name: str | Path) -> None:
 def check_archive(file: Path) -> None:
     """Check the budgets of what torch.save wrote: an archive, or pickles one after the other.
 
+    Checksums of an archive are compared as well, which torch.load does not do.
+
     Raises:
-        InputError: it would unpack to more than MAX_RATIO times its size, or see
-            :func:`check_pickle`.
+        InputError: a checksum is another, it would unpack to more than MAX_RATIO times its size, or
+            see :func:`check_pickle`.
     """
     try:
         if not zipfile.is_zipfile(file):
@@ -111,11 +114,19 @@ def check_archive(file: Path) -> None:
                     f"{MAX_RATIO} times as many"
                 )
             for entry in archive.infolist():
-                if entry.filename.endswith("data.pkl"):
-                    with archive.open(entry) as stream:
-                        check_pickle(stream, file)
+                if not entry.CRC:  # as torch.serialization.set_crc32_options(False) leaves it
+                    del entry.CRC
+                with archive.open(entry) as stream:
+                    if entry.filename.endswith("data.pkl"):
+                        check_pickle(io.BytesIO(stream.read()), file)
+                    while stream.read(2**20):  # to the end, where the checksum is compared
+                        pass
     except InputError:
         raise
+    except zipfile.BadZipFile as error:
+        raise InputError(
+            f"{file} cannot be read as weights: it is damaged ({error}); copy or download it again"
+        ) from error
     except Exception as error:  # whatever zipfile makes of archives that are damaged
         raise InputError(
             f"{file} cannot be read as weights: it is no file that torch.save wrote"

@@ -83,3 +83,29 @@ def test_files_of_every_format_of_pytorch_are_read(tmp_path: Path) -> None:
     for name, options in {"zip": {}, "old": {"_use_new_zipfile_serialization": False}}.items():
         torch.save({"model": state, "epoch": 3}, tmp_path / f"{name}.pth", **options)
         assert read_weights(tmp_path / f"{name}.pth")["model"].keys() == state.keys()
+
+
+def saved(file: Path, crc32: bool = True) -> None:
+    torch.serialization.set_crc32_options(crc32)
+    try:
+        torch.save({"model": {"weight": torch.rand(1000), "bias": torch.rand(5)}}, file)
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+def test_archives_without_checksums_are_read(tmp_path: Path) -> None:
+    saved(tmp_path / "w.pth", crc32=False)
+    assert len(read_weights(tmp_path / "w.pth")["model"]["weight"]) == 1000
+
+
+@pytest.mark.parametrize("part", ["data.pkl", "data/0", "data/1"])
+def test_a_changed_byte_is_told(part: str, tmp_path: Path) -> None:
+    saved(tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as archive:
+        content = archive.read(f"w/{part}")
+    whole = (tmp_path / "w.pth").read_bytes()
+    place = whole.index(content) + len(content) // 2
+    changed = bytes([whole[place] ^ 1])
+    (tmp_path / "w.pth").write_bytes(whole[:place] + changed + whole[place + 1 :])
+    with pytest.raises(InputError, match=r"w\.pth cannot be read as weights: it is"):
+        read_weights(tmp_path / "w.pth")

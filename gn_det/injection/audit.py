@@ -10,7 +10,7 @@ from torch import nn
 
 from gn_det.injection.fuse import fused_forms, why_not_fused
 from gn_det.injection.inject import has_bns_values
-from gn_det.injection.kinds import is_called_norm
+from gn_det.injection.kinds import is_called_norm, is_scripted
 from gn_det.injection.places import Places, find_places
 from gn_det.injection.recompute import recomputed_norms
 from gn_det.injection.report import Report
@@ -216,7 +216,7 @@ def _why_none(slot: Slot) -> str:
 
 
 def _out_of_reach(model: nn.Module, places: Places) -> Iterator[tuple[str, str, str]]:
-    """Owners without a place for a norm, and norms of kinds that GN does not stand in for."""
+    """Owners without a place for a norm, TorchScript, and norms that GN does not stand in for."""
     there = {slot.site for slot in places.slots}
     for site in SITES:
         for name, _, _ in find_owners(model, site) if site not in there else ():
@@ -224,9 +224,13 @@ def _out_of_reach(model: nn.Module, places: Places) -> Iterator[tuple[str, str, 
     reached = places.norms
     for name, module in model.named_modules():
         kind = type(module).__name__
+        holder = model.get_submodule(name.rpartition(".")[0])
+        if is_scripted(module):
+            if not (name and is_scripted(holder)):
+                yield "other", name or "the model", "TorchScript, of which every part stays"
+            continue
         if module in reached or not (is_called_norm(module) or isinstance(module, _BN_OR_GN)):
             continue
-        holder = model.get_submodule(name.rpartition(".")[0])
         if module in places.gated:
             why = f"{kind} in a gate behind global pooling: a channel is one value"
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -12,7 +12,10 @@ from torch import Tensor
 from gn_det.errors import InputError
 from gn_det.text import reason_of
 
-__all__ = ["running_on"]
+__all__ = ["running_converted", "running_on"]
+
+
+_FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 @contextmanager
@@ -26,11 +29,30 @@ def running_on(batch: Any) -> Iterator[None]:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except _FAILURES as error:
         raise InputError(
             f"the model fails on a batch, {_described(batch)}: {reason_of(error)}. batches is a "
             "list of what the model is called on; where that is a part of a batch, give a call, "
             "such as call=lambda model, batch: model(batch[0])"
+        ) from error
+
+
+@contextmanager
+def running_converted() -> Iterator[None]:
+    """Say of an exception that a converted model raises, where that with BN raises none, why.
+
+    Raises:
+        InputError: in place of what the model raises.
+    """
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except _FAILURES as error:
+        raise InputError(
+            f"the converted model fails on a batch that the model with BN takes: "
+            f"{reason_of(error)}. Where its code asks a norm for what only BN has, name sites "
+            "without that norm"
         ) from error
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gn_det.errors import InputError
-from gn_det.injection.batches import running_on
+from gn_det.injection.batches import running_converted, running_on
 from gn_det.injection.kinds import Layer
 from gn_det.injection.least_squares import ChannelFit, sums_of_gn
 from gn_det.injection.regions import Regions
@@ -139,7 +139,11 @@ def _pass(pair: Pair, batches: Iterable[Any], before: Inputs | None = None) -> I
         wanted.clear()
         with _inputs(pair.bns, record), regions.recorded(pair.model), running_on(batch):
             pair.call(pair.model, batch)
-        with _inputs(pair.norms, compare), regions.compared(pair.converted):
+        with (
+            _inputs(pair.norms, compare),
+            regions.compared(pair.converted),
+            running_converted(),
+        ):
             pair.call(pair.converted, batch)
         for name, left in wanted.items():
             if left:
@@ -161,8 +165,13 @@ def _inputs(norms: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) 
     """Let see(name, x) look at every input of the norms."""
     with ExitStack() as hooks:
         for name, norm in norms.items():
+            # GN has the hooks of the BN that it replaced, which somebody may still call.
             hooks.enter_context(
-                norm.register_forward_pre_hook(lambda _, args, name=name: see(name, args[0]))
+                norm.register_forward_pre_hook(
+                    lambda called, args, name=name, norm=norm: (
+                        see(name, args[0]) if called is norm else None
+                    )
+                )
             )
         yield
 

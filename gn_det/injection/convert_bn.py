@@ -182,7 +182,7 @@ def convert_bn(
     for name, bn in bns.items():
         _check_statistics(name, bn)
     reached = places.norms
-    with_statistics = (m for m in names if m._buffers.get("running_mean") is not None)
+    with_statistics = (m for m in names if getattr(m, "running_mean", None) is not None)
     not_converted = tuple(names[module] for module in with_statistics if module not in reached)
     converted = _copied(model)
     place_norms(converted, _slots_with_bn(converted, find_places(converted), sites, groups), groups)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gn_det.amp import amp_dtype
+from gn_det.budget import check_archive
 from gn_det.errors import InputError
 from gn_det.files import check_regular_file, make_folder, whole_file
 from gn_det.injection.eval_mode import eval_mode
@@ -188,6 +189,7 @@ def _learn(
         with eval_mode(student):  # what it keeps for eval mode changes with each step
             with torch.autocast(device, dtype, enabled=dtype is not None):
                 levels = levels_of(student, teacher, batch, call)
+            _check_gradients({name: ours for name, (ours, _) in levels.items()})
             loss = torch.stack([level_loss(*both) for both in levels.values()]).mean()
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
@@ -215,10 +217,21 @@ def _learn(
     return before, losses
 
 
+def _check_gradients(features: Mapping[str, Tensor]) -> None:
+    without = [name for name, feature in features.items() if not feature.requires_grad]
+    if without:
+        raise InputError(
+            f"call gives {shortened(without, 3)} without a gradient (torch.no_grad, detach, or "
+            "whole numbers), from which the student cannot learn; give feature maps as the network "
+            "computes them"
+        )
+
+
 def _resume(
     file: Path, parts: Mapping[str, Any], settings: Mapping[str, float], before: Mapping[str, float]
 ) -> list[float]:
     check_regular_file(file, "checkpoint of a distillation")
+    check_archive(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         found, began = {key: state[key] for key in settings}, dict(state["before"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
 
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gn_det.errors import InputError
 from gn_det.injection.choose import Which, choose_slots
+from gn_det.injection.exchange import check_exchangeable, exchange
 from gn_det.injection.kinds import Layer, num_channels, upwards
 from gn_det.injection.places import find_places
 from gn_det.injection.sites import SITES, Slot
@@ -107,8 +107,9 @@ def inject(
 
     Raises:
         InputError: a site is unknown or has nothing to normalize, num_groups and channels_per_group
-            are both given, or a number is below 1, no convolution can standardize its weight, or
-            the model contains a DistributedDataParallel. The model is then unchanged.
+            are both given, or a number is below 1, no convolution can standardize its weight, a
+            function of the model holds a norm for itself, or the model contains a
+            DistributedDataParallel. The model is then unchanged.
 
     Example::
 
@@ -130,25 +131,22 @@ def place_norms(
     """Put a FusedGroupNorm into each slot of a model, in place, or raise and change nothing.
 
     Raises:
-        InputError: no convolution can standardize its weight, or the model is distributed.
+        InputError: no convolution can standardize its weight, a function of the model holds a norm
+            for itself, or the model is distributed.
     """
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise InputError("inject before DistributedDataParallel, which would not see the new norms")
     if weight_standardization:
         check_standardizable(slots)
+    check_exchangeable(model, {slot.norm for slot in slots} - {None})
     names = {module: name for name, module in model.named_modules()}
     with torch.inference_mode(False):  # in which parameters would never train
         norms = [_norm_for(model, names, slot, groups) for slot in slots]
-    holders = defaultdict(list)  # several, where modules share a norm
-    for parent in model.modules():
-        for child in parent.children():
-            holders[child].append(parent)
-    for slot, norm in zip(slots, norms, strict=True):
+    places = [*zip(slots, norms, strict=True)]
+    exchange(model, {slot.norm: norm for slot, norm in places if slot.norm is not None})
+    for slot, norm in places:
         if slot.norm is None:
             _add(slot, norm)
-        else:
-            for holder in holders[slot.norm]:
-                _replace(holder, slot.norm, norm)
         if weight_standardization:
             standardize(slot.conv)
     names = {module: name for name, module in model.named_modules()}
@@ -156,7 +154,7 @@ def place_norms(
         norm.name = names[norm]
     anew = [
         norm.name
-        for slot, norm in zip(slots, norms, strict=True)
+        for slot, norm in places
         if norm.affine and getattr(slot.norm, "weight", None) is not norm.weight
     ]
     if anew:
@@ -245,12 +243,6 @@ def _carry_over(old: Layer, norm: FusedGroupNorm) -> None:
     elif act is not None:
         norm.__class__ = FusedGroupNormAct
         norm.drop, norm.act = drop or nn.Identity(), act
-
-
-def _replace(holder: nn.Module, old: nn.Module, norm: FusedGroupNorm) -> None:
-    for name, child in [*holder._modules.items()]:
-        if child is old:
-            setattr(holder, name, norm)
 
 
 def _add(slot: Slot, norm: FusedGroupNorm) -> None:

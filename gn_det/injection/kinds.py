@@ -21,6 +21,7 @@ __all__ = [
     "is_called_norm",
     "is_conv",
     "is_norm",
+    "is_scripted",
     "library_of",
     "normalizes",
     "num_channels",
@@ -114,13 +115,18 @@ def _width(norm: Layer) -> int | None:
 
 def is_conv(module: nn.Module | None) -> bool:
     """Whether a module is a convolution of PyTorch's or a subclass, or a deformable one."""
-    if isinstance(module, torch.jit.ScriptModule):  # which takes no norm
+    if is_scripted(module):  # which takes no norm
         return False
     return isinstance(module, nn.modules.conv._ConvNd) or (
         getattr(module, "weight", None) is not None
         and hasattr(module, "kernel_size")
         and hasattr(module, "out_channels")
     )
+
+
+def is_scripted(module: nn.Module | None) -> bool:
+    """Whether a module is TorchScript, with a forward that no Python sees."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def num_channels(norm: Layer) -> int:

@@ -24,6 +24,7 @@ import torch
 from torch import fx, nn
 
 from gn_det.injection.dataflow import Record, is_unfused_norm, record, unfused_kind
+from gn_det.injection.kinds import is_scripted
 from gn_det.injection.merging import Merging, recompute_convolutions
 from gn_det.injection.source import (
     attribute_checks,
@@ -133,7 +134,7 @@ class _Planner:
                         self.plan.reasons[norm] = f"nothing follows it in {type(module).__name__}"
                 for path in module.forms():
                     self.plan.reasons.pop(module.get_submodule(path), None)
-            else:
+            elif not is_scripted(module):
                 self._visit(module)
 
     def _open_parts(self, module: nn.Module) -> Iterator[nn.Module]:
@@ -141,7 +142,7 @@ class _Planner:
         for part in module.children():
             if self._ends.get(part):
                 yield part
-            elif _has_no_forward(part):
+            elif not is_scripted(part) and _has_no_forward(part):
                 yield from self._open_parts(part)
 
     def _visit(self, module: nn.Module) -> None:
@@ -174,7 +175,7 @@ class _Planner:
         """Of a module as it may be called: with more or fewer of its inputs, in both modes."""
         if method in vars(module):
             raise UntraceableError("is one of its own")
-        if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
+        if isinstance(module, fx.GraphModule):
             raise UntraceableError("is a recorded one already")
         forward = getattr(unfused_kind(module), method)
         optional = [

@@ -13,11 +13,19 @@ import re
 import string
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from gn_det.injection.kinds import Layer, is_a, is_conv, is_norm, num_channels, type_name
+from gn_det.injection.kinds import (
+    Layer,
+    is_a,
+    is_conv,
+    is_norm,
+    library_of,
+    num_channels,
+    type_name,
+)
 
 __all__ = [
     "DEFAULT_SITES",
@@ -188,20 +196,34 @@ def reads_statistics(kind: type[nn.Module]) -> bool:
     """Whether the forward of a class reads the running statistics of its norms, which GN lacks."""
     if type_name(kind).startswith("torch.ao."):  # convolutions that are trained to be quantized
         return True
-    methods, names = [kind.forward], {"forward"}
+    methods, seen = [kind.forward], {"forward"}
     while methods:
         method = inspect.unwrap(methods.pop())
-        code = [*dis.get_instructions(method)] if inspect.isfunction(method) else []
-        if any(each.argval in ("running_mean", "running_var") for each in code):
+        if not inspect.isfunction(method):
+            continue
+        code = [*dis.get_instructions(method)]
+        names = [each.argval for each in code if each.opname == "LOAD_GLOBAL"]
+        helpers = (method.__globals__.get(name) for name in names)
+        if any(map(_has_statistics, [method, *filter(_is_theirs, helpers)])):
             return True
+        owner = method.__code__.co_varnames[:1]  # self
         called = {
             then.argval
             for one, then in pairwise(code)
-            if one.argval == "self" and then.opname in ("LOAD_ATTR", "LOAD_METHOD")
-        } - names
-        names |= called
+            if one.argval in owner and then.opname in ("LOAD_ATTR", "LOAD_METHOD")
+        } - seen
+        seen |= called
         methods += [getattr(kind, name) for name in called if hasattr(kind, name)]
     return False
+
+
+def _has_statistics(function: Any) -> bool:
+    code = dis.get_instructions(function)
+    return any(each.argval in ("running_mean", "running_var") for each in code)
+
+
+def _is_theirs(helper: Any) -> bool:
+    return inspect.isfunction(helper) and library_of(helper) != "torch"
 
 
 def _pairs_in_lists(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

@@ -1,14 +1,16 @@
-"""Weights with BN for a model with GN: a warning, as nothing in their names or shapes shows it."""
+"""Weights with BN: a warning for a model with GN, as no name or shape shows it; and damage."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from detectron2.config import CfgNode
 
-__all__ = ["log_once", "warn_of_bn_weights"]
+__all__ = ["log_once", "negative_variances", "warn_of_bn_weights"]
 
 
 def warn_of_bn_weights(cfg: CfgNode) -> None:
@@ -37,3 +39,10 @@ def _frozen(cfg: CfgNode) -> str:
 def log_once(text: str) -> None:
     """Log a warning, the first time."""
     logging.getLogger("gn_det").warning(text)
+
+
+def negative_variances(state: Mapping[str, Any]) -> list[str]:
+    """Names of running variances below 0, whose features would be no numbers."""
+    return [
+        name for name, value in state.items() if name.endswith("running_var") and (value < 0).any()
+    ]

@@ -231,3 +231,9 @@ def test_values_that_no_model_takes_are_refused(
     torch.save({"model": {"w": value}}, tmp_path / "x.pth")
     with pytest.raises(InputError, match=message):
         read_weights(tmp_path / "x.pth")
+
+
+def test_variances_below_zero_are_refused(tmp_path: Path) -> None:
+    torch.save({"model": {"bn.running_var": torch.tensor([1.0, -0.1])}}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"variances of BN are negative in bn\.running_var"):
+        read_weights(tmp_path / "x.pth")

@@ -324,6 +324,12 @@ def pruned() -> nn.Module:
     return model
 
 
+class AsksForMomentum(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.norm.momentum == 0.1
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
@@ -333,6 +339,7 @@ def pruned() -> nn.Module:
         (mixed, {"sites": ["backbone"]}, "site backbone: Sequential has none"),
         (lambda: Two(nn.BatchNorm2d(8, track_running_stats=False)), {}, "no running statistics"),
         (pruned, {}, r"Sequential cannot be copied.*prune\.remove"),
+        (lambda: AsksForMomentum(nn.BatchNorm2d(8)), {}, "converted model fails .* 'momentum'.*si"),
     ],
 )
 def test_what_cannot_be_converted_is_an_error(model: Callable, options: dict, message: str) -> None:

@@ -263,6 +263,9 @@ def _another_level_with_bn(model: nn.Module, x: Tensor) -> Tensor:
         ({"call": lambda model, x: model(x[:1])["two"].mean((2, 3))}, "one value for each channel"),
         ({"call": lambda model, x: [model(x)["two"], None]}, "gives a NoneType as 1"),
         ({"call": lambda model, x: {"boxes": [model(x)["two"]]}}, "gives a list as boxes"),
+        ({"call": lambda model, x: model(x)["two"].detach()}, "gives output without a gradient"),
+        ({"call": torch.no_grad()(lambda model, x: model(x))}, "gives one, two without a gradient"),
+        ({"call": lambda model, x: [model(x)["two"], model(x)["one"] > 0]}, "gives 1 without a"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_distilled_is_one_line(options: dict, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 
@@ -12,8 +13,9 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock, CNNBlockBase
 from torch import Tensor, nn
+from torch.testing import assert_close
 
-from gn_det import FusedGroupNorm, InputError, audit, inject
+from gn_det import FusedGroupNorm, InputError, audit, convert_bn, fuse, inject
 
 
 def norms(model: nn.Module) -> list[str]:
@@ -230,6 +232,66 @@ def test_scripted_parts_and_inference_mode_are_no_stumbling_block() -> None:
     with torch.inference_mode():
         model = inject(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), scripted))
     assert type(model[1]) is FusedGroupNorm and model[2] is scripted
+
+
+def scripted(block: nn.Module) -> nn.Module:
+    return torch.jit.script(block.eval())
+
+
+def traced(block: nn.Module) -> nn.Module:
+    return torch.jit.trace(block.eval(), torch.rand(1, 8, 4, 4))
+
+
+@pytest.mark.parametrize("recorded", [scripted, traced])
+def test_torchscript_stays_and_the_rest_is_fused_and_converted(recorded: Callable) -> None:
+    def layers() -> list[nn.Module]:
+        return [nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()]
+
+    model = nn.Sequential(*layers(), recorded(nn.Sequential(*layers())), Calls(layers()))
+    x = torch.rand(2, 8, 4, 4)
+    left = [row for row in audit(model).left_alone if "TorchScript" in row.reason]
+    assert [row.modules for row in left] == [("3",)]
+    expected = inject(copy.deepcopy(model), num_groups=2)(x)
+    fused = fuse(inject(copy.deepcopy(model), num_groups=2))
+    assert audit(fused).rows[0].form == "GN+ReLU"
+    assert_close(fused(x), expected)
+    assert convert_bn(model, [x], num_groups=1).not_converted == ("3.1",)
+
+
+class Calls(nn.Module):
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.norm(self.conv(x)))
+
+
+def frozen_bn(x: Tensor, norm: nn.Module) -> Tensor:
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+
+class ByHelper(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(frozen_bn(self.conv(x), self.norm))
+
+
+class ByAnotherName(Calls):
+    def forward(this, x: Tensor) -> Tensor:  # noqa: N805
+        return this.frozen(this.conv(x))
+
+    def frozen(this, x: Tensor) -> Tensor:  # noqa: N805
+        return F.batch_norm(x, this.norm.running_mean, this.norm.running_var)
+
+
+@pytest.mark.parametrize("kind", [ByHelper, ByAnotherName])
+def test_norms_whose_statistics_the_code_around_them_reads_stay(kind: type) -> None:
+    layers = [nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()]
+    model = inject(nn.Sequential(Calls(copy.deepcopy(layers)), kind(layers)))
+    assert type(model[0].norm) is FusedGroupNorm and type(model[1].norm) is nn.BatchNorm2d
+    (row,) = [row for row in audit(model).left_alone if "1.norm" in row.modules]
+    assert row.reason == "BatchNorm2d, whose statistics the code around it reads"
+    model(torch.rand(1, 8, 4, 4))
 
 
 def test_parameters_of_norms_stay_where_convolutions_are_of_another_dtype() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from gn_det.injection.exchange import check_exchangeable, exchange
+
 __all__ = ["FrozenBatchNorm1d", "FrozenBatchNormAct2d", "freeze_batch_norms"]
 
 
@@ -37,6 +39,9 @@ def freeze_batch_norms(body: nn.Module, among: Iterable[nn.Module]) -> None:
     """Exchange the BN layers among some modules of a model for frozen ones.
 
     Detectron2's own conversion would drop the activation that timm's BN layers hold.
+
+    Raises:
+        InputError: a function of the model holds one for itself.
     """
     chosen = {
         module
@@ -44,10 +49,8 @@ def freeze_batch_norms(body: nn.Module, among: Iterable[nn.Module]) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         and not isinstance(module, FrozenBatchNorm1d)
     }
-    for parent in [*body.modules()]:
-        for name, child in [*parent.named_children()]:
-            if child in chosen:
-                setattr(parent, name, _frozen(child))
+    check_exchangeable(body, chosen)
+    exchange(body, {bn: _frozen(bn) for bn in chosen})
 
 
 def _frozen(bn: Any) -> nn.Module:

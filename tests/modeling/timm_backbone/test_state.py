@@ -47,7 +47,7 @@ RENAMED = ("resnet10t", "ese_vovnet19b_slim_dw", "repvgg_a0", "resnetv2_18")
 def test_a_file_of_the_body_is_what_the_backbone_starts_from(name: str, tmp_path: Path) -> None:
     source = TimmBackbone(name)
     for tensor in source.state_dict().values():
-        tensor.normal_()
+        tensor.normal_().abs_()  # variances are
     torch.save(source.body.state_dict(), tmp_path / "body.pth")
     backbone = TimmBackbone(name, weights=str(tmp_path / "body.pth"))
     for key, tensor in source.state_dict().items():
@@ -153,3 +153,11 @@ def test_numbers_that_are_none_are_told(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(InputError, match=r"1 of \d+ tensors have infinite or no .*layer4.1.conv2"):
         TimmBackbone("resnet18", weights=str(tmp_path / "x.pth"))
+
+
+def test_variances_below_zero_are_told(tmp_path: Path) -> None:
+    state = timm.create_model("resnet18").state_dict()
+    state["layer1.0.bn1.running_var"][3] = -1e-3
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"are negative in layer1\.0\.bn1\.running_var; is it"):
+        TimmBackbone("resnet18", weights=str(tmp_path / "w.pth"))
