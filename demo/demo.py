@@ -43,11 +43,13 @@ def main() -> int:
     outputs = output_paths(inputs, args.output)
     cfg = load_demo_config(args)
     demo = Demo(Predictor(cfg), model_categories(cfg), cfg.INPUT.VALUE_RANGE)
-    make_folder(args.output)
     if args.json:
         if args.json.is_dir():
             raise InputError(f"--json {args.json} is a folder; name a file in it")
+        if os.path.lexists(args.json):
+            raise InputError(f"--json {args.json} exists; remove it, or name another file")
         make_folder(args.json.parent)
+    make_folder(args.output)
 
     failures = []
     ids = image_ids(inputs)

@@ -74,11 +74,17 @@ def make_folder(path: Path) -> None:
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears complete, and on the disk, or stays as it was.
 
-    Whatever interrupts the writing, a loss of power included, path is never half-written.
+    Whatever interrupts the writing, a loss of power included, path is never half-written. A link
+    stays one.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or is a folder, device, pipe or socket.
     """
+    path = Path(os.path.realpath(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(
+            f"{path} cannot be written: it is no file, but a folder, device, pipe or socket"
+        )
     partial = path.with_name(path.name + PARTIAL)
     try:
         with writing(path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gn_det import InputError
-from gn_det.files import read_json, write_json
+from gn_det.files import read_json, whole_file, write_json
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,27 @@ def test_json_has_null_where_it_has_no_number(tmp_path: Path) -> None:
     assert "NaN" not in text and "Infinity" not in text
     read = read_json(tmp_path / "r.json", dict)
     assert read == {"ap": None, "2": [None, [None, 1.5]], "é": None}
+
+
+def test_a_link_stays_one_and_its_file_gets_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there/file")
+    for content in (b"a", b"b"):
+        with whole_file(tmp_path / "link") as file:
+            file.write(content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there/file").read_bytes() == content
+    assert [*(tmp_path / "there").iterdir()] == [tmp_path / "there/file"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_replaced_by_one(make: Callable, tmp_path: Path) -> None:
+    make(tmp_path / "there")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for name in ("there", "link"):
+        with (
+            pytest.raises(InputError, match="there cannot be written: it is no file, but a"),
+            whole_file(tmp_path / name),
+        ):
+            pass
+    assert not (tmp_path / "there").is_file() and (tmp_path / "link").is_symlink()

@@ -22,7 +22,7 @@ def check_complete_config(cfg: CfgNode) -> None:
     Raises:
         InputError: with both.
     """
-    parts = (_backbone, _hand_over, _images, _proposals, _solver)
+    parts = (_backbone, _hand_over, _images, _proposals, _loader, _solver)
     refuse(chain.from_iterable(part(cfg) for part in parts))
 
 
@@ -119,6 +119,9 @@ def _proposals(cfg: CfgNode) -> Iterator[str]:
         )
     if model.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals" and not model.LOAD_PROPOSALS:
         yield "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals needs MODEL.LOAD_PROPOSALS True"
+    files = cfg.DATASETS.PROPOSAL_FILES_TRAIN or cfg.DATASETS.PROPOSAL_FILES_TEST
+    if files and not model.LOAD_PROPOSALS:
+        yield f"DATASETS.PROPOSAL_FILES_* {files} are read with MODEL.LOAD_PROPOSALS True alone"
     if model.META_ARCHITECTURE.endswith("RCNN"):
         features = model.RPN.IN_FEATURES
         for name in ("SIZES", "ASPECT_RATIOS"):
@@ -137,8 +140,28 @@ def _proposals(cfg: CfgNode) -> Iterator[str]:
             )
 
 
+def _loader(cfg: CfgNode) -> Iterator[str]:
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler == "RandomSubsetTrainingSampler" and "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
+        yield (
+            f"DATALOADER.SAMPLER_TRAIN {sampler} reads DATALOADER.RANDOM_SUBSET_RATIO, which the "
+            "configs of this Detectron2 do not have; take another"
+        )
+
+
 def _solver(cfg: CfgNode) -> Iterator[str]:
     solver = cfg.SOLVER
+    reference = solver.REFERENCE_WORLD_SIZE
+    if reference and solver.IMS_PER_BATCH % reference:
+        yield (
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} is no multiple of "
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference}"
+        )
+    if solver.RESCALE_INTERVAL and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        yield (
+            f"SOLVER.RESCALE_INTERVAL needs a warm-up that ends: SOLVER.WARMUP_ITERS "
+            f"{solver.WARMUP_ITERS} is not below SOLVER.MAX_ITER {solver.MAX_ITER}"
+        )
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV needs a SOLVER.MOMENTUM above 0"
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and solver.BASE_LR_END > solver.BASE_LR:

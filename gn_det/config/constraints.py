@@ -14,6 +14,7 @@ from gn_det.config.rules import (
     device_name,
     each,
     expected_result,
+    folder,
     increasing,
     norm_name,
     not_empty,
@@ -40,7 +41,7 @@ _SEED = between(-1, 2**31 - 1)
 _NUM_WORKERS = whole(0, 256)  # of each process; more take a machine down before they load anything
 
 _RULES: dict[str, Rule] = {
-    "OUTPUT_DIR": not_empty,
+    "OUTPUT_DIR": folder,
     "SEED": _SEED,
     "DATALOADER.NUM_WORKERS": _NUM_WORKERS,
     "DATALOADER.REPEAT_THRESHOLD": at_least(0),
@@ -168,7 +169,7 @@ for _key in (
     _RULES[f"MODEL.{_key}"] = at_least(0)
 
 _LAZY_RULES: dict[str, Rule] = {
-    "train.output_dir": not_empty,
+    "train.output_dir": folder,
     "train.device": device_name,
     "train.seed": _SEED,
     "train.max_iter": whole(1),

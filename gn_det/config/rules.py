@@ -18,6 +18,7 @@ __all__ = [
     "device_name",
     "each",
     "expected_result",
+    "folder",
     "increasing",
     "norm_name",
     "not_empty",
@@ -83,6 +84,10 @@ def number(value: Any) -> str:
 
 def not_empty(value: Any) -> str:
     return "" if value else "not empty"
+
+
+def folder(value: Any) -> str:
+    return not_empty(value) or ("a folder of this machine" if "://" in value else "")
 
 
 def increasing(values: Any) -> str:

@@ -17,6 +17,7 @@ from gn_det.checkpoint.checkpointer import checkpoints_of
 from gn_det.config import load_config
 from gn_det.config.differences import check_same
 from gn_det.engine.command import RunOptions
+from gn_det.engine.faults import fault_of
 from gn_det.errors import InputError
 from gn_det.files import PARTIAL, make_folder, write_json, writing
 from gn_det.text import reason_of
@@ -113,7 +114,9 @@ def _created(path: Path, lock: Callable[[Path], AbstractContextManager[None]]) -
 def _cleared_on_bad_input(path: Path, existed: bool) -> Iterator[None]:
     try:
         yield
-    except InputError:
+    except Exception as error:
+        if fault_of(error) is None:
+            raise
         if not existed and not holds_run(path) and not any(path.glob("*.pth")):
             for name in _BEFORE_TRAINING:
                 for file in path.glob(name):
@@ -173,10 +176,11 @@ def locked(folder: Path) -> Iterator[None]:
             ) from error
         except OSError as error:  # a file system without locks
             print(f"{folder} cannot be locked ({reason_of(error)}): let no other run write there")
-        file.truncate(0)
         start = datetime.now().isoformat(" ", "seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {start}\n")
-        file.flush()
+        with writing(folder / ".lock"):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {start}\n")
+            file.flush()
         yield
 
 

@@ -96,6 +96,8 @@ def fit(
             f"the run has done {start_iter} iterations already, and SOLVER.MAX_ITER "
             f"(train.max_iter of a LazyConfig) is {max_iter}"
         )
+    if start_iter == max_iter:
+        logging.getLogger(__name__).info(f"all {max_iter} iterations are done; nothing is trained")
     if start_iter and isinstance(scheduler, LRMultiplier):
         _take_learning_rates(scheduler)
     loader = trainer.data_loader

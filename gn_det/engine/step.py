@@ -130,9 +130,10 @@ class AccumulatingTrainer(SimpleTrainer):
         ]
         return InputError(
             f"iteration {self.iter}: {problem}; images: {shortened(names, 16)}; largest {what}: "
-            f"{', '.join(f'{name} {norm:.4g}' for name, norm in norms)}. The last checkpoint is as "
-            "it was. Lower the learning rate or warm up for longer; a detector may also clip "
-            "gradients (SOLVER.CLIP_GRADIENTS). Then resume the run; a classifier begins anew"
+            f"{', '.join(f'{name} {norm:.4g}' for name, norm in norms)}. Checkpoints stay as they "
+            "are. Lower the learning rate or warm up for longer; a detector may also clip "
+            "gradients (SOLVER.CLIP_GRADIENTS). Then resume the run from its last checkpoint, or "
+            "begin anew where it has none; a classifier begins anew"
         )
 
     def _write_metrics(self, loss_dict: Any, data_time: float, **kwargs: Any) -> None:

@@ -231,8 +231,13 @@ def _hand_over(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
 
 def _precise_bn(cfg: CfgNode, model: nn.Module) -> list[HookBase]:
     """Detectron2's hook for TEST.PRECISE_BN, with a loader that does not affect the training."""
-    if not cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(model):
+    if not cfg.TEST.PRECISE_BN.ENABLED:
         return []
+    if not get_bn_modules(model):
+        raise InputError(
+            "TEST.PRECISE_BN.ENABLED computes the statistics of BN anew, and no BN of this model "
+            "trains; set it to False"
+        )
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = 0

@@ -16,6 +16,7 @@ from gn_det.config.constraints import _RULES
 # KEY, VALUE, and what the error says of it.
 WRONG = [
     ("OUTPUT_DIR", "", "OUTPUT_DIR is '', and has to be not empty"),
+    ("OUTPUT_DIR", "s3://bucket/run", "has to be a folder of this machine"),
     ("SEED", "4294967296", "from -1 to 2147483647"),
     ("SEED", "-2", "from -1"),
     ("SOLVER.CHECKPOINT_PERIOD", "0", "CHECKPOINT_PERIOD is 0, and has to be at least 1"),

@@ -264,7 +264,12 @@ def test_the_folder_of_the_json_file_is_made_before_the_work(
     with pytest.raises(InputError, match="is a folder; name a file in it"):
         demo(*rest, "--json", tmp_path)
     assert demo(*rest, "--json", tmp_path / "new" / "found.json") == 0
-    assert (tmp_path / "new" / "found.json").exists()
+    there = (tmp_path / "new" / "found.json").read_text()
+    with pytest.raises(
+        InputError, match=r"--json .*found\.json exists; remove it, or name another"
+    ):
+        demo(*rest, "--json", tmp_path / "new" / "found.json")
+    assert (tmp_path / "new" / "found.json").read_text() == there
     with pytest.raises(InputError, match="cannot be written"):
         demo(*rest, "--json", pictures / "000001.jpg" / "found.json")
 
