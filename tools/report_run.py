@@ -44,7 +44,8 @@ def main() -> None:
             value_range=cfg.INPUT.VALUE_RANGE,
         )
     print("\n" + ap_table(results) + "\n")
-    print(table(places.items(), tablefmt="plain"))
+    there = [(what, path) for what, path in places.items() if path.exists()]
+    print(table(there, tablefmt="plain"))
 
 
 def parse_arguments() -> argparse.Namespace:

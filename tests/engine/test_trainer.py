@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gn_det import FusedGroupNorm, InputError, audit, fuse
 from gn_det.config import load_config
-from gn_det.engine.trainer import build_model, prepare_model
+from gn_det.engine.trainer import _precise_bn, build_model, prepare_model
 from gn_det.layers import WeightStandardized
 from gn_det.layers.detectron2.roi_align import ExactROIAlign
 from gn_det.layers.recomputation import recomputes_in
@@ -102,3 +102,9 @@ def test_recomputation_that_changes_nothing_or_is_compiled_is_an_error() -> None
 def test_a_model_without_a_backbone_cannot_have_it_compiled() -> None:
     with pytest.raises(InputError, match="Linear has no backbone to compile"):
         prepare_model(nn.Linear(1, 1), channels_last=False, compile_backbone=True)
+
+
+def test_precise_bn_without_a_bn_that_trains_is_an_error() -> None:
+    cfg = load_config(ROOT / "configs/compare/gn.yaml", ["TEST.PRECISE_BN.ENABLED", "True"])
+    with pytest.raises(InputError, match="and no BN of this model trains; set it to False"):
+        _precise_bn(cfg, Model())
