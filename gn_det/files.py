@@ -80,19 +80,19 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         InputError: it cannot be written, or is a folder, device, pipe or socket.
     """
-    path = Path(os.path.realpath(path))
-    if os.path.exists(path) and not os.path.isfile(path):
+    target = Path(os.path.realpath(path))
+    if os.path.exists(target) and not os.path.isfile(target):
         raise InputError(
             f"{path} cannot be written: it is no file, but a folder, device, pipe or socket"
         )
-    partial = path.with_name(path.name + PARTIAL)
+    partial = target.with_name(target.name + PARTIAL)
     try:
         with writing(path):
             with open(partial, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            os.replace(partial, target)
     except BaseException:
         with suppress(OSError):
             partial.unlink()

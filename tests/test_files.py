@@ -55,7 +55,7 @@ def test_what_is_no_file_is_not_replaced_by_one(make: Callable, tmp_path: Path) 
     (tmp_path / "link").symlink_to(tmp_path / "there")
     for name in ("there", "link"):
         with (
-            pytest.raises(InputError, match="there cannot be written: it is no file, but a"),
+            pytest.raises(InputError, match=f"{name} cannot be written: it is no file, but a"),
             whole_file(tmp_path / name),
         ):
             pass
