@@ -29,6 +29,7 @@ from gn_det.text import printable, shortened
 __all__ = ["RunData", "check_config_data", "check_data", "set_data", "wrapped_model"]
 
 _CUSTOM = {"train": "custom_train", "val": "custom_val"}
+_DEFAULT_NUM_CLASSES = 80  # of Detectron2's configs
 
 
 @dataclass
@@ -263,13 +264,20 @@ def set_data(cfg: CfgNode | DictConfig, data: RunData) -> None:
     cfg.DATASETS.COCO_FOLDERS = [[f.name, f.json_file, f.image_root] for f in data.folders]
     if data.categories:
         cfg.DATASETS.CATEGORIES = [list(category) for category in data.categories]
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.categories)
-        cfg.MODEL.RETINANET.NUM_CLASSES = len(data.categories)
+        for part in ("ROI_HEADS", "RETINANET"):
+            _set_num_classes(cfg, part, len(data.categories))
     if data.keypoints:
         cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(data.keypoints)
     if data.has_rle_masks and cfg.INPUT.MASK_FORMAT != "bitmask":
         print("Some objects have RLE masks: INPUT.MASK_FORMAT is now bitmask.")
         cfg.INPUT.MASK_FORMAT = "bitmask"
+
+
+def _set_num_classes(cfg: CfgNode, part: str, number: int) -> None:
+    given = cfg.MODEL[part].NUM_CLASSES
+    if given not in (_DEFAULT_NUM_CLASSES, number):
+        print(f"MODEL.{part}.NUM_CLASSES is {given}, and is now {number}, as the data have.")
+    cfg.MODEL[part].NUM_CLASSES = number
 
 
 def _set_lazy_data(cfg: DictConfig, data: RunData) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.coco import HEIGHT, WIDTH, dataset
+from support.programs import ROOT
 
 from gn_det import InputError
+from gn_det.config import load_config
 from gn_det.engine.command import RunOptions
-from gn_det.engine.run_data import RunData, check_data
+from gn_det.engine.run_data import RunData, check_data, set_data
 
 
 def check(folder: Path | None = None, **changes: object) -> RunData:
@@ -40,6 +42,18 @@ def test_folders_give_names_and_categories(shapes: Path) -> None:
     assert data.categories == [(1, "circle"), (2, "triangle"), (3, "square")]
     assert all(Path(f.json_file).is_absolute() for f in data.folders)
     assert not data.has_rle_masks  # of crowds only
+
+
+@pytest.mark.parametrize(("given", "told"), [(7, True), (80, False), (3, False)])
+def test_a_number_of_classes_that_the_data_overrule_is_told(
+    given: int, told: bool, shapes: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cfg = load_config(ROOT / "configs/small/quickstart.yaml")
+    cfg.MODEL.RETINANET.NUM_CLASSES = given
+    set_data(cfg, check(shapes))
+    line = f"MODEL.RETINANET.NUM_CLASSES is {given}, and is now 3, as the data have."
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 3
+    assert (line in capsys.readouterr().out) == told
 
 
 def test_without_val_there_is_no_evaluation(shapes: Path) -> None:
