@@ -134,8 +134,8 @@ def _is_state(value: Any) -> bool:
 
 def _read_pkl(file: Path) -> dict[str, Any]:
     content = _as_dict(unpickle(file), file)
-    if "model" in content and "__author__" in content:
-        return {**content, "model": _tensors(content["model"], file)}
+    if "__author__" in content or isinstance(content.get("model"), dict):
+        return {**content, "model": _tensors(content.get("model"), file)}
     blobs = _as_dict(content.get("blobs", content), file)  # ImageNet's models are blobs alone
     blobs = {name: blob for name, blob in blobs.items() if not str(name).endswith("_momentum")}
     return {"model": _tensors(blobs, file), "__author__": "Caffe2", "matching_heuristics": True}

@@ -171,6 +171,11 @@ def test_pickles_of_other_things_are_told_apart(
         read_weights(tmp_path / "w.pkl")
 
 
+def test_a_pickle_of_a_state_dict_needs_no_author(tmp_path: Path) -> None:
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": {"w": np.ones(2, np.float32)}}))
+    assert torch.equal(read_weights(tmp_path / "w.pkl")["model"]["w"], torch.ones(2))
+
+
 def test_pyth_files_of_others_are_told_apart(tmp_path: Path) -> None:
     torch.save({"model": {"w": CONV}}, tmp_path / "w.pyth")
     with pytest.raises(InputError, match=r"w\.pyth has no 'model_state'"):
