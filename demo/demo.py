@@ -19,19 +19,18 @@ from gn_det.engine.predictor import Predictor, model_categories
 import cv2
 import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from PIL import Image
 from tqdm import tqdm
 
 from gn_det.checkpoint import check_weights_exist
 from gn_det.checkpoint.checkpointer import last_checkpoint
 from gn_det.config import load_config
-from gn_det.data.pictures import problem_of, read_picture
+from gn_det.data.pictures import problem_of, read_picture, read_suffixes
 from gn_det.errors import InputError
 from gn_det.files import check_regular_file, make_folder, whole_file, write_atomically
 from gn_det.plots.overlay import draw_objects
 from gn_det.text import printable, shortened
 
-IMAGE_SUFFIXES = {*Image.registered_extensions()} - {".pdf", ".mpg", ".mpeg"}
+IMAGE_SUFFIXES = read_suffixes()
 WRITTEN_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 UNREADABLE = (OSError, InputError, cv2.error)
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}

@@ -73,7 +73,7 @@ def dark_images(
     try:
         deep = [image for image in images[:most] if is_deep(paths[image["id"]])]
         dark = all(read_picture(paths[image["id"]], "L").max() <= _DARK for image in deep)
-    except PictureError:  # of a kind without a range, or unknown to Pillow
+    except PictureError:  # of a kind without a range, or not read
         return []
     return deep if dark else []
 

@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image, ImageCms, ImageOps
 
+from gn_det.data.tiff import TiffHeader, tiff_header
 from gn_det.errors import InputError
 from gn_det.text import printable, reason_of
 
@@ -26,10 +27,12 @@ __all__ = [
     "picture_size",
     "problem_of",
     "read_picture",
+    "read_suffixes",
     "upright_size",
 ]
 
 _ORIENTATION = 0x0112
+_WIDTH, _HEIGHT = 256, 257  # of TIFF
 # How an upright picture becomes the stored one again, for tags that turn it by a quarter.
 _STORED = {
     5: Image.Transpose.TRANSPOSE,
@@ -37,7 +40,6 @@ _STORED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-_WIDTH, _HEIGHT, _PHOTOMETRIC, _WHITE_IS_ZERO = 256, 257, 262, 0  # of TIFF
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # modes of one channel of more than 8 bits
 _PAGE = "an HTML page, as a failed download leaves"
 # What people have as pictures and Pillow does not read, by what the file begins with.
@@ -51,6 +53,16 @@ _FOREIGN = {
     b"PK\x03\x04": "an archive",
     b"\x89HDF": "an HDF5 file",
     b"SIMPLE": "a FITS file",
+    b"%!PS": "a PostScript file",
+}
+# What Pillow opens but does not read itself: for PostScript, it would run Ghostscript.
+_UNREAD = {
+    "EPS": "a PostScript file",
+    "WMF": "a Windows metafile",
+    "MPEG": "a video",
+    "HDF5": "an HDF5 file",
+    "GRIB": "a GRIB file",
+    "BUFR": "a BUFR file",
 }
 _AVIF = "an AVIF picture that is damaged, or of a kind that Pillow does not read"
 _BRANDS = {"hei": "an HEIC picture", "hev": "an HEIC picture", "mif": "an HEIC picture"}
@@ -111,8 +123,11 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     Raises:
         PictureError: it is missing, or no picture.
     """
-    with _file(path) as file, _decoding(path), _opened(path, file) as image:
-        return upright_size(image)
+    with _file(path) as file, _decoding(path):
+        if tiff := _deep_tiff(file):
+            return tiff.size[::-1] if tiff.orientation in _STORED else tiff.size
+        with _opened(path, file) as image:
+            return upright_size(image)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -120,7 +135,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     size = image.size
     if image.format == "TIFF":  # newer Pillows turn it as they open
         size = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
-    return size[::-1] if _turns(image) else size
+    return size[::-1] if _orientation(image) in _STORED else size
 
 
 def is_turned(path: str | Path) -> bool:
@@ -129,22 +144,48 @@ def is_turned(path: str | Path) -> bool:
     Raises:
         PictureError: it is missing, or no picture.
     """
-    with _file(path) as file, _decoding(path), _opened(path, file) as image:
-        return _turns(image)
-
-
-def _turns(image: Image.Image) -> bool:
-    return image.getexif().get(_ORIENTATION, 1) in _STORED
+    with _file(path) as file, _decoding(path):
+        if tiff := _deep_tiff(file):
+            return tiff.orientation in _STORED
+        with _opened(path, file) as image:
+            return _orientation(image) in _STORED
 
 
 def is_deep(path: str | Path) -> bool:
     """Whether a picture has values of more than 8 bits, from its header.
 
     Raises:
-        PictureError: it is missing, or no picture that Pillow knows.
+        PictureError: it is missing, or no picture.
     """
-    with _file(path) as file, _decoding(path), _opened(path, file) as image:
-        return image.mode in _DEEP or _has_deep_tiles(image)
+    with _file(path) as file, _decoding(path):
+        if _deep_tiff(file):
+            return True
+        with _opened(path, file) as image:
+            return image.mode in _DEEP or _has_deep_tiles(image)
+
+
+def read_suffixes() -> set[str]:
+    """What names of pictures that can be read end in, in lower case and with the dot."""
+    formats = Image.registered_extensions()
+    return {end for end, of in formats.items() if of in Image.OPEN and of not in _UNREAD}
+
+
+def _deep_tiff(file: IO[bytes]) -> TiffHeader | None:
+    tiff = tiff_header(file)
+    return tiff if tiff and tiff.is_deep else None
+
+
+def _orientation(image: Image.Image) -> int:
+    """The tag that says how a picture is turned; 1 where there is none, or none can be read."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # the block may be behind the picture
+    with suppress(Exception):  # of a block that is no EXIF: asked again, Pillow gives what there is
+        image.getexif()
+    exif = image.getexif()
+    with suppress(Exception):
+        if (tag := exif.get(_ORIENTATION)) in range(1, 9):
+            return int(tag)
+    return 1
 
 
 @contextmanager
@@ -176,10 +217,14 @@ def _decoding(path: str | Path) -> Iterator[None]:
 
 def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
     try:
-        return Image.open(file)
+        image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path} is too large for Pillow to open") from error
     except Exception as error:
+        if tiff := tiff_header(file):
+            raise PictureError(
+                f"{path} is damaged, or not an image that Pillow or OpenCV reads: it has {tiff}"
+            ) from error
         file.seek(0)
         head = file.read(64)
         start = head.lstrip()
@@ -191,27 +236,30 @@ def _opened(path: str | Path, file: IO[bytes]) -> Image.Image:
         raise PictureError(
             f"{path} is {kind}; convert it to PNG or JPEG" if kind else f"{path} is not an image"
         ) from error
+    if image.format in _UNREAD:
+        raise PictureError(f"{path} is {_UNREAD[image.format]}; convert it to PNG or JPEG")
+    return image
 
 
 def _decoded(
     path: str | Path, content: bytes, value_range: Sequence[float]
 ) -> tuple[Image.Image, int]:
     """An upright RGB picture, and the tag of its orientation."""
-    try:
-        image = _opened(path, io.BytesIO(content))
-    except PictureError:
-        if not content.startswith((b"II", b"MM")):  # Pillow does not know all TIFFs
-            raise
-        return _scaled(path, _by_opencv(path, content), value_range), 1
+    tiff = tiff_header(io.BytesIO(content))
+    if tiff and not tiff.is_read:
+        raise _not_read(path, tiff)
+    if tiff and tiff.is_deep:
+        values = _of_deep_tiff(path, content, tiff)
+        return _scaled(path, values, value_range, tiff.white_is_zero), tiff.orientation
+    image = _opened(path, io.BytesIO(content))
     deep = _has_deep_tiles(image)
-    stored = image.getexif().get(_ORIENTATION, 1)
+    stored = _orientation(image)
     image.load()  # raises where data are damaged; a conversion would go on with what is there
-    left = image.getexif().get(_ORIENTATION, 1)  # Pillow turns a TIFF as it loads
+    left = _orientation(image)  # Pillow turns a TIFF as it loads
     if image.mode in _DEEP:
         picture = _scaled(path, _values(image), value_range)
     elif deep:  # several channels, of which Pillow has kept 8 bits
-        picture = _scaled(path, _by_opencv(path, content), value_range)
-        left = 1 if image.format == "TIFF" else stored  # OpenCV turns a TIFF, too
+        picture, left = _scaled(path, _by_opencv(path, content), value_range), stored
     else:
         picture = _as_rgb(image)
     exif = Image.Exif()
@@ -229,16 +277,39 @@ def _values(image: Image.Image) -> np.ndarray:
     values = values.astype(values.dtype.newbyteorder("="))
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # of 16 bits
         values = values.astype(np.uint16)
-    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        values = np.iinfo(values.dtype).max - values
     return values
+
+
+def _of_deep_tiff(path: str | Path, content: bytes, tiff: TiffHeader) -> np.ndarray:
+    """(H, W) or (H, W, 3) in the file's own type, RGB, upright."""
+    values = _decoded_by_opencv(content)  # which turns a TIFF; Pillow misreads most of these
+    if values is None:  # damaged, or compressed as OpenCV does not know
+        image = _opened(path, io.BytesIO(content))
+        image.load()
+        values = _values(ImageOps.exif_transpose(image))
+        if not image.mode.startswith("I;16"):
+            raise PictureError(
+                f"{path} has {tiff}, compressed as OpenCV does not know; compress it by LZW"
+            )
+    kind = np.dtype(tiff.kind)
+    channels = values.shape[2] if values.ndim == 3 else 1
+    if (channels, values.dtype.itemsize) != (tiff.channels, kind.itemsize):
+        raise _not_read(path, tiff)
+    values = values.view(kind)
+    if not tiff.has_alpha:
+        return values if channels == 1 else values[:, :, 2::-1]
+    return _on_white(values[:, :, 2::-1], values[:, :, 3:], tiff.is_premultiplied)
+
+
+def _not_read(path: str | Path, tiff: TiffHeader) -> PictureError:
+    return PictureError(
+        f"{path} has {tiff}, a kind of TIFF that is not read; convert it to PNG or JPEG"
+    )
 
 
 def _by_opencv(path: str | Path, content: bytes) -> np.ndarray:
     """(H, W) or (H, W, 3) in the file's own type, RGB."""
-    values = None
-    with suppress(cv2.error):  # of sizes that are none
-        values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    values = _decoded_by_opencv(content)
     if values is None:
         raise PictureError(f"{path} is not an image that Pillow or OpenCV reads")
     if values.ndim == 3 and values.shape[2] not in (3, 4):
@@ -249,16 +320,32 @@ def _by_opencv(path: str | Path, content: bytes) -> np.ndarray:
     return _on_white(colours, values[:, :, 3:]) if values.shape[2] == 4 else colours
 
 
-def _on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def _decoded_by_opencv(content: bytes) -> np.ndarray | None:
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # of sizes that are none
+        return None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def _on_white(colours: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
     if colours.dtype.kind != "u":  # no type of pictures with transparent parts
         return colours
     most = np.iinfo(colours.dtype).max
     part = alpha / most
-    return np.round(colours * part + most * (1 - part)).astype(colours.dtype)
+    seen = colours * (1 if premultiplied else part) + most * (1 - part)
+    return np.round(seen.clip(0, most)).astype(colours.dtype)
 
 
-def _scaled(path: str | Path, values: np.ndarray, value_range: Sequence[float]) -> Image.Image:
-    """Values of any type to RGB of 8 bits."""
+def _scaled(
+    path: str | Path,
+    values: np.ndarray,
+    value_range: Sequence[float],
+    white_is_zero: bool = False,
+) -> Image.Image:
+    """Values of any type to RGB of 8 bits; their lowest is white where white_is_zero."""
     advice = "say which with INPUT.VALUE_RANGE (value_range of a LazyConfig's mapper)"
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise PictureError(f"{path} has values that are not finite")
@@ -280,6 +367,8 @@ def _scaled(path: str | Path, values: np.ndarray, value_range: Sequence[float]) 
             f"{path} has integers from {values.min()} to {values.max()}, whose type has no range "
             f"for pictures; {advice}"
         )
+    if white_is_zero:
+        low, high = high, low
     scaled = (values.astype(np.float64) - low) * (255 / (high - low))
     return Image.fromarray(np.clip(np.round(scaled), 0, 255).astype(np.uint8)).convert("RGB")
 

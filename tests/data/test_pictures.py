@@ -9,11 +9,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from PIL.PngImagePlugin import PngImageFile
 
 from gn_det.data.bad_images import image_problem
-from gn_det.data.pictures import PictureError, picture_size, read_picture
+from gn_det.data.pictures import (
+    PictureError,
+    is_deep,
+    is_turned,
+    picture_size,
+    read_picture,
+    read_suffixes,
+)
 
 WIDTH, HEIGHT = 64, 40
 RAMP = np.tile(np.linspace(0, 1, WIDTH), (HEIGHT, 1))
@@ -98,7 +105,7 @@ def test_a_picture_is_read_as_it_is_seen(kind: str, tmp_path: Path) -> None:
         assert np.abs(read.astype(int) - seen).max() <= tolerance
     assert np.array_equal(read_picture(path), read[..., ::-1])
     assert image_problem(path, HEIGHT, WIDTH) is None
-    assert picture_size(path) == (WIDTH, HEIGHT) if kind != "colour floats" else True
+    assert picture_size(path) == (WIDTH, HEIGHT)
 
 
 TWELVE = (RAMP * 4095).astype(np.uint16)
@@ -251,6 +258,13 @@ FOREIGN = {
     "clip.jpg": (b"\0\0\0\x18ftypmp42\0\0\0\0", "is a video"),
     "broken.avif": (b"\0\0\0\x18ftypavif\0\0\0\0", "is an AVIF picture that is damaged"),
     "page.jpg": (b"<!DOCTYPE html>", "is an HTML page, as a failed download leaves"),
+    "figure.jpg": (b"%!PS-Adobe-3.0\n", "is a PostScript file; convert it to PNG or JPEG"),
+    "old.jpg": (
+        b"\xd7\xcd\xc6\x9a\0\0" + b"\0" * 4 + b"\1" * 12 + b"\1\0\t\0",
+        "is a Windows metafile",
+    ),
+    "weather.jpg": (b"GRIB\0\0\0\1", "is a GRIB file"),
+    "film.jpg": (b"\0\0\1\xb3\x01\x00\x10\0", "is a video"),
     "text.jpg": (b"nothing at all", "is not an image"),
     "empty.jpg": (b"", "is empty"),
 }
@@ -262,6 +276,39 @@ def test_what_is_no_picture_is_named_for_what_it_is(name: str, tmp_path: Path) -
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PictureError, match=f"{name} {message}"):
         read_picture(tmp_path / name)
+
+
+def test_no_program_is_asked_to_read_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: ran.append(args))
+    path = tmp_path / "picture.jpg"
+    COLOURS.save(path, format="EPS")
+    for reads in (read_picture, picture_size, is_deep, is_turned):
+        with pytest.raises(PictureError, match=r"picture\.jpg is a PostScript file; convert it"):
+            reads(path)
+    assert image_problem(path, HEIGHT, WIDTH) == "a PostScript file; convert it to PNG or JPEG"
+    assert not ran
+    assert {".jpg", ".png", ".tif"} <= read_suffixes()
+    assert read_suffixes().isdisjoint({".eps", ".ps", ".wmf", ".h5", ".mpg", ".pdf"})
+
+
+EXIF = b"Exif\0\0II*\0\x08\0\0\0"
+ODD_TAG = EXIF + b"\1\0\x12\1\2\0\4\0\0\0down\0\0\0\0"  # the orientation as text
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0XXgarbage", EXIF[:-4], ODD_TAG])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_an_orientation_that_cannot_be_read_is_none(
+    suffix: str, block: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / f"picture{suffix}"
+    COLOURS.save(path, exif=block, **({"lossless": True} if suffix == ".webp" else {}))
+    assert picture_size(path) == (WIDTH, HEIGHT)
+    assert not is_turned(path) and not is_deep(path)
+    assert image_problem(path, HEIGHT, WIDTH) is None
+    assert np.abs(read_picture(path, "RGB").astype(int) - RGB).max() <= 40
 
 
 @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, KeyError, SyntaxError])
