@@ -19,6 +19,7 @@ from gn_det.text import reason_of
 
 __all__ = [
     "PARTIAL",
+    "check_folder",
     "check_regular_file",
     "json_text",
     "make_folder",
@@ -54,6 +55,26 @@ def check_regular_file(path: str | Path, what: str) -> None:
         raise InputError(f"{what} {path} cannot be read: {reason_of(error)}") from error
     if not stat.S_ISREG(mode):
         raise InputError(f"{what} {path} {is_} no file, but a folder, device, pipe or socket")
+
+
+def check_folder(path: str | Path, of: str) -> None:
+    """Check that a folder is there.
+
+    Args:
+        path: of the folder.
+        of: what it should hold.
+
+    Raises:
+        InputError: it is not there, is something else, or cannot be looked at.
+    """
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_folder = False
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
+    if not is_folder:
+        raise InputError(f"{path} is not a folder of {of}")
 
 
 def make_folder(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gn_det import InputError
-from gn_det.files import read_json, whole_file, write_json
+from gn_det.files import check_folder, read_json, whole_file, write_json
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,21 @@ def test_what_is_no_file_is_not_replaced_by_one(make: Callable, tmp_path: Path) 
         ):
             pass
     assert not (tmp_path / "there").is_file() and (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_that_may_not_be_looked_at_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_folder(tmp_path, "images")
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file", "file/below"):
+        with pytest.raises(InputError, match=f"{name} is not a folder of images"):
+            check_folder(tmp_path / name, "images")
+
+    def forbidden(path: object) -> None:  # as to another user than root
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", forbidden)
+        with pytest.raises(InputError, match="x cannot be read: Permission denied"):
+            check_folder("x", "images")

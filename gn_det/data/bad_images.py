@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gn_det.data.pictures import PictureError, is_deep, problem_of, read_picture, upright_size
-from gn_det.errors import InputError
+from gn_det.files import check_folder
 
 __all__ = ["dark_images", "find_bad_images", "image_problem"]
 
@@ -38,8 +38,7 @@ def find_bad_images(
         InputError: image_root is no folder.
     """
 
-    if not Path(image_root).is_dir():
-        raise InputError(f"{image_root} is not a folder of images")
+    check_folder(image_root, "images")
 
     def problem(image: dict[str, Any]) -> str | None:
         path = Path(image_root) / image["file_name"]
