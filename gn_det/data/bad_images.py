@@ -35,9 +35,8 @@ def find_bad_images(
         the JSON says.
 
     Raises:
-        InputError: image_root is no folder.
+        InputError: image_root is no folder, or cannot be looked at.
     """
-
     check_folder(image_root, "images")
 
     def problem(image: dict[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from gn_det.data.coco.file_names import can_be_named, find_files, leaves_folder
 from gn_det.data.coco.findings import Findings, shown
 from gn_det.data.coco.values import whole_number
 from gn_det.data.pictures import PictureError, picture_size
-from gn_det.errors import InputError
+from gn_det.files import check_folder
 from gn_det.text import shortened
 
 __all__ = ["normalise_images"]
@@ -34,8 +34,7 @@ def normalise_images(dataset: dict[str, Any], image_root: str | Path, findings: 
     Raises:
         InputError: image_root is no folder, or in one line everything that is refused.
     """
-    if not Path(image_root).is_dir():
-        raise InputError(f"{image_root} is not a folder of images")
+    check_folder(image_root, "images")
     by_id: dict[int, dict[str, Any]] = {}
     for index, image in enumerate(dataset["images"]):
         _mend_missing_name(image, findings)
