@@ -17,6 +17,7 @@ from detectron2.data.datasets import load_coco_json
 from gn_det.data.bad_images import dark_images, find_bad_images
 from gn_det.data.coco import (
     Findings,
+    check_finite,
     flip_pairs,
     keypoint_names,
     normalise_images,
@@ -97,12 +98,19 @@ class CheckedFolder:
         """Write the normalised JSON, without the bad images, to output/NAME.json.
 
         The table of what was found stands beside it, in NAME.txt.
+
+        Raises:
+            InputError: it cannot be written, or has a number that is infinite.
         """
         copy = Path(self.copy_in(output).json_file)
         output.mkdir(parents=True, exist_ok=True)
         if self.needs_copy:
             with whole_file(copy) as file:
-                file.writelines(_json_parts(self.used))
+                try:
+                    file.writelines(_json_parts(self.used))
+                except ValueError:  # of json, for what a file writes as 1e999
+                    check_finite(self.used, self.folder.json_file)
+                    raise
         # A resumed run reads the copy, and the table tells how that came about.
         is_copy = Path(self.folder.json_file) == copy
         if self.findings.table() and not (is_copy and copy.with_suffix(".txt").exists()):
@@ -112,16 +120,17 @@ class CheckedFolder:
 
 def _json_parts(dataset: dict[str, Any], most: int = 1000) -> Iterator[bytes]:
     """A data set as JSON, a part at a time, since the whole text takes as much memory again."""
+    dumps = partial(json.dumps, allow_nan=False)
     for key, value in dataset.items():
         yield f"{', ' if key != next(iter(dataset)) else '{'}{json.dumps(key)}: ".encode()
         if isinstance(value, list):
-            parts = (json.dumps(value[i : i + most])[1:-1] for i in range(0, len(value), most))
+            parts = (dumps(value[i : i + most])[1:-1] for i in range(0, len(value), most))
             yield b"["
             for number, part in enumerate(parts):
                 yield f"{', ' if number else ''}{part}".encode()
             yield b"]"
         else:
-            yield json.dumps(value).encode()
+            yield dumps(value).encode()
     yield b"}\n"
 
 

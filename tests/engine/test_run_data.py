@@ -162,6 +162,17 @@ def test_what_needs_nothing_is_used_as_it_is_and_the_rest_is_copied(
     assert train.with_suffix(".txt").read_text() == table
 
 
+def test_a_copy_holds_no_infinity(edit_shapes: Callable, tmp_path: Path) -> None:
+    folder = edit_shapes(lambda d: d["annotations"][1].update(iscrowd=None, score="infinite"))
+    text = (folder / "train.json").read_text()
+    (folder / "train.json").write_text(text.replace('"infinite"', "1e999"))
+    data = check(folder)
+    data.place_copies(tmp_path / "run")
+    with pytest.raises(InputError, match=r"train\.json has 1 numbers that .* 2, score: inf"):
+        data.write_copies()
+    assert not list((tmp_path / "run").glob("custom_train.json*"))
+
+
 def test_a_second_machine_of_a_run_writes_nothing(edit_shapes: Callable, tmp_path: Path) -> None:
     data = check(edit_shapes(lambda d: [a.update(area=None) for a in d["annotations"]]))
     data.place_copies(tmp_path / "run")

@@ -11,12 +11,13 @@ from gn_det.data.coco.fingerprint import fingerprint
 from gn_det.data.coco.images import normalise_images
 from gn_det.data.coco.keypoints import flip_pairs, keypoint_names
 from gn_det.data.coco.normalise import declared_categories, normalise_objects
-from gn_det.data.coco.read import read_coco
+from gn_det.data.coco.read import check_finite, read_coco
 from gn_det.data.coco.scale import scale_objects
 from gn_det.data.coco.sizes import settle_sizes
 
 __all__ = [
     "Findings",
+    "check_finite",
     "declared_categories",
     "fingerprint",
     "flip_pairs",

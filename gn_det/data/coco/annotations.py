@@ -8,13 +8,15 @@ from typing import Any
 from tqdm import tqdm
 
 from gn_det.data.coco.boxes import BoxSuspicions, normalise_box
+from gn_det.data.coco.coordinates import Fractions, coordinates
 from gn_det.data.coco.findings import DroppedError, Findings, RefusedError, shown
-from gn_det.data.coco.keypoints import normalise_keypoints
+from gn_det.data.coco.keypoints import normalise_keypoints, visible_points
 from gn_det.data.coco.segmentation import SCRAPS, Mask, normalise_segmentation
 from gn_det.data.coco.values import finite_numbers, flag, whole_number
 
 __all__ = ["normalise_annotations"]
 
+_LARGEST_AREA = 9  # pictures, which is that of a box that reaches as far out as boxes may
 _LARGEST_ID = 2**53  # COCO's evaluation keeps the ids of annotations in float64
 
 
@@ -43,7 +45,7 @@ def normalise_annotations(
         The annotations that are kept. Those of pictures that cannot be read are as they were.
     """
     kept, without_mask = [], []
-    suspicions = BoxSuspicions()
+    suspicions, fractions = BoxSuspicions(), Fractions()
     for index, annotation in enumerate(
         tqdm(annotations, desc="checking annotations", unit="annotation", delay=2)
     ):
@@ -54,12 +56,12 @@ def normalise_annotations(
                 kept.append(annotation)
                 continue
             _mend_crowd(annotation, crowds_as_objects, place, findings)
-            suspicions.look_for_fractions(annotation.get("bbox"), size, place)
+            fractions.look_at(_learnt(annotation, masks, keypoints), size, place)
             mask = _mend_mask(annotation, size, masks, place, findings)
             _mend_box(annotation, mask, size, place, findings)
             suspicions.look_at(annotation["bbox"], mask.extent if mask else None, size, place)
-            _mend_area(annotation, mask, place, findings)
-            normalise_keypoints(annotation, keypoints, place, findings)
+            _mend_area(annotation, mask, size, place, findings)
+            normalise_keypoints(annotation, keypoints, size, place, findings)
         except RefusedError as refused:
             what, value = refused.args
             findings.add("refused", what, place, text=value)
@@ -70,7 +72,8 @@ def normalise_annotations(
             (kept if mask or not masks else without_mask).append(annotation)
     _drop_without_mask(without_mask, len(kept), findings)
     kept = _once(kept, findings)
-    suspicions.report(findings, len(annotations))
+    suspicions.report(findings)
+    fractions.report(findings, len(annotations))
     _number(kept, findings)
     return kept
 
@@ -103,6 +106,16 @@ def _references(
         annotation[key] = number
     annotation["category_id"] = stands_for[annotation["category_id"]]
     return sizes[annotation["image_id"]]
+
+
+def _learnt(annotation: dict[str, Any], masks: bool, keypoints: int | None) -> dict[str, Any]:
+    """The coordinates that a model learns or takes a box from, by what they are of."""
+    written = {"boxes": annotation.get("bbox")}
+    if masks or not any(coordinates(annotation.get("bbox"))):
+        written["polygons"] = annotation.get("segmentation")
+    if keypoints:
+        written["keypoints"] = visible_points(coordinates(annotation.get("keypoints")))
+    return written
 
 
 def _mend_crowd(
@@ -173,18 +186,22 @@ def _mend_box(
 
 
 def _mend_area(
-    annotation: dict[str, Any], mask: Mask | None, place: str, findings: Findings
+    annotation: dict[str, Any],
+    mask: Mask | None,
+    size: tuple[int, int],
+    place: str,
+    findings: Findings,
 ) -> None:
     written = annotation.get("area")
     numbers = finite_numbers([written])
-    if numbers and numbers[0] > 0:
+    if numbers and 0 < numbers[0] <= _LARGEST_AREA * size[0] * size[1]:
         if numbers[0] is not written:
             findings.add("mended", "areas written as text", place, written)
         annotation["area"] = numbers[0]
         return
     box = annotation["bbox"]
     annotation["area"] = mask.area if mask else box[2] * box[3]
-    what = "areas are missing or no number above 0: those of the masks, else of the boxes"
+    what = "areas are missing, not above 0 or far too large: those of the masks, else of the boxes"
     findings.add("mended", what, place, written)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gn_det.data.coco.coordinates import is_fraction, lie_far_outside, lie_outside
 from gn_det.data.coco.findings import DroppedError, Findings, RefusedError, shown
 from gn_det.data.coco.values import finite_numbers, parsed
 
@@ -11,10 +12,6 @@ __all__ = ["BoxSuspicions", "normalise_box"]
 
 Corners = tuple[float, float, float, float]
 _CORNERS = "boxes look like corners (x1, y1, x2, y2), not (x, y, width, height)"
-_FRACTIONS = (
-    "boxes look like fractions of their picture: multiply what lies in x by its width and what "
-    "lies in y by its height, in masks too"
-)
 _REACH_OUT = "boxes reach out of their picture"
 _NOT_OF_MASK = "boxes are not those of their masks"
 
@@ -33,7 +30,7 @@ def normalise_box(
         [x, y, width, height], and what was mended, in the plural, or "".
 
     Raises:
-        RefusedError: it is not four finite numbers.
+        RefusedError: it is not four finite numbers, or reaches far out of its picture.
         DroppedError: it has no width or height, or lies outside of its picture.
     """
     what = ""
@@ -46,12 +43,16 @@ def normalise_box(
     box = finite_numbers(value) if isinstance(value, list) and len(value) == 4 else None
     if box is None:
         raise RefusedError("boxes are not four finite numbers", shown(value))
-    if box[2] <= 0 or box[3] <= 0 or not _lies_in(box, size):
+    x, y, w, h = box
+    far_outside = lie_far_outside((x, x + w), (y, y + h), size)
+    if w <= 0 or h <= 0 or far_outside or not _lies_in(box, size):
         if extent is not None:
             return _box_of(extent), "boxes are impossible beside a mask: those of the masks"
-        if box[2] <= 0 or box[3] <= 0:
+        if w <= 0 or h <= 0:
             raise DroppedError("boxes have no width or height", shown(value))
         outside = f"{shown(box)} in a picture of {size[1]}x{size[0]}"
+        if far_outside:
+            raise RefusedError("boxes reach far out of their picture", outside)
         raise DroppedError("boxes lie outside of their picture", outside)
     return box, what or ("boxes with numbers written as text" if box is not value else "")
 
@@ -77,11 +78,11 @@ class BoxSuspicions:
         """
         (x, y, w, h), (height, width) = box, size
         fits_as_corners = 0 <= x < w <= width + 1 and 0 <= y < h <= height + 1
-        reaches_out = x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1
+        reaches_out = lie_outside((x, x + w), (y, y + h), size)
         of_mask = extent is None or _close((x, y, x + w, y + h), extent, size)
         if extent is None:
             self._all_fit_as_corners &= fits_as_corners
-        if _is_fraction(box, size):
+        if is_fraction(box, size):
             return
         if not of_mask and fits_as_corners and _close((x, y, w, h), extent, size):
             self._found.append((_CORNERS, place, box))
@@ -92,33 +93,14 @@ class BoxSuspicions:
         elif not of_mask:
             self._found.append((_NOT_OF_MASK, place, box))
 
-    def look_for_fractions(self, value: Any, size: tuple[int, int], place: str) -> None:
-        """Note a box of fractions, before its mask is dropped, which is one of fractions, too.
-
-        Args:
-            value: what is written.
-            size: (height, width) of its picture.
-            place: where it is.
-        """
-        box = finite_numbers(value) if isinstance(value, list) and len(value) == 4 else None
-        if box and any(box) and _is_fraction(box, size):
-            self._found.append((_FRACTIONS, place, box))
-
-    def report(self, findings: Findings, total: int) -> None:
-        """Warn of what was noted, and refuse fractions where they are most of all annotations.
-
-        Args:
-            findings: told of it.
-            total: how many annotations there are.
-        """
-        fractions = sum(what == _FRACTIONS for what, _, _ in self._found)
+    def report(self, findings: Findings) -> None:
+        """Warn of what was noted."""
         # Without masks, every box has to be possible as corners before one looks like such.
         what = _CORNERS if self._all_fit_as_corners else _REACH_OUT
         for place, box in self._maybe_corners:
             findings.add("warned", what, place, box)
         for what, place, box in self._found:
-            refused = what == _FRACTIONS and 2 * fractions > total
-            findings.add("refused" if refused else "warned", what, place, box)
+            findings.add("warned", what, place, box)
 
 
 def _lies_in(box: list[float], size: tuple[int, int]) -> bool:
@@ -130,11 +112,6 @@ def _lies_in(box: list[float], size: tuple[int, int]) -> bool:
 def _box_of(extent: Corners) -> list[float]:
     x0, y0, x1, y1 = extent
     return [x0, y0, x1 - x0, y1 - y0]
-
-
-def _is_fraction(box: list[float], size: tuple[int, int]) -> bool:
-    """Whether a box has no coordinate above 1 in a picture of (height, width) that is larger."""
-    return max(box) <= 1 and min(size) > 10
 
 
 def _close(corners: Corners, extent: Corners, size: tuple[int, int]) -> bool:

@@ -113,7 +113,7 @@ def _well_formed(categories: list[dict[str, Any]], findings: Findings) -> list[d
         if isinstance(name, str) and not unicodedata.is_normalized("NFC", name):
             findings.add("mended", "category names in another Unicode form", _place(category))
             category["name"] = name = unicodedata.normalize("NFC", name)
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             findings.add("refused", "categories have no name", _place(category), name)
         elif number not in by_id:
             by_id[number] = category

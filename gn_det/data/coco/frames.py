@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from gn_det.data.coco.coordinates import coordinates
 from gn_det.data.coco.values import finite_numbers, parsed, whole_number
 
 __all__ = ["drawn_as_stored", "drawn_at_another_scale"]
@@ -79,7 +80,7 @@ class _Object:
         mask, box = (parsed(annotation.get(key)) for key in ("segmentation", "bbox"))
         self._reach: Size | None = None
         self._of: list[int | None] = []
-        points = finite_numbers([*_flat(mask)]) if isinstance(mask, list) else None
+        points = coordinates(mask)
         box = finite_numbers(box) if isinstance(box, list) and len(box) == 4 else None
         if isinstance(mask, dict) and isinstance(mask.get("size"), list):
             self._of = [whole_number(number) for number in mask["size"]]
@@ -95,14 +96,6 @@ class _Object:
         if self._reach is None:
             return self._of == [size[1], size[0]]
         return self._reach[0] <= size[0] + 1 and self._reach[1] <= size[1] + 1
-
-
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list):
-            yield from _flat(value)
-        else:
-            yield value
 
 
 def _objects(annotations: Sequence[Any], images: Iterable[int]) -> Iterator[tuple[int, _Object]]:

@@ -15,7 +15,7 @@ from gn_det.errors import InputError
 from gn_det.files import check_regular_file
 from gn_det.text import printable, shortened
 
-__all__ = ["SECTIONS", "read_coco"]
+__all__ = ["SECTIONS", "check_finite", "read_coco"]
 
 SECTIONS = ("images", "annotations", "categories")
 _ARCHIVES = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")
@@ -80,7 +80,7 @@ def read_coco(
                 )
     if constants:
         _take_nan_as_null(dataset, findings)
-        _refuse_constants(dataset, json_file)
+        check_finite(dataset, json_file)
     if findings is not None and encoding != "utf-8":
         name = "UTF-8 with a byte order mark" if encoding == "utf-8-sig" else encoding.upper()
         findings.add("mended", "files in another encoding than UTF-8", "the whole file", text=name)
@@ -110,7 +110,8 @@ def _take_nan_as_null(dataset: dict[str, Any], findings: Findings | None) -> Non
                         findings.add("mended", what, f"{section}[{index}]", text=key)
 
 
-def _refuse_constants(dataset: dict[str, Any], json_file: str | Path) -> None:
+def check_finite(dataset: dict[str, Any], json_file: str | Path) -> None:
+    """Raise an InputError that names the numbers of a data set that are NaN or infinite."""
     places = list(_not_finite(dataset))
     if places:
         raise InputError(

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from gn_det.data.coco.coordinates import lie_far_outside
 from gn_det.data.coco.findings import DroppedError, RefusedError, shown
 from gn_det.data.coco.values import finite_numbers, parsed, whole_number
 
 __all__ = ["SCRAPS", "Mask", "normalise_segmentation"]
 
 SCRAPS = "polygons that are scraps beside a good one"
+_ADVICE = "write polygons as [[x1, y1, x2, y2, ...]]"
 
 Size = tuple[int, int]
 
@@ -76,15 +78,26 @@ def normalise_segmentation(value: Any, size: Size) -> Mask | None:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0]
         mended.append("RLE masks in a list")
-    if isinstance(value, str):  # compressed counts alone
-        value = {"counts": value}
+    if isinstance(value, str):
+        return _counts_alone(value, size, mended)
     if value in (None, [], {}) or (isinstance(value, list) and all(v in ([], None) for v in value)):
         return None
     if isinstance(value, dict):
+        if not {"counts", "size"} & value.keys():
+            what = "segmentations are objects without the counts of an RLE"
+            raise RefusedError(f"{what}: {_ADVICE}", shown(value))
         return _rle(value, size, mended)
     if isinstance(value, list):
         return _polygons(value, size, mended)
     raise RefusedError("segmentations are neither polygons nor RLE", shown(value))
+
+
+def _counts_alone(text: str, size: Size, mended: list[str]) -> Mask:
+    try:
+        return _rle({"counts": text}, size, mended)
+    except RefusedError as error:
+        what = "segmentations are text with no run lengths that sum to height × width"
+        raise RefusedError(f"{what}: {_ADVICE}", shown(text)) from error
 
 
 def _polygons(value: list[Any], size: Size, mended: list[str]) -> Mask:
@@ -94,6 +107,8 @@ def _polygons(value: list[Any], size: Size, mended: list[str]) -> Mask:
     for given in _lists_of_numbers(value, mended):
         numbers = finite_numbers(given)
         if numbers is None:
+            if list in map(type, given):
+                raise RefusedError(f"polygons are lists in too many lists: {_ADVICE}", shown(value))
             raise RefusedError("polygons have something that is no finite number", shown(given))
         if numbers is not given:
             mended.append("polygons with numbers written as text")
@@ -107,7 +122,7 @@ def _polygons(value: list[Any], size: Size, mended: list[str]) -> Mask:
             scraps.append(("polygons have fewer than three points", given))
             continue
         xs, ys = points[0::2], points[1::2]
-        if min(xs) < -width or max(xs) > 2 * width or min(ys) < -height or max(ys) > 2 * height:
+        if lie_far_outside(xs, ys, size):
             outside = f"{shown(given)} in a picture of {width}x{height}"
             raise RefusedError("polygons lie far outside of their picture", outside)
         area = _plain_area(xs, ys, size)
@@ -128,6 +143,9 @@ def _polygons(value: list[Any], size: Size, mended: list[str]) -> Mask:
 
 def _lists_of_numbers(value: list[Any], mended: list[str]) -> list[list[Any]]:
     """Polygons as [x, y, x, y, ...] each, whatever lists they are written in."""
+    if any(isinstance(item, dict) for item in value):
+        what = "segmentations are lists of objects: merge them into one RLE, or"
+        raise RefusedError(f"{what} {_ADVICE}", shown(value))
     if not any(isinstance(item, list) for item in value):
         mended.append("polygons that are no list of polygons")
         return [value]

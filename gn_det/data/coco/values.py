@@ -29,12 +29,12 @@ def whole_number(value: Any) -> int | None:
 
 def finite_numbers(values: list[Any]) -> list[float] | None:
     """Numbers, of which some may be text; None where one is neither, or not finite."""
-    if not {type(value) for value in values} <= {int, float}:
+    if not set(map(type, values)) <= {int, float}:
         values = [_float(v) if isinstance(v, str) else v for v in values]
-        if not {type(value) for value in values} <= {int, float}:
+        if not set(map(type, values)) <= {int, float}:
             return None
     try:
-        return values if math.isfinite(sum(values)) else None
+        return values if all(map(math.isfinite, values)) else None
     except OverflowError:  # an integer beyond any float
         return None
 

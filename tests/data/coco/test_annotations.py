@@ -63,7 +63,7 @@ def test_crowds_are_taken_as_objects_when_asked(normalised: Normalised) -> None:
     assert data == dataset() and "crowds are taken as objects" in findings.table()
 
 
-@pytest.mark.parametrize("value", [None, "", "large", 0, -3, [900], "absent"])
+@pytest.mark.parametrize("value", [None, "", "large", 0, -3, 1e200, [900], "absent"])
 @pytest.mark.parametrize("masks", [True, False])
 def test_an_area_is_that_of_the_mask_or_the_box(
     normalised: Normalised, value: object, masks: bool
@@ -174,7 +174,10 @@ def test_what_has_no_meaning_is_refused_with_its_id_and_value(
     assert str(caught.value).startswith("x.json is refused: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("keypoints", [[1, 2], [[10, 10, 2]], "left", [1, None, 2]])
+@pytest.mark.parametrize(
+    "keypoints",
+    [[1, 2], [[10, 10, 2]], "left", [1, None, 2], [10, 10, 5], [10, 10, -1], [1e300, 10, 2]],
+)
 def test_keypoints_that_nothing_learns_are_left_out_where_they_have_no_meaning(
     normalised: Normalised, keypoints: object
 ) -> None:

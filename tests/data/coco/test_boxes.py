@@ -59,6 +59,75 @@ def test_a_set_of_fractions_is_refused(normalised: Callable, masks: bool) -> Non
 
 
 @pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([None] * 4, "4 polygons look like fractions of their picture: multiply what"),
+        ([[0, 0, 0, 0]] * 4, "4 polygons look like fractions"),
+        ([[10, 10, 30, 30]] * 2 + [None] * 2, "4 polygons look like fractions"),
+        ([[0.1, 0.2, 0.3, 0.4]] * 3 + [None], "3 boxes look like .*; 4 polygons look like"),
+    ],
+)
+@pytest.mark.parametrize("polygon", [[0.1, 0.2, 0.4, 0.2, 0.4, 0.6], [[0.1, 0], [0.4, 0], [1, 1]]])
+def test_masks_of_fractions_are_refused(
+    normalised: Callable, boxes: list, message: str, polygon: list
+) -> None:
+    def change(data: dict) -> None:
+        for annotation, box in zip(data["annotations"], boxes, strict=True):
+            annotation.update(bbox=box, segmentation=[polygon])
+
+    with pytest.raises(InputError, match=message):
+        normalised(change)
+    if not any(map(any, filter(None, boxes))):
+        with pytest.raises(InputError, match=message):
+            normalised(change, masks=False)
+
+
+def test_a_few_masks_of_fractions_are_warned_of(normalised: Callable) -> None:
+    def to_fractions(annotation: dict) -> None:
+        annotation.update(bbox=None, segmentation=[[0, 0, 1, 0, 1, 1, 0, 1]])
+
+    data, findings = normalised(first=to_fractions)
+    assert data["annotations"][0]["bbox"] == [0, 0, 1, 1] and findings.count("warned") == 1
+    assert "polygons look like fractions" in findings.sentence("warned")
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_fractions_that_nothing_learns_are_no_finding(normalised: Callable, masks: bool) -> None:
+    def to_fractions(annotation: dict) -> None:
+        annotation["keypoints"] = [0.1, 0.2, 2]
+        if not masks:
+            annotation["segmentation"] = [[0.1, 0.2, 0.3, 0.2, 0.3, 0.4]]
+
+    _, findings = normalised(each=to_fractions, masks=masks)
+    assert findings.count("warned") == 0
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0, 0, 1e200, 1e200],
+        [0, 0, 160.5, 10],
+        [10, 10, 30, 111],
+        [-81, 0, 100, 10],
+        [1000, 10, 30, 30],
+        [1e308, 1e308, 1e307, 1e307],
+    ],
+)
+def test_a_box_far_out_of_its_picture_is_refused_or_that_of_its_mask(
+    normalised: Callable, box: list
+) -> None:
+    def change(annotation: dict) -> None:
+        annotation.update(bbox=box, area=None)
+
+    with pytest.raises(InputError, match=r"1 boxes reach far out .*\] in a picture of 80x60"):
+        normalised(each=lambda a: a.update(segmentation=[]), first=change, masks=False)
+    for masks in (True, False):
+        data, _ = normalised(first=change, masks=masks)
+        assert data["annotations"][0]["bbox"] == [10, 10, 30, 30]
+        assert data["annotations"][0]["area"] == 900
+
+
+@pytest.mark.parametrize(
     ("box", "what"),
     [
         ([1, 1, 0, 5], "boxes have no width or height"),

@@ -76,6 +76,12 @@ def test_keypoints_that_are_learnt_are_complete(
         ({"keypoints": [1, 2, 2, 4]}, "not three finite numbers each"),
         ({"keypoints": [1, 2, 2, 4, "x", 2]}, "not three finite numbers each"),
         ({"keypoints": "none"}, "not three finite numbers each"),
+        ({"keypoints": [12, 12, 5, 30, 12, 1]}, "another visibility than 0, 1 and 2"),
+        ({"keypoints": [12, 12, -1, 30, 12, 1]}, "another visibility than 0, 1 and 2"),
+        ({"keypoints": [12, 12, 0.5, 30, 12, 1]}, "another visibility than 0, 1 and 2"),
+        ({"keypoints": [1e300, 12, 2, 30, 12, 1]}, "far outside of .* in a picture of 80x60"),
+        ({"keypoints": [12, 12, 0, 161, 12, 1]}, "far outside of their picture"),
+        ({"keypoints": [12, -61, 2, 30, 12, 1]}, "far outside of their picture"),
     ],
 )
 def test_keypoints_that_do_not_fit_are_refused(
@@ -83,6 +89,38 @@ def test_keypoints_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         normalised(change(**values), keypoints=True)
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "what"),
+    [
+        ([82, 12, 2, 30, 12, 1], "keypoints lie outside of their picture"),
+        ([12, 12, 2, 30, -5, 1], "keypoints lie outside of their picture"),
+        ([0.2, 0.3, 2, 0.5, 0.3, 1], "keypoints look like fractions of their picture"),
+        ([0.2, 0.3, 2, 500, 12, 0], "keypoints look like fractions of their picture"),
+        ([-0.5, 0, 2, 80, 60.9, 1], ""),
+        ([1e300, -5000, 0, 30, 12, 1], ""),
+        ([0.2, 0.3, 0, 30, 12, 2.0], ""),
+        ([0, 0, 2, 30, 12, 2], ""),
+        ([0, 0, 0, 0, 0, 0], ""),
+    ],
+)
+def test_keypoints_that_are_probably_not_meant_are_warned_of(
+    normalised: Normalised, keypoints: list, what: str
+) -> None:
+    data, findings = normalised(change(keypoints=keypoints), keypoints=True)
+    assert data["annotations"][0]["keypoints"] == keypoints
+    assert findings.count("warned") == bool(what) and what in findings.sentence("warned")
+
+
+def test_keypoints_of_fractions_are_refused_where_most_are(normalised: Normalised) -> None:
+    def to_fractions(data: dict) -> None:
+        change()(data)
+        for annotation in data["annotations"][1:]:
+            annotation["keypoints"] = [0.2, 0.3, 2, 0.5, 0.3, 1]
+
+    with pytest.raises(InputError, match="3 keypoints look like fractions of their picture: mul"):
+        normalised(to_fractions, keypoints=True)
 
 
 def test_categories_have_to_list_keypoints_where_they_are_learnt(normalised: Normalised) -> None:
