@@ -51,7 +51,7 @@ def normalise_box(
         if w <= 0 or h <= 0:
             raise DroppedError("boxes have no width or height", shown(value))
         outside = f"{shown(box)} in a picture of {size[1]}x{size[0]}"
-        if far_outside:
+        if _lies_in(box, size):
             raise RefusedError("boxes reach far out of their picture", outside)
         raise DroppedError("boxes lie outside of their picture", outside)
     return box, what or ("boxes with numbers written as text" if box is not value else "")

@@ -109,8 +109,6 @@ def test_fractions_that_nothing_learns_are_no_finding(normalised: Callable, mask
         [0, 0, 160.5, 10],
         [10, 10, 30, 111],
         [-81, 0, 100, 10],
-        [1000, 10, 30, 30],
-        [1e308, 1e308, 1e307, 1e307],
     ],
 )
 def test_a_box_far_out_of_its_picture_is_refused_or_that_of_its_mask(
@@ -135,6 +133,8 @@ def test_a_box_far_out_of_its_picture_is_refused_or_that_of_its_mask(
         (["1", "1", "0", "5"], "boxes have no width or height"),
         ([80, 10, 5, 5], "boxes lie outside of their picture"),
         ([10, -20, 5, 5], "boxes lie outside of their picture"),
+        ([1000, 10, 30, 30], "boxes lie outside of their picture"),
+        ([1e308, 1e308, 1e307, 1e307], "boxes lie outside of their picture"),
     ],
 )
 def test_an_impossible_box_without_a_mask_is_dropped(
