@@ -236,8 +236,11 @@ def test_two_processes_end_with_the_one_that_started_them(
     # One that still imports its modules ends when it has done so.
     wait_for(lambda: not group_of(process), SECONDS if moment == "starting" else 10)
     traces = said.read_text().split("Traceback")[1:]
-    # A thread of multiprocessing that hands batches over may find a killed process gone.
-    assert all(number == KILL and "resource_sharer.py" in trace for trace in traces), traces
+    # Where one is killed, multiprocessing's thread that hands batches over may find it gone, and a
+    # process that it was starting may find half of what it had to be told.
+    theirs = ("resource_sharer.py", "EOFError: Ran out of input")
+    of_killed = [trace for trace in traces if number == KILL and any(t in trace for t in theirs)]
+    assert of_killed == traces
     assert bool([*output.glob("model_*.pth")]) == (moment != "starting")
 
 
