@@ -14,7 +14,7 @@ from safetensors import safe_open
 from gn_det.budget import check_archive
 from gn_det.checkpoint.unpickling import RECORDS, unpickle
 from gn_det.errors import InputError
-from gn_det.modeling.bn_weights import negative_variances
+from gn_det.modeling.bn_weights import check_variances
 from gn_det.text import shortened
 
 __all__ = ["read_weights"]
@@ -87,11 +87,7 @@ def read_weights(
                     f"{file} is refused: {broken} of the {value.numel()} values of {name!r} are "
                     "infinite or no numbers; take a checkpoint from before the training diverged"
                 )
-    if negative := negative_variances(model):
-        raise InputError(
-            f"{file} is refused: the variances of BN are negative in {shortened(negative, 3)}; is "
-            "it damaged?"
-        )
+    check_variances(model, file)
     return loaded
 
 

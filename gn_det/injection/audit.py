@@ -151,6 +151,9 @@ def audit(model: nn.Module, optimizer: Any = None) -> Audit:
     forms, recomputed = fused_forms(model), recomputed_norms(model)
     places = find_places(model)
     standardized = any(standardizes(slot.conv) for slot in places.slots)
+    held: set[int] | None = None
+    if optimizer is not None:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     alike: dict[NormRow, list[nn.Module]] = {}  # by what they have in common
     left: dict[tuple[str, str], list[str]] = {}
     for slot in places.slots:
@@ -173,7 +176,7 @@ def audit(model: nn.Module, optimizer: Any = None) -> Audit:
                 form=form,
                 trainable=trainable,
                 of_bn=has_bns_values(norm),
-                in_optimizer=_holds(optimizer, norm),
+                in_optimizer=None if held is None else held.issuperset(map(id, norm.parameters())),
             )
             alike.setdefault(row, []).append(norm)
         elif norm is None:
@@ -199,14 +202,6 @@ def audit(model: nn.Module, optimizer: Any = None) -> Audit:
     )
     left_alone = (LeftAlone(site, tuple(each), why) for (site, why), each in left.items())
     return Audit(tuple(rows), tuple(left_alone))
-
-
-def _holds(optimizer: Any, norm: nn.Module) -> bool | None:
-    """Whether an optimizer holds γ and β; None where there is no optimizer."""
-    if optimizer is None:
-        return None
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return all(id(parameter) in held for parameter in norm.parameters())
 
 
 def _why_none(slot: Slot) -> str:

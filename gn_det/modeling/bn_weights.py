@@ -6,11 +6,15 @@ import functools
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 
-__all__ = ["log_once", "negative_variances", "warn_of_bn_weights"]
+from gn_det.errors import InputError
+from gn_det.text import shortened
+
+__all__ = ["check_variances", "log_once", "warn_of_bn_weights"]
 
 
 def warn_of_bn_weights(cfg: CfgNode) -> None:
@@ -41,8 +45,21 @@ def log_once(text: str) -> None:
     logging.getLogger("gn_det").warning(text)
 
 
-def negative_variances(state: Mapping[str, Any]) -> list[str]:
-    """Names of running variances below 0, whose features would be no numbers."""
-    return [
+def check_variances(state: Mapping[str, Any], file: str | Path) -> None:
+    """Check that no running variance is below 0, whose features would be no numbers.
+
+    Args:
+        state: tensors by name.
+        file: that they are from.
+
+    Raises:
+        InputError: one is.
+    """
+    negative = [
         name for name, value in state.items() if name.endswith("running_var") and (value < 0).any()
     ]
+    if negative:
+        raise InputError(
+            f"{file} is refused: the variances of BN are negative in {shortened(negative, 3)}; is "
+            "it damaged?"
+        )

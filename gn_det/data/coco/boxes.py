@@ -44,14 +44,14 @@ def normalise_box(
     if box is None:
         raise RefusedError("boxes are not four finite numbers", shown(value))
     x, y, w, h = box
-    far_outside = lie_far_outside((x, x + w), (y, y + h), size)
-    if w <= 0 or h <= 0 or far_outside or not _lies_in(box, size):
+    lies_in = _lies_in(box, size)
+    if w <= 0 or h <= 0 or not lies_in or lie_far_outside((x, x + w), (y, y + h), size):
         if extent is not None:
             return _box_of(extent), "boxes are impossible beside a mask: those of the masks"
         if w <= 0 or h <= 0:
             raise DroppedError("boxes have no width or height", shown(value))
         outside = f"{shown(box)} in a picture of {size[1]}x{size[0]}"
-        if _lies_in(box, size):
+        if lies_in:
             raise RefusedError("boxes reach far out of their picture", outside)
         raise DroppedError("boxes lie outside of their picture", outside)
     return box, what or ("boxes with numbers written as text" if box is not value else "")

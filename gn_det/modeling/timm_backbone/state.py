@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gn_det.budget import check_archive
 from gn_det.errors import InputError
-from gn_det.modeling.bn_weights import negative_variances
+from gn_det.modeling.bn_weights import check_variances
 from gn_det.modeling.timm_backbone.names import classifiers_of, flat_name
 from gn_det.text import reason_of, shortened
 
@@ -54,10 +54,7 @@ def read_state(file: str) -> dict[str, Tensor]:
             f"{file}: {len(broken)} of {len(tensors)} tensors have infinite or no numbers "
             f"({shortened(broken, 3)})"
         )
-    if negative := negative_variances(tensors):
-        raise InputError(
-            f"{file}: the variances of BN are negative in {shortened(negative, 3)}; is it damaged?"
-        )
+    check_variances(tensors, file)
     return tensors
 
 
